@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECT := pyproject.toml setup.py constraints.txt
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format proto clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"Python is {v}; expected 3.11 or newer. Run: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(PROJECT) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(PROJECT) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@ $(VENV)/.train
+
+demo: $(VENV)/.train  ## train, evaluate, export, serve and ask, on ml-100k
+	$(BIN)/recserve demo
+
+test: $(VENV)/.dev  ## the fast tests
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+test-all: $(VENV)/.dev  ## every test, the slow ones too
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(VENV)/.dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(VENV)/.dev  ## regenerate the protobuf code from proto/*.proto
+	$(BIN)/python proto/generate.py
+
+clean:  ## remove the environment and what the demo wrote
+	rm -rf $(VENV) demo build dist *.egg-info

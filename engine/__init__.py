@@ -1,0 +1,1 @@
+"""The online half of recserve: load a bundle and answer requests, embedded or behind gRPC."""

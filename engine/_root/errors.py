@@ -1,0 +1,81 @@
+"""The errors of recserve, few and shallow.
+
+Every message is one sentence of one form, "<name> is <found>; expected <allowed>. <cure>", so that a
+person knows what to do and a program can read the parts from the attributes. Found values are escaped
+and cut: they come from outside and must neither flood nor forge a log line.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+MAX_FOUND_CHARACTERS = 64
+
+
+class RecserveError(Exception):
+    """Base of all errors that recserve raises on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, name: str, *, found: object, expected: str, cure: str = "") -> None:
+        self.name = name
+        self.found = shorten(found)
+        self.expected = expected
+        self.cure = cure
+        sentence = f"{name} is {self.found}; expected {expected}."
+        super().__init__(f"{sentence} {cure}".rstrip())
+
+
+class InvalidRequest(RecserveError):
+    """The caller asked for something that no server could answer."""
+
+    exit_code = 2
+
+
+class ConfigError(RecserveError):
+    """A setting is unknown or out of its range, or an optional part is not installed."""
+
+    exit_code = 3
+
+
+class DataError(RecserveError):
+    """The behaviour data cannot be used as it is."""
+
+
+class CheckFailed(RecserveError):
+    """A check that guards a promise (parity, gate, SLO) did not hold."""
+
+
+class BundleInvalid(RecserveError):
+    """A bundle on disk is not complete, not consistent or not what its manifest says."""
+
+    exit_code = 5
+
+
+class Overloaded(RecserveError):
+    """There is more work than can be answered in time; try again after a moment."""
+
+
+class DeadlineExceeded(RecserveError):
+    """The absolute time limit of the request passed before the answer was ready."""
+
+
+class Unavailable(RecserveError):
+    """Nobody answers: the server is starting, draining or not reachable."""
+
+    exit_code = 4
+
+
+def shorten(found: object) -> str:
+    """Returns ``found`` as at most 64 printable characters; control characters are escaped."""
+    text = found if isinstance(found, str) else repr(found)
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:200])
+    if len(printable) > MAX_FOUND_CHARACTERS or len(text) > 200:
+        return printable[: MAX_FOUND_CHARACTERS - 1] + "…"
+    return printable
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Returns "Did you mean 'x'?" for the closest allowed name, or an empty string."""
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""
