@@ -32,6 +32,10 @@ class InvalidRequest(RecserveError):
     exit_code = 2
 
 
+class UnknownItem(InvalidRequest):
+    """The one item that the request is about is not in the catalogue."""
+
+
 class ConfigError(RecserveError):
     """A setting is unknown or out of its range, or an optional part is not installed."""
 

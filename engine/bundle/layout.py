@@ -1,0 +1,15 @@
+"""The names of the files that every bundle has."""
+
+ITEMS = "items.arrow"
+ITEM_LOOKUP = "item_lookup.arrow"
+ITEM_EMBEDDINGS = "item_embeddings.npy"
+POPULARITY = "popularity.npy"
+HISTORIES = "histories.arrow"
+USER_LOOKUP = "user_lookup.arrow"
+
+# The query encoder reads the item table through this initializer; it is bound to ITEM_EMBEDDINGS at load,
+# so the vectors exist once on disk and once in memory.
+ITEM_EMBEDDINGS_INITIALIZER = "item_embeddings"
+HISTORY_INPUT = "history"
+TIME_GAPS_INPUT = "time_gaps"
+QUERY_EMBEDDING_OUTPUT = "query_embedding"

@@ -1,0 +1,180 @@
+"""The table of contents of a bundle: ``manifest.json``, canonical JSON, strict on reading."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from recserve.errors import BundleInvalid, nearest
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+# A path inside the bundle: plain relative names only, so that joining it can never leave the folder.
+SAFE_PATH = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle: its size and the SHA-256 of its bytes (lower-case hex)."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class VariantEntry:
+    """A form of the model: its own graph, its quality and the gate that it passed.
+
+    ``query_encoder`` takes the inputs of the manifest's ``inputs`` and gives ``query_embedding``
+    (batch, embedding_size) float32. ``golden`` holds recorded inputs and outputs (.npz) that the
+    loader replays.
+    """
+
+    query_encoder: str
+    golden: str
+    size_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    gate: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InputContract:
+    """What the query encoder is fed with: ``features`` by name, at most ``max_history`` newest items."""
+
+    max_history: int
+    features: list[str]
+    context: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where the bundle comes from, so that the same training can be repeated."""
+
+    data_name: str
+    data_sha256: str
+    checkpoint_sha256: str
+    code_version: str
+    seed: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Names every file of a bundle and everything a reader must know before opening one."""
+
+    model: str
+    bundle_version: str
+    created_at: str
+    n_items: int
+    embedding_size: int
+    inputs: InputContract
+    lineage: Lineage
+    variants: dict[str, VariantEntry]
+    default_variant: str
+    metrics: dict[str, float]
+    files: dict[str, FileEntry]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Returns canonical JSON: sorted keys, two spaces, no NaN."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Parses and checks a manifest; raises :class:`BundleInvalid` naming the first wrong field."""
+        try:
+            raw = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            raise BundleInvalid(
+                f"{MANIFEST_NAME} (line {error.lineno})",
+                found=error.msg,
+                expected="JSON",
+                cure="Export the bundle again.",
+            ) from error
+        if not isinstance(raw, dict):
+            raise BundleInvalid(MANIFEST_NAME, found=type(raw).__name__, expected="a JSON object")
+        version = raw.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleInvalid(
+                "format_version",
+                found=version,
+                expected=str(FORMAT_VERSION),
+                cure="Export the bundle again with this version of recserve, or serve it with the one that wrote it.",
+            )
+        manifest = _build(cls, raw, "manifest")
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        for path, entry in self.files.items():
+            if not SAFE_PATH.fullmatch(path) or ".." in path:
+                raise BundleInvalid("a file name of the manifest", found=path, expected="a plain relative path")
+            if entry.size_bytes < 0 or not SHA256.fullmatch(entry.sha256):
+                raise BundleInvalid(f"the entry of {path}", found=entry, expected="a size and 64 hex digits")
+        if self.default_variant not in self.variants:
+            raise BundleInvalid(
+                "default_variant", found=self.default_variant, expected=f"one of {sorted(self.variants)}"
+            )
+        for name, variant in self.variants.items():
+            for path in (variant.query_encoder, variant.golden):
+                if path not in self.files:
+                    raise BundleInvalid(f"a file of variant {name}", found=path, expected="one listed in files")
+        for name, value in (
+            ("n_items", self.n_items),
+            ("embedding_size", self.embedding_size),
+            ("max_history", self.inputs.max_history),
+        ):
+            if value < 1:
+                raise BundleInvalid(name, found=value, expected="1 or more")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise BundleInvalid(f"key {key} of {MANIFEST_NAME}", found="given twice", expected="one value")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> float:
+    raise BundleInvalid(f"a number of {MANIFEST_NAME}", found=name, expected="a finite number")
+
+
+def _build(cls: type[T], raw: Any, where: str) -> T:
+    """Builds a dataclass from parsed JSON, naming a missing, unknown or mistyped field by its path."""
+    if not isinstance(raw, dict):
+        raise BundleInvalid(where, found=type(raw).__name__, expected="a JSON object")
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            raise BundleInvalid(
+                f"field {key} of {where}", found="unknown", expected="a known field", cure=nearest(key, fields)
+            )
+    values = {}
+    for name, spec in fields.items():
+        if name in raw:
+            values[name] = _convert(spec.type, raw[name], f"{where}.{name}")
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise BundleInvalid(f"{where}.{name}", found="missing", expected="a value")
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)  # type: ignore[arg-type]
+    origin, arguments = getattr(kind, "__origin__", kind), getattr(kind, "__args__", ())
+    if origin is Any:
+        return value
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+        raise BundleInvalid(where, found=value, expected=origin.__name__)
+    if origin is dict:
+        return {key: _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if origin is list:
+        return [_convert(arguments[0], entry, where) for entry in value]
+    return value

@@ -1,0 +1,77 @@
+"""The bijection between external string ids and internal row indices, usable from a memory map.
+
+Ids are an Arrow string column (row = index). The way back is a sorted column of 64-bit hashes with the
+row of each: a lookup is one binary search and one string comparison, needs no Python dictionary, and N
+processes share the pages. Ids are byte-exact: nothing is normalised.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recserve.errors import BundleInvalid
+
+
+class Vocabulary:
+    """ids ↔ indices over Arrow columns; read-only and safe to share between threads."""
+
+    def __init__(self, ids: pa.Array, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> None:
+        """``ids`` (n,) large_string; ``hashes`` (n,) ascending; ``rows`` (n,) the index of each hash."""
+        if not len(ids) == len(hashes) == len(rows):
+            raise BundleInvalid(
+                "vocabulary", found=f"{len(ids)} ids and {len(hashes)} hashes", expected="as many of both"
+            )
+        self._ids = ids
+        self._hashes = hashes
+        self._rows = rows
+
+    @classmethod
+    def build(cls, ids: Iterable[str]) -> "Vocabulary":
+        """Indexes ``ids`` in their order; raises :class:`BundleInvalid` when one stands twice."""
+        column = pa.array(ids, type=pa.large_string())
+        hashes = np.fromiter((_hash(text) for text in column.to_pylist()), dtype=np.uint64, count=len(column))
+        rows = np.argsort(hashes, kind="stable").astype(np.int32)
+        vocabulary = cls(column, hashes[rows], rows)
+        found = vocabulary.indices(column.to_pylist())
+        for row in np.flatnonzero(found != np.arange(len(column))):
+            raise BundleInvalid(f"id {column[row].as_py()!r}", found="given twice", expected="a unique id")
+        return vocabulary
+
+    def lookup_table(self) -> pa.Table:
+        """Returns the columns ``hash`` (uint64, ascending) and ``row`` (int32) that the bundle stores."""
+        return pa.table({"hash": self._hashes, "row": self._rows})
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def ids(self, indices: Sequence[int] | NDArray[np.int32]) -> list[str]:
+        """Returns the ids of ``indices`` (each in 0..n-1)."""
+        return self._ids.take(pa.array(indices, type=pa.int64())).to_pylist()  # type: ignore[no-any-return]
+
+    def index(self, id_: str) -> int:
+        """Returns the index of ``id_``, or −1 when it is unknown."""
+        return int(self.indices([id_])[0])
+
+    def indices(self, ids: Sequence[str]) -> NDArray[np.int32]:
+        """Returns the index of each id as (n,) int32, −1 for the unknown ones."""
+        wanted = np.fromiter((_hash(text) for text in ids), dtype=np.uint64, count=len(ids))
+        starts = np.searchsorted(self._hashes, wanted)
+        found = np.full(len(ids), -1, dtype=np.int32)
+        for i, start in enumerate(starts.tolist()):
+            # Two ids may share a hash; walk the run of equal hashes.
+            while start < len(self._hashes) and self._hashes[start] == wanted[i]:
+                row = int(self._rows[start])
+                if self._ids[row].as_py() == ids[i]:
+                    found[i] = row
+                    break
+                start += 1
+        return found
+
+
+def _hash(text: str) -> int:
+    # surrogatepass: a lone surrogate is not valid UTF-8, so no stored id equals it, but it must not raise.
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,0 +1,113 @@
+"""Writes a bundle all or nothing: a temporary folder beside the target, fsync, then one rename."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from recserve.errors import InvalidRequest
+
+HASH_BLOCK_BYTES = 1 << 20
+
+
+class BundleWriter:
+    """Collects the files of a bundle; ``commit`` publishes them, leaving the block without it removes them.
+
+    >>> with BundleWriter(Path("bundles/movies")) as writer:
+    ...     writer.add_bytes("variants/fp32/query_encoder.onnx", graph)
+    ...     writer.commit(manifest_without_files)
+    """
+
+    def __init__(self, target: Path, *, replace: bool = False) -> None:
+        """Raises :class:`InvalidRequest` when ``target`` exists and may not be replaced."""
+        self.target = target
+        self._replace = replace
+        if target.exists() and not (replace and (target / MANIFEST_NAME).is_file()):
+            raise InvalidRequest(
+                f"bundle folder {target}",
+                found="there already",
+                expected="a new folder",
+                cure="Choose another one, or replace an older bundle with --replace.",
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._folder.mkdir()
+        self.files: dict[str, FileEntry] = {}
+
+    def __enter__(self) -> "BundleWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+
+    def path(self, name: str) -> Path:
+        """Returns where the file ``name`` is being written, with its folder made."""
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Writes a file from bytes."""
+        self.path(name).write_bytes(data)
+        self.seal(name)
+
+    def add_array(self, name: str, array: NDArray[np.generic]) -> None:
+        """Writes an array as ``.npy``, C-order."""
+        np.save(self.path(name), np.ascontiguousarray(array), allow_pickle=False)
+        self.seal(name)
+
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Writes an Arrow table as one record batch, so that a reader maps it without copying."""
+        batches = table.combine_chunks().to_batches(max_chunksize=max(1, table.num_rows))
+        with pa.OSFile(str(self.path(name)), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+            for batch in batches:
+                out.write_batch(batch)
+        self.seal(name)
+
+    def seal(self, name: str) -> None:
+        """Flushes a finished file to disk and records its size and digest."""
+        path = self._folder / name
+        _fsync(path)
+        self.files[name] = FileEntry(path.stat().st_size, sha256_of(path))
+
+    def commit(self, manifest: Manifest) -> None:
+        """Writes ``manifest`` (whose ``files`` must be :attr:`files`) and publishes the folder atomically."""
+        (self._folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        _fsync(self._folder / MANIFEST_NAME)
+        for folder, _, _ in os.walk(self._folder):
+            _fsync(Path(folder))
+        retired = None
+        if self._replace and self.target.exists():
+            retired = self.target.parent / f".{self.target.name}.{uuid.uuid4().hex[:8]}.old"
+            self.target.rename(retired)
+        self._folder.rename(self.target)
+        _fsync(self.target.parent)
+        if retired is not None:
+            shutil.rmtree(retired)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file as hex, reading it in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

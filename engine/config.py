@@ -1,0 +1,52 @@
+"""The settings of an embedded engine; checked when made, never read from the environment here."""
+
+from dataclasses import dataclass
+
+from recserve.errors import ConfigError
+
+PROVIDERS = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the engine runs a bundle."""
+
+    provider: str = "auto"
+    """Where ONNX graphs run: auto (a GPU where there is one, else the CPU), cpu, or cuda (fails without a GPU)."""
+
+    encoder_threads: int = 1
+    """Threads of one ONNX Runtime call. One is fastest for single requests; throughput comes from callers."""
+
+    max_k: int = 1000
+    """Longest slate that a request may ask for."""
+
+    max_history: int = 1000
+    """Most items that a request may bring as its history."""
+
+    max_exclude: int = 10_000
+    """Most items that a request may exclude."""
+
+    max_requests: int = 256
+    """Most requests in one call of recommend_many."""
+
+    max_observed_users: int = 100_000
+    """Users whose observed events are kept in memory; the longest unseen user is forgotten first."""
+
+    max_observed_items: int = 1000
+    """Observed events that are kept per user, the newest."""
+
+    def __post_init__(self) -> None:
+        if self.provider not in PROVIDERS:
+            raise ConfigError("engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}")
+        for name in (
+            "encoder_threads",
+            "max_k",
+            "max_history",
+            "max_exclude",
+            "max_requests",
+            "max_observed_users",
+            "max_observed_items",
+        ):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"engine.{name}", found=value, expected="1 or more")

@@ -1,0 +1,216 @@
+"""The face of the embedded engine."""
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from recserve import kernels
+from recserve.engine.bundle import Manifest, open_bundle
+from recserve.engine.config import EngineConfig
+from recserve.engine.features import check_id, check_ids, check_k, check_request, check_variant
+from recserve.engine.pipeline import Batch, LoadedBundle, run, slate_items
+from recserve.engine.retrieval import Retriever
+from recserve.engine.session import QueryEncoder
+from recserve.engine.state.history import HistoryStore
+from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Request, Slate
+from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
+
+# Impressions were not chosen and dislikes must not attract: neither belongs in a history.
+HISTORY_ACTIONS = ("view", "click", "add-to-cart", "purchase", "rating")
+ACTIONS = (*HISTORY_ACTIONS, "impression", "dislike")
+
+
+class Engine:
+    """Answers requests from one bundle; every method may be called from several threads.
+
+    >>> with Engine.load("bundles/movies") as engine:
+    ...     slate = engine.recommend(Request(user_id="u42", k=10))
+    """
+
+    def __init__(self, loaded: LoadedBundle, config: EngineConfig) -> None:
+        """Use :meth:`load`."""
+        self._loaded = loaded
+        self._config = config
+        self._store = HistoryStore(
+            loaded.bundle.histories,
+            max_users=config.max_observed_users,
+            max_items=config.max_observed_items,
+        )
+        self._closed = False
+        # Guards _counters.
+        self._lock = threading.Lock()
+        self._counters = dict.fromkeys(
+            ("requests", "cold_starts", "ignored_items", "observed_events", "ignored_events"), 0
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, config: EngineConfig | None = None) -> "Engine":
+        """Opens, checks and warms the bundle in ``path``; the first request compiles nothing.
+
+        Raises :class:`BundleInvalid` when the bundle is damaged, :class:`ConfigError` when the machine
+        cannot run it as configured.
+        """
+        config = config or EngineConfig()
+        bundle = open_bundle(path)
+        encoders = {name: QueryEncoder(bundle, name, config) for name in bundle.manifest.variants}
+        kernels.warmup()
+        engine = cls(LoadedBundle(bundle, encoders, Retriever(bundle)), config)
+        engine._warm_up()
+        return engine
+
+    def _warm_up(self) -> None:
+        first = self._loaded.bundle.catalogue.vocabulary.ids([0])
+        for variant in self._loaded.bundle.manifest.variants:
+            self.recommend_many([Request(history=first, variant=variant), Request()])
+        self.similar_items(first[0], k=1)
+        with self._lock:
+            self._counters = dict.fromkeys(self._counters, 0)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Refuses further calls; calls that are running finish. Closing twice is fine."""
+        self._closed = True
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the served bundle says about itself."""
+        return self._loaded.bundle.manifest
+
+    @property
+    def config(self) -> EngineConfig:
+        """The settings that the engine was loaded with."""
+        return self._config
+
+    def recommend(self, request: Request) -> Slate:
+        """Answers one request. An unknown user gets the popular items, never an exception.
+
+        Raises :class:`InvalidRequest` for a field that no answer could satisfy (``k`` below 1, ...).
+        """
+        return self.recommend_many([request])[0]
+
+    def recommend_many(self, requests: Iterable[Request]) -> list[Slate]:
+        """Answers requests as one batch, in their order; raises as :meth:`recommend`, naming the entry."""
+        requests = list(requests)
+        self._check_open()
+        if len(requests) > self._config.max_requests:
+            raise InvalidRequest(
+                "requests", found=f"{len(requests)} long", expected=f"at most {self._config.max_requests}"
+            )
+        for request in requests:
+            self.check(request)
+        return self._run(requests)
+
+    def check(self, request: Request) -> None:
+        """Raises :class:`InvalidRequest` if :meth:`recommend` would refuse ``request``; runs nothing."""
+        check_request(request, self._loaded.bundle, self._config)
+
+    def _run(self, requests: list[Request]) -> list[Slate]:
+        default = self._loaded.bundle.manifest.default_variant
+        rows_of: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            rows_of.setdefault(request.variant or default, []).append(i)
+        slates: dict[int, Slate] = {}
+        for variant, rows in rows_of.items():
+            batch = Batch(self._loaded, variant, [requests[i] for i in rows], now=int(time.time()))
+            slates.update(zip(rows, run(batch, self._store), strict=True))
+            self._count(
+                requests=len(rows),
+                cold_starts=len(rows) - len(batch.rows_with_history()),
+                ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
+            )
+        return [slates[i] for i in range(len(requests))]
+
+    def similar_items(
+        self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
+    ) -> Slate:
+        """Returns the items whose embeddings point the way of ``item_id``'s (cosine), without itself.
+
+        Raises :class:`InvalidRequest` for an item that the catalogue does not have.
+        """
+        self._check_open()
+        check_k(k, self._config)
+        check_id("item_id", item_id)
+        check_ids("exclude", exclude, self._config.max_exclude)
+        bundle = self._loaded.bundle
+        check_variant(variant, bundle)
+        start = time.perf_counter_ns()
+        vocabulary = bundle.catalogue.vocabulary
+        item = vocabulary.index(item_id)
+        if item < 0:
+            raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")
+        banned = vocabulary.indices(exclude)
+        banned = np.unique(np.append(banned[banned >= 0], np.int32(item)))
+        scores, items = self._loaded.retriever.similar(np.array([item], np.int32), k, [banned])
+        return Slate(
+            items=slate_items(bundle, scores[0], items[0]),
+            bundle_version=bundle.manifest.bundle_version,
+            variant=variant or bundle.manifest.default_variant,
+            source=SOURCE_SIMILAR,
+            stage_ns={"retrieve": time.perf_counter_ns() - start},
+        )
+
+    def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
+        self._check_open()
+        check_ids("item_ids", item_ids, self._config.max_exclude)
+        catalogue = self._loaded.bundle.catalogue
+        indices = catalogue.vocabulary.indices(item_ids)
+        known = [(id_, index) for id_, index in zip(item_ids, indices.tolist(), strict=True) if index >= 0]
+        attributes = catalogue.attributes([index for _, index in known])
+        return {id_: values for (id_, _), values in zip(known, attributes, strict=True)}
+
+    def history(self, user_id: str) -> list[str]:
+        """Returns the item ids that the engine remembers for ``user_id``, newest last."""
+        self._check_open()
+        check_id("user_id", user_id)
+        return self._loaded.bundle.catalogue.vocabulary.ids(self._store.get(user_id).items)
+
+    def observe(self, *, user_id: str, item_id: str, action: str = "click", timestamp: int | None = None) -> bool:
+        """Remembers one event in memory; the next slate of ``user_id`` knows.
+
+        ``timestamp``: seconds since the epoch, now when not given. Returns whether the event entered the
+        history: an unknown item and an impression or dislike do not (the first is counted as ignored).
+        """
+        self._check_open()
+        check_id("user_id", user_id)
+        check_id("item_id", item_id)
+        if action not in ACTIONS:
+            raise InvalidRequest(
+                "action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=nearest(action, ACTIONS)
+            )
+        item = self._loaded.bundle.catalogue.vocabulary.index(item_id)
+        if item < 0:
+            self._count(ignored_events=1)
+            return False
+        self._count(observed_events=1)
+        if action not in HISTORY_ACTIONS:
+            return False
+        self._store.observe(user_id, item, int(time.time()) if timestamp is None else timestamp)
+        return True
+
+    def stats(self) -> dict[str, int]:
+        """Returns counts since the start: requests, cold starts, ignored items, observed events."""
+        with self._lock:
+            return dict(self._counters)
+
+    def _count(self, **increments: int) -> None:
+        with self._lock:
+            for name, increment in increments.items():
+                self._counters[name] += increment
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("engine", found="closed", expected="open", cure="Load it again.")
+

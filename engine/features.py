@@ -1,0 +1,145 @@
+"""From a request's external ids to the arrays that the stages work on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle
+from recserve.engine.bundle.histories import History
+from recserve.engine.config import EngineConfig
+from recserve.engine.state.history import HistoryStore
+from recserve.engine.types import Request
+from recserve.errors import InvalidRequest, nearest
+
+MAX_ID_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """A request in the engine's own terms.
+
+    ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32 ascending
+    and unique, with the seen items unless the caller wants them; ``warnings``: what was ignored.
+    """
+
+    k: int
+    history: History
+    exclude: NDArray[np.int32]
+    warnings: tuple[str, ...]
+    n_ignored_items: int
+
+
+def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> None:
+    """Raises :class:`InvalidRequest` naming the first field that no answer could satisfy."""
+    check_k(request.k, config)
+    check_id("user_id", request.user_id, may_be_empty=True)
+    history = () if request.history is None else request.history
+    check_ids("history", history, config.max_history)
+    check_ids("exclude", request.exclude, config.max_exclude)
+    if request.history_timestamps and len(request.history_timestamps) != len(history):
+        raise InvalidRequest(
+            "history_timestamps",
+            found=f"{len(request.history_timestamps)} long",
+            expected=f"empty or as long as history ({len(history)})",
+        )
+    check_variant(request.variant, bundle)
+
+
+def check_k(k: int, config: EngineConfig) -> None:
+    """Raises :class:`InvalidRequest` unless ``k`` is an integer in 1..max_k."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.max_k:
+        raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
+
+
+def check_id(name: str, id_: str, *, may_be_empty: bool = False) -> None:
+    """Raises :class:`InvalidRequest` unless ``id_`` is a string of 1..256 bytes of UTF-8."""
+    if not isinstance(id_, str):
+        raise InvalidRequest(name, found=type(id_).__name__, expected="a string")
+    n_bytes = len(id_.encode("utf-8", "surrogatepass"))
+    if n_bytes > MAX_ID_BYTES:
+        raise InvalidRequest(name, found=f"{n_bytes} bytes long", expected=f"at most {MAX_ID_BYTES} bytes")
+    if not id_ and not may_be_empty:
+        raise InvalidRequest(name, found="empty", expected=f"1 to {MAX_ID_BYTES} bytes")
+
+
+def check_ids(name: str, ids: object, limit: int) -> None:
+    """Raises :class:`InvalidRequest` unless ``ids`` is a sequence of at most ``limit`` valid ids."""
+    # A lone string is a sequence of characters: the classic mistake.
+    if isinstance(ids, str) or not hasattr(ids, "__len__"):
+        raise InvalidRequest(name, found=ids, expected="a list of item ids")
+    if len(ids) > limit:
+        raise InvalidRequest(name, found=f"{len(ids)} items long", expected=f"at most {limit} items")
+    for i, id_ in enumerate(ids):  # type: ignore[arg-type]
+        check_id(f"{name}[{i}]", id_)
+
+
+def check_variant(variant: str, bundle: Bundle) -> None:
+    """Raises :class:`InvalidRequest` unless ``variant`` is empty (the default) or offered by the bundle."""
+    offered = bundle.manifest.variants
+    if variant and variant not in offered:
+        raise InvalidRequest(
+            "variant",
+            found=variant,
+            expected=f"one of {', '.join(sorted(offered))}",
+            cure=nearest(variant, offered),
+        )
+
+
+def resolve(request: Request, bundle: Bundle, store: HistoryStore) -> ResolvedRequest:
+    """Turns a checked request into arrays; unknown items are dropped with a warning."""
+    vocabulary = bundle.catalogue.vocabulary
+    warnings = [
+        f"context {key[:64]!r} is not used by this bundle"
+        for key in request.context
+        if key not in bundle.manifest.inputs.context
+    ]
+    n_ignored = 0
+    if request.history is None:
+        history = store.get(request.user_id)
+    else:
+        found = vocabulary.indices(request.history)
+        known = found >= 0
+        n_ignored += int((~known).sum())
+        times = np.asarray(request.history_timestamps or np.zeros(len(found)), np.int64)
+        history = History(found[known], times[known])
+        if n_ignored:
+            warnings.append(f"{n_ignored} of {len(found)} history items are not in the catalogue")
+    exclude = vocabulary.indices(request.exclude)
+    n_unknown = int((exclude < 0).sum())
+    if n_unknown:
+        warnings.append(f"{n_unknown} of {len(exclude)} exclude items are not in the catalogue")
+    if not request.include_seen:
+        exclude = np.concatenate([exclude, history.items])
+    exclude = np.unique(exclude[exclude >= 0])
+    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored + n_unknown)
+
+
+def pad_histories(histories: list[NDArray[np.int32]], max_history: int) -> NDArray[np.int32]:
+    """Packs the newest items of each history into (batch, length) int32, left-padded with −1.
+
+    ``length`` is that of the longest history, at most ``max_history``.
+    """
+    newest = [history[-max_history:] for history in histories]
+    length = max((len(history) for history in newest), default=0)
+    padded = np.full((len(newest), length), -1, np.int32)
+    for row, history in zip(padded, newest, strict=True):
+        if len(history):
+            row[-len(history) :] = history
+    return padded
+
+
+def pad_time_gaps(
+    timestamps: list[NDArray[np.int64]], length: int, now: int
+) -> NDArray[np.float32]:
+    """Packs seconds from each event to the next (the newest to ``now``) into (batch, length), left-padded with 0.
+
+    A missing time (0) and a clock that went back count as no gap.
+    """
+    gaps = np.zeros((len(timestamps), length), np.float32)
+    for row, times in zip(gaps, timestamps, strict=True):
+        newest = times[-length:] if length else times[:0]
+        if len(newest):
+            following = np.append(newest[1:], now)
+            row[-len(newest) :] = np.where(newest > 0, np.maximum(following - newest, 0), 0)
+    return gaps

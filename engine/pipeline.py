@@ -1,0 +1,124 @@
+"""One batch from requests to slates: resolve → encode → retrieve → assemble.
+
+Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
+swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle, layout
+from recserve.engine.features import ResolvedRequest, pad_histories, pad_time_gaps, resolve
+from recserve.engine.retrieval import Retriever
+from recserve.engine.session import QueryEncoder
+from recserve.engine.state.history import HistoryStore
+from recserve.engine.types import SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBundle:
+    """A bundle with everything that answering from it needs."""
+
+    bundle: Bundle
+    encoders: dict[str, QueryEncoder]
+    retriever: Retriever
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``."""
+
+    loaded: LoadedBundle
+    variant: str
+    requests: list[Request]
+    now: int
+    resolved: list[ResolvedRequest] = field(default_factory=list)
+    queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
+    stage_ns: dict[str, int] = field(default_factory=dict)
+
+    def rows_with_history(self) -> list[int]:
+        """The rows that the model can answer; the others are cold starts."""
+        return [i for i, resolved in enumerate(self.resolved) if len(resolved.history.items)]
+
+
+def run(batch: Batch, store: HistoryStore) -> list[Slate]:
+    """Answers a batch of checked requests, in their order."""
+    _timed(batch, "resolve", lambda: _resolve(batch, store))
+    _timed(batch, "encode", lambda: _encode(batch))
+    _timed(batch, "retrieve", lambda: _retrieve(batch))
+    return _timed(batch, "assemble", lambda: _assemble(batch))
+
+
+def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
+    start = time.perf_counter_ns()
+    result = work()
+    batch.stage_ns[stage] = time.perf_counter_ns() - start
+    return result
+
+
+def _resolve(batch: Batch, store: HistoryStore) -> None:
+    batch.resolved = [resolve(request, batch.loaded.bundle, store) for request in batch.requests]
+
+
+def _encode(batch: Batch) -> None:
+    rows = batch.rows_with_history()
+    if not rows:
+        return
+    inputs = batch.loaded.bundle.manifest.inputs
+    histories = [batch.resolved[i].history for i in rows]
+    padded = pad_histories([history.items for history in histories], inputs.max_history)
+    gaps = None
+    if layout.TIME_GAPS_INPUT in inputs.features:
+        gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], batch.now)
+    batch.queries = batch.loaded.encoders[batch.variant].encode(padded, gaps)
+
+
+def _retrieve(batch: Batch) -> None:
+    retriever = batch.loaded.retriever
+    rows = batch.rows_with_history()
+    answers: dict[int, tuple[str, NDArray[np.float32], NDArray[np.int32]]] = {}
+    if rows:
+        k = max(batch.resolved[i].k for i in rows)
+        scores, items = retriever.by_query(batch.queries, k, [batch.resolved[i].exclude for i in rows])
+        for row, i in enumerate(rows):
+            answers[i] = (SOURCE_MODEL, scores[row], items[row])
+    for i, resolved in enumerate(batch.resolved):
+        if i not in answers:
+            answers[i] = (SOURCE_POPULARITY, *retriever.popular(resolved.k, resolved.exclude))
+    batch.found = [answers[i] for i in range(len(batch.requests))]
+
+
+def _assemble(batch: Batch) -> list[Slate]:
+    slates = []
+    for resolved, (source, scores, items) in zip(batch.resolved, batch.found, strict=True):
+        slates.append(
+            Slate(
+                items=slate_items(batch.loaded.bundle, scores[: resolved.k], items[: resolved.k]),
+                bundle_version=batch.loaded.bundle.manifest.bundle_version,
+                variant=batch.variant,
+                source=source,
+                stage_ns=batch.stage_ns,
+                warnings=resolved.warnings,
+            )
+        )
+    return slates
+
+
+def slate_items(
+    bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32]
+) -> tuple[SlateItem, ...]:
+    """Turns one row of search results into slate items, leaving out the padding (−1)."""
+    valid = items >= 0
+    ids = bundle.catalogue.vocabulary.ids(items[valid])
+    return tuple(
+        SlateItem(rank, item_id, score)
+        for rank, (item_id, score) in enumerate(zip(ids, scores[valid].tolist(), strict=True), start=1)
+    )

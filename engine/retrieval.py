@@ -1,0 +1,48 @@
+"""Retrieval: from a query embedding to the best items of the whole catalogue."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle
+from recserve.kernels import ItemIndex
+
+
+class Retriever:
+    """Exact top-K over a bundle's catalogue; read-only, safe to call from several threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        vectors = bundle.item_embeddings
+        self._index = ItemIndex.build(vectors)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self._unit_vectors = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+        self._cosine_index = ItemIndex.build(self._unit_vectors)
+        self._popularity_order = np.argsort(-bundle.popularity, kind="stable").astype(np.int32)
+        total = max(1, int(bundle.popularity.sum()))
+        self._popularity_share = (bundle.popularity / total).astype(np.float32)
+
+    def by_query(
+        self, queries: NDArray[np.float32], k: int, exclude: list[NDArray[np.int32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Returns scores (inner products) and item indices, (batch, k), padded with −inf and −1."""
+        return self._index.search(queries, k, exclude=_to_csr(exclude))
+
+    def similar(
+        self, items: NDArray[np.int32], k: int, exclude: list[NDArray[np.int32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Returns the items nearest to each of ``items`` (batch,) by cosine, padded as above."""
+        return self._cosine_index.search(self._unit_vectors[items], k, exclude=_to_csr(exclude))
+
+    def popular(self, k: int, exclude: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Returns at most ``k`` items of the most interactions, and each one's share of all interactions.
+
+        ``exclude``: (m,) int32 unique. Needs O(k + m), whatever the size of the catalogue.
+        """
+        candidates = self._popularity_order[: k + len(exclude)]
+        kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
+        return self._popularity_share[kept], kept
+
+
+def _to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    indptr = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    return indptr, np.concatenate(rows) if rows else np.empty(0, np.int32)

@@ -1,0 +1,110 @@
+"""Runs the query encoder of one variant through ONNX Runtime."""
+
+import io
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle, layout
+from recserve.engine.config import EngineConfig
+from recserve.errors import BundleInvalid, ConfigError
+
+# The largest difference between a recorded output and the same inference here; hardware and thread
+# counts move the last bits of float32, never the third digit.
+GOLDEN_TOLERANCE = 1e-3
+
+
+class QueryEncoder:
+    """History → query embedding, for one variant of one bundle; safe to call from several threads.
+
+    Raises :class:`BundleInvalid` at construction when the graph does not load, does not have the
+    declared inputs and outputs, or does not reproduce the recorded outputs.
+    """
+
+    def __init__(self, bundle: Bundle, variant: str, config: EngineConfig) -> None:
+        entry = bundle.manifest.variants[variant]
+        self.name = f"variant {variant}"
+        self.features = bundle.manifest.inputs.features
+        self.embedding_size = bundle.manifest.embedding_size
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = config.encoder_threads
+        options.inter_op_num_threads = 1
+        # Spinning threads take the core from the batch beside them; the arena keeps the peak of the
+        # largest batch for ever. Neither made single requests faster.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_cpu_mem_arena = False
+        options.log_severity_level = 3
+        # The graph's item table is the bundle's memory map: one copy for retrieval, encoder and all processes.
+        table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
+        options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, table)
+        self._table = table
+        providers = select_providers(config.provider)
+        try:
+            self._session = ort.InferenceSession(bundle.read(entry.query_encoder), options, providers=providers)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime has no common base for what a bad graph raises
+            raise BundleInvalid(
+                f"graph {entry.query_encoder}", found="refused by ONNX Runtime", expected="a valid ONNX graph"
+            ) from error
+        self.provider = self._session.get_providers()[0]
+        if self.provider != providers[0]:
+            # ONNX Runtime falls back to the CPU with a log line only.
+            raise ConfigError("engine.provider", found=self.provider, expected=providers[0])
+        self._check_signature(entry.query_encoder)
+        self._check_golden(bundle.read(entry.golden), entry.golden)
+
+    def encode(
+        self, history: NDArray[np.int32], time_gaps: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Encodes ``history`` (batch, length) int32, left-padded with −1, to (batch, embedding_size).
+
+        ``time_gaps`` (batch, length) float32: seconds from each item to the next one, the newest to now;
+        needed exactly when the bundle's ``features`` name it.
+        """
+        inputs: dict[str, NDArray[np.generic]] = {layout.HISTORY_INPUT: history}
+        if time_gaps is not None:
+            inputs[layout.TIME_GAPS_INPUT] = time_gaps
+        return self._session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]  # type: ignore[no-any-return]
+
+    def _check_signature(self, graph: str) -> None:
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name for node in self._session.get_outputs()}
+        if inputs != set(self.features):
+            raise BundleInvalid(f"inputs of {graph}", found=sorted(inputs), expected=str(sorted(self.features)))
+        if layout.QUERY_EMBEDDING_OUTPUT not in outputs:
+            raise BundleInvalid(
+                f"outputs of {graph}", found=sorted(outputs), expected=layout.QUERY_EMBEDDING_OUTPUT
+            )
+
+    def _check_golden(self, data: bytes, name: str) -> None:
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+                inputs = {feature: golden[feature] for feature in self.features}
+                expected = golden[layout.QUERY_EMBEDDING_OUTPUT]
+        except (ValueError, KeyError, OSError) as error:
+            raise BundleInvalid(f"file {name}", found="unreadable", expected="recorded inference") from error
+        try:
+            found = self.encode(**inputs)
+        except Exception as error:  # noqa: BLE001 - see above
+            raise BundleInvalid(name, found="an inference that fails", expected="the recorded one") from error
+        if found.shape != expected.shape or found.shape[1] != self.embedding_size:
+            raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"shape {expected.shape}")
+        difference = float(np.max(np.abs(found - expected), initial=0.0))
+        if not difference <= GOLDEN_TOLERANCE:
+            raise BundleInvalid(
+                f"difference from {name}", found=difference, expected=f"at most {GOLDEN_TOLERANCE}"
+            )
+
+
+def select_providers(provider: str) -> list[str]:
+    """Returns ONNX Runtime provider names; ``get_ep_devices`` tells what is there, not what was compiled in."""
+    if provider == "cpu":
+        return ["CPUExecutionProvider"]
+    gpu = any(device.ep_name == "CUDAExecutionProvider" for device in ort.get_ep_devices())
+    if gpu:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if provider == "cuda":
+        raise ConfigError(
+            "engine.provider", found="cuda", expected="cpu or auto on this machine", cure="No CUDA device is here."
+        )
+    return ["CPUExecutionProvider"]

@@ -1,0 +1,50 @@
+"""The nouns of the engine: what a caller asks (Request) and what it gets (Slate)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Where the items of a slate come from.
+SOURCE_MODEL = "model"
+SOURCE_POPULARITY = "popularity"
+SOURCE_SIMILAR = "similar"
+
+DEFAULT_K = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One caller's ask. Ids are external strings; unknown ones are a cold start or ignored, never an error.
+
+    ``history`` (newest last) wins over the history that the engine remembers for ``user_id``.
+    ``history_timestamps``: seconds since the epoch, empty or as long as ``history``.
+    """
+
+    user_id: str = ""
+    k: int = DEFAULT_K
+    history: Sequence[str] | None = None
+    history_timestamps: Sequence[int] = ()
+    exclude: Sequence[str] = ()
+    context: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
+    include_seen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SlateItem:
+    """One item of a slate: 1-based ``rank``, ``score`` (higher is better, comparable within the slate)."""
+
+    rank: int
+    item_id: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """The final ordered list, with the bundle and variant that made it and the nanoseconds of each stage."""
+
+    items: tuple[SlateItem, ...]
+    bundle_version: str
+    variant: str
+    source: str
+    stage_ns: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

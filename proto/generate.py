@@ -1,0 +1,52 @@
+"""Regenerates the committed protobuf code: ``python proto/generate.py [OUTPUT_FOLDER]``.
+
+The virtual path ``recserve/proto=proto`` makes protoc emit ``from recserve.proto import ...`` so that
+nothing has to be rewritten afterwards.
+"""
+
+import importlib.resources
+import sys
+import tempfile
+from pathlib import Path
+
+from google.rpc import status_pb2
+from grpc_tools import protoc
+
+PROTO_FOLDER = Path(__file__).resolve().parent
+
+
+def generate(output: Path) -> None:
+    """Writes ``recserve/proto/*_pb2*`` for every ``.proto`` file below ``output``; raises on a protoc error."""
+    well_known = importlib.resources.files("grpc_tools") / "_proto"
+    googleapis = Path(status_pb2.__file__).parents[2]
+    scripts = Path(sys.executable).parent
+    arguments = [
+        "protoc",
+        f"-Irecserve/proto={PROTO_FOLDER}",
+        f"-I{well_known}",
+        f"-I{googleapis}",
+        f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+        f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
+        f"--python_out={output}",
+        f"--mypy_out=quiet:{output}",
+        f"--grpc_python_out={output}",
+        f"--mypy_grpc_out=quiet:{output}",
+        *(f"recserve/proto/{path.name}" for path in sorted(PROTO_FOLDER.glob("*.proto"))),
+    ]
+    if protoc.main(arguments) != 0:
+        raise SystemExit("protoc failed; its message is above")
+
+
+def main() -> None:
+    """Writes into the checkout, or below the folder named on the command line."""
+    if len(sys.argv) > 1:
+        generate(Path(sys.argv[1]))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        generate(Path(scratch))
+        for path in sorted(Path(scratch, "recserve", "proto").iterdir()):
+            (PROTO_FOLDER / path.name).write_bytes(path.read_bytes())
+
+
+if __name__ == "__main__":
+    main()

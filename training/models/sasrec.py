@@ -1,0 +1,144 @@
+"""SASRec: a causal transformer over a user's history (Kang & McAuley 2018, arXiv:1808.09781).
+
+Trained with the softmax cross-entropy over the catalogue (Klenitskiy & Vasilev 2023, arXiv:2309.07602)
+instead of the paper's one sampled negative; for large catalogues with a sampled softmax under the logQ
+correction (Yi et al. 2019). Written for export: no data-dependent control flow, batch and length free.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recserve.errors import InvalidRequest
+
+# A gap falls into a bucket of its logarithm (base e): seconds 0..1 first, more than ~20 years last.
+N_GAP_BUCKETS = 21
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SASRecConfig:
+    """The shape of the network."""
+
+    embedding_size: int = 64
+    n_blocks: int = 2
+    n_heads: int = 2
+    max_history: int = 50
+    dropout: float = 0.3
+    time_gaps: bool = False
+    """Whether attention sees how long ago each item was (a learned bias per head and logarithmic bucket)."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_size", "n_blocks", "n_heads", "max_history"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
+        if self.embedding_size % self.n_heads:
+            raise InvalidRequest(
+                "embedding_size", found=self.embedding_size, expected=f"a multiple of n_heads ({self.n_heads})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InvalidRequest("dropout", found=self.dropout, expected="0 to below 1")
+
+
+class SASRec(nn.Module):
+    """History → query embedding; the score of an item is the inner product with its embedding.
+
+    ``item_embeddings`` (n_items, embedding_size) is both the input table and the output layer.
+    """
+
+    def __init__(self, config: SASRecConfig, n_items: int) -> None:
+        super().__init__()
+        self.config = config
+        self.n_items = n_items
+        size = config.embedding_size
+        self.item_embeddings = nn.Parameter(torch.empty(n_items, size))
+        # Position 0 is the newest item, so that padding a history on the left changes nothing.
+        self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.norm = nn.LayerNorm(size)
+        nn.init.normal_(self.item_embeddings, std=1 / math.sqrt(size))
+        nn.init.normal_(self.position_embeddings, std=0.02)
+
+    def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Encodes every prefix of each history.
+
+        ``history``: (batch, length) int, item indices left-padded with −1, length ≤ max_history.
+        ``time_gaps``: (batch, length) float, seconds from each item to the next (the newest to now).
+        Returns (batch, length, embedding_size); row t has seen the items 0..t only.
+        """
+        length = history.shape[1]
+        real = history >= 0
+        positions = torch.arange(length - 1, -1, -1, device=history.device)
+        x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
+        x = self.input_dropout(x + self.position_embeddings[positions]) * real.unsqueeze(-1)
+        steps = torch.arange(length, device=history.device)
+        causal = steps.unsqueeze(1) >= steps.unsqueeze(0)
+        itself = steps.unsqueeze(1) == steps.unsqueeze(0)
+        # A padded row attends to itself: a softmax over nothing would be NaN.
+        mask = (causal & real.unsqueeze(1)) | itself
+        buckets = None if time_gaps is None else _gap_buckets(time_gaps)
+        for block in self.blocks:
+            x = block(x, mask.unsqueeze(1), buckets)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Returns the query embedding (batch, embedding_size): the encoding of the whole history."""
+        return self(history, time_gaps)[:, -1]  # type: ignore[no-any-return]
+
+    def score(self, queries: Tensor) -> Tensor:
+        """Returns the scores (..., n_items) of all items."""
+        return queries @ self.item_embeddings.T
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        size = config.embedding_size
+        self.n_heads = config.n_heads
+        self.dropout = config.dropout
+        self.attention_norm = nn.LayerNorm(size)
+        self.qkv = nn.Linear(size, 3 * size)
+        self.project = nn.Linear(size, size)
+        # How much a head looks back by distance alone; shared by all positions, so that every
+        # position of a training window teaches what serving needs at the last one.
+        self.distance_bias = nn.Parameter(torch.zeros(config.n_heads, config.max_history))
+        self.gap_bias = nn.Parameter(torch.zeros(config.n_heads, N_GAP_BUCKETS)) if config.time_gaps else None
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(size),
+            nn.Linear(size, 4 * size),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(4 * size, size),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x: Tensor, mask: Tensor, gap_buckets: Tensor | None) -> Tensor:
+        """``x``: (batch, length, size); ``mask``: (batch, 1, length, length), True where a row may look."""
+        batch, length, size = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.n_heads, size // self.n_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        steps = torch.arange(length, device=x.device)
+        distance = (steps.unsqueeze(1) - steps.unsqueeze(0)).clamp(min=0)
+        bias = self.distance_bias[:, distance].unsqueeze(0)
+        if self.gap_bias is not None and gap_buckets is not None:
+            bias = bias + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=torch.where(mask, bias, float("-inf")),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        attended = attended.transpose(1, 2).reshape(batch, length, size)
+        x = x + F.dropout(self.project(attended), self.dropout, self.training)
+        return x + self.feed_forward(x)  # type: ignore[no-any-return]
+
+
+def _gap_buckets(time_gaps: Tensor) -> Tensor:
+    """Returns the bucket of the logarithm of each gap, (batch, length) int64 in 0..N_GAP_BUCKETS−1."""
+    return torch.log1p(time_gaps.clamp(min=0)).floor().clamp(max=N_GAP_BUCKETS - 1).to(torch.int64)
