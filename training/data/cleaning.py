@@ -1,0 +1,185 @@
+"""From a raw table to clean events, with every dropped row counted once, under its first reason."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import polars as pl
+
+from recserve.errors import DataError
+from recserve.training.data.columns import ACTION, ITEM_ID, TIMESTAMP, USER_ID, VALUE, ColumnMap
+from recserve.training.data.timestamps import to_microseconds
+
+ROLE_COLUMNS = {"user": USER_ID, "item": ITEM_ID, "timestamp": TIMESTAMP, "value": VALUE, "action": ACTION}
+
+
+@dataclass(frozen=True, slots=True)
+class CleaningRules:
+    """What counts as out of range beyond the fixed rules; ``min_value``: rows with less are dropped."""
+
+    min_value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CleaningReport:
+    """What became of every row: ``rows_read`` = ``kept`` + everything that was dropped.
+
+    ``missing``, ``bad_type`` and ``out_of_range`` count rows by the role of the column at fault;
+    ``below_core`` rows belonged to users or items with too few interactions.
+    """
+
+    rows_read: int
+    kept: int
+    missing: Mapping[str, int] = field(default_factory=dict)
+    bad_type: Mapping[str, int] = field(default_factory=dict)
+    out_of_range: Mapping[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    below_core: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> int:
+        """Number of rows that did not stay."""
+        by_role = sum(sum(counts.values()) for counts in (self.missing, self.bad_type, self.out_of_range))
+        return by_role + self.duplicates + self.below_core
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the report as JSON-ready values."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CleaningReport":
+        """Reads what ``as_dict`` wrote."""
+        return cls(**{**values, "notes": tuple(values["notes"])})
+
+    def table_rows(self) -> list[tuple[str, int]]:
+        """Returns (label, rows) pairs in the order of the checks, the drops that did not happen left out."""
+        rows = [("rows read", self.rows_read)]
+        for label, counts in (
+            ("missing", self.missing),
+            ("bad type", self.bad_type),
+            ("out of range", self.out_of_range),
+        ):
+            rows += [(f"{label}: {role}", count) for role, count in counts.items()]
+        rows += [("duplicates", self.duplicates), ("below k-core", self.below_core)]
+        return [row for row in rows if row[1] or row[0] == "rows read"] + [("kept", self.kept)]
+
+    def after_core(self, kept: int) -> "CleaningReport":
+        """Returns the report once the k-core filter left ``kept`` rows."""
+        return replace(self, kept=kept, below_core=self.below_core + self.kept - kept)
+
+    def with_notes(self, *notes: str) -> "CleaningReport":
+        """Returns the report with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def clean(
+    table: pl.DataFrame, columns: ColumnMap, rules: CleaningRules | None = None
+) -> tuple[pl.DataFrame, CleaningReport]:
+    """Returns the usable events, oldest first (ties in the order of the table), and the report.
+
+    Events: user_id str, item_id str, timestamp int64 (seconds), value float32 (1 where the source has no
+    value), and action str where the source has it. Ids are kept byte for byte. Without a timestamp column
+    the order of the rows is the order in time. Of rows with the same user, item and second the first stays.
+    Raises DataError where a column is missing or no row is usable.
+    """
+    resolved = columns.resolve(table.columns)
+    given = columns.as_dict()
+    guessed = [f"{role}={column}" for role, column in resolved.items() if given[role] is None]
+    notes = [f"columns guessed: {', '.join(guessed)}"] if guessed else []
+    parsed, faults = _parse(table, resolved, rules or CleaningRules(), notes)
+    dropped = pl.repeat(False, table.height, eager=True)
+    counts: dict[str, dict[str, int]] = {"missing": {}, "bad_type": {}, "out_of_range": {}}
+    for kind, role, fault in faults:
+        newly_dropped = fault & ~dropped
+        if rows := int(newly_dropped.sum()):
+            counts[kind][role] = rows
+        dropped |= fault
+    usable = parsed.filter(~dropped).sort("microseconds", maintain_order=True)
+    events = usable.with_columns(
+        pl.col("microseconds").floordiv(1_000_000).alias(TIMESTAMP),
+        pl.col(VALUE).cast(pl.Float32),
+    ).drop("microseconds")
+    kept = events.unique([USER_ID, ITEM_ID, TIMESTAMP], keep="first", maintain_order=True)
+    report = CleaningReport(
+        rows_read=table.height,
+        kept=kept.height,
+        duplicates=events.height - kept.height,
+        notes=tuple(notes),
+        missing=counts["missing"],
+        bad_type=counts["bad_type"],
+        out_of_range=counts["out_of_range"],
+    )
+    if kept.is_empty():
+        reasons = ", ".join(f"{label} {count}" for label, count in report.table_rows()[:-1])
+        raise DataError("usable events", found="none", expected="at least one", cure=f"Counted: {reasons}.")
+    names = [USER_ID, ITEM_ID, TIMESTAMP, VALUE, *([ACTION] if "action" in resolved else [])]
+    return kept.select(names), report
+
+
+Fault = tuple[str, str, pl.Series]
+
+
+def _parse(
+    table: pl.DataFrame, resolved: Mapping[str, str], rules: CleaningRules, notes: list[str]
+) -> tuple[pl.DataFrame, list[Fault]]:
+    """Returns the parsed columns and all faults, those of one kind together, in the order of the report."""
+    parsed: dict[str, pl.Series] = {}
+    missing: list[Fault] = []
+    bad_type: list[Fault] = []
+    out_of_range: list[Fault] = []
+    for role, source in resolved.items():
+        raw = table[source]
+        if role == "action":
+            parsed[ACTION] = _text(raw)
+            continue
+        absent = raw.is_null() | (raw == "") if raw.dtype == pl.String else raw.is_null()
+        if role == "timestamp":
+            numbers, outside, unit_notes = to_microseconds(raw)
+            parsed["microseconds"] = numbers
+            out_of_range.append(("out_of_range", role, outside))
+            notes.extend(unit_notes)
+        elif role == "value":
+            numbers = _number(raw)
+            parsed[VALUE] = numbers
+            out_of_range.append(("out_of_range", role, _value_outside(numbers, rules)))
+        else:
+            if raw.dtype.is_float():
+                absent |= raw.is_nan().fill_null(True)
+            numbers = _text(raw)
+            parsed[ROLE_COLUMNS[role]] = numbers
+        missing.append(("missing", role, absent))
+        bad_type.append(("bad_type", role, numbers.is_null()))
+    if "timestamp" not in resolved:
+        notes.append("no timestamp column: the order of the rows is taken as the order in time")
+        parsed["microseconds"] = pl.int_range(table.height, eager=True) * 1_000_000
+    if "value" not in resolved:
+        parsed[VALUE] = pl.repeat(1.0, table.height, dtype=pl.Float64, eager=True)
+    return pl.DataFrame(parsed), missing + bad_type + out_of_range
+
+
+def _text(raw: pl.Series) -> pl.Series:
+    """Strings as they are; whole floats as integers, since a column with gaps turns 17850 into 17850.0."""
+    if raw.dtype == pl.String:
+        return raw
+    if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, pl.Null):
+        return pl.repeat(None, len(raw), dtype=pl.String, eager=True)
+    if raw.dtype.is_float() and bool((raw.drop_nulls().drop_nans() % 1 == 0).all()):
+        return raw.fill_nan(None).cast(pl.Int64, strict=False).cast(pl.String)
+    return raw.cast(pl.String)
+
+
+def _number(raw: pl.Series) -> pl.Series:
+    if raw.dtype == pl.String:
+        raw = raw.str.strip_chars()
+    elif not (raw.dtype.is_numeric() or raw.dtype == pl.Boolean):
+        return pl.repeat(None, len(raw), dtype=pl.Float64, eager=True)
+    return raw.cast(pl.Float64, strict=False)
+
+
+def _value_outside(numbers: pl.Series, rules: CleaningRules) -> pl.Series:
+    # Values are stored as float32: what overflows there would come back as infinity.
+    outside = ~numbers.cast(pl.Float32).is_finite()
+    if rules.min_value is not None:
+        outside |= numbers < rules.min_value
+    return outside.fill_null(False)

@@ -1,0 +1,58 @@
+"""Histories of many users in one compressed sparse row (CSR) structure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histories:
+    """What each user did, oldest first: row i is ``indptr[i]:indptr[i + 1]`` of the flat arrays.
+
+    indptr: (n_rows + 1,) int64; item_index: (n,) int32; timestamp: (n,) int64, seconds, never decreasing
+    within a row, ties in the order of the source.
+    """
+
+    indptr: npt.NDArray[np.int64]
+    item_index: npt.NDArray[np.int32]
+    timestamp: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_sorted(
+        cls,
+        row: npt.NDArray[np.integer],
+        item_index: npt.NDArray[np.int32],
+        timestamp: npt.NDArray[np.int64],
+        n_rows: int,
+    ) -> "Histories":
+        """Builds from parallel arrays already sorted by ``row`` and then time; rows may be empty."""
+        indptr = np.zeros(n_rows + 1, np.int64)
+        np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
+        return cls(indptr, item_index.astype(np.int32, copy=False), timestamp.astype(np.int64, copy=False))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.indptr) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of interactions of each row, (n_rows,) int64."""
+        return np.diff(self.indptr)
+
+    def row(self, i: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Returns views of (item_index, timestamp) of row ``i``."""
+        interactions = slice(self.indptr[i], self.indptr[i + 1])
+        return self.item_index[interactions], self.timestamp[interactions]
+
+    def last(self, n: int) -> "Histories":
+        """Returns each row cut to its newest ``n`` interactions."""
+        return self.gather(np.maximum(self.indptr[1:] - n, self.indptr[:-1]), self.indptr[1:])
+
+    def gather(self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> "Histories":
+        """Returns new rows, row i being the flat range ``starts[i]:stops[i]`` of this one."""
+        lengths = stops - starts
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        flat = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+        return Histories(indptr, self.item_index[flat], self.timestamp[flat])

@@ -1,0 +1,84 @@
+"""The data sets that have a name, and files of the user's own: one call loads either."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from recserve.errors import InvalidRequest, nearest
+from recserve.training.data.cleaning import CleaningRules, clean
+from recserve.training.data.columns import ColumnMap
+from recserve.training.data.dataset import Dataset
+from recserve.training.data.k_core import k_core
+from recserve.training.data.readers import SUFFIXES, read_table
+from recserve.training.data.sources import ml_100k
+from recserve.training.data.sources.cache import default_cache_dir
+
+OnNote = Callable[[str], None]
+NAMES = (ml_100k.NAME,)
+
+
+def load_dataset(
+    spec: str | Path,
+    *,
+    columns: ColumnMap | None = None,
+    rules: CleaningRules | None = None,
+    items_path: str | Path | None = None,
+    min_user_interactions: int = 1,
+    min_item_interactions: int = 1,
+    cache_dir: Path | None = None,
+    on_note: OnNote = lambda note: None,
+) -> Dataset:
+    """Loads ``ml-100k`` or a file of events.
+
+    ``columns``, ``rules`` and ``items_path`` (a file of item attributes) are for a file of events; the
+    minima are those of the k-core.
+    Notes meant for a person (licence, what was fetched, what the report notes) go to ``on_note``.
+    Raises InvalidRequest for an unknown name or option, DataError for data that cannot be used.
+    """
+    name, _, options = str(spec).partition(":")
+    minima = (min_user_interactions, min_item_interactions)
+    if name not in NAMES:
+        dataset = _load_file(spec, columns or ColumnMap(), rules, items_path, minima)
+    else:
+        _refuse_for_named(name, columns=columns, rules=rules, items_path=items_path)
+        if options:
+            raise InvalidRequest(f"options of {name}", found=options, expected="none")
+        dataset = ml_100k.load(cache_dir or default_cache_dir(), minima=minima, on_note=on_note)
+    for note in dataset.report.notes:
+        on_note(note)
+    return dataset
+
+
+def _refuse_for_named(name: str, **given: object) -> None:
+    for argument, value in given.items():
+        if value is not None:
+            raise InvalidRequest(
+                f"dataset {name}", found=f"given {argument}", expected="a file of events where that is given"
+            )
+
+
+def _load_file(
+    spec: str | Path,
+    columns: ColumnMap,
+    rules: CleaningRules | None,
+    items_path: str | Path | None,
+    minima: tuple[int, int],
+) -> Dataset:
+    path = Path(spec)
+    looks_like_path = isinstance(spec, Path) or path.name != str(spec) or path.suffix in {*SUFFIXES, ".gz"}
+    if not looks_like_path and not path.exists():
+        raise InvalidRequest(
+            "dataset",
+            found=str(spec),
+            expected=f"{', '.join(NAMES)} or the path of a file",
+            cure=nearest(str(spec).partition(":")[0], NAMES),
+        )
+    events, report = clean(read_table(path), columns, rules)
+    events = k_core(events, *minima)
+    return Dataset.from_events(
+        path.name,
+        events,
+        report=report.after_core(events.height),
+        source=str(path),
+        items=None if items_path is None else read_table(items_path),
+        item_column=columns.item,
+    )

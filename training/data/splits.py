@@ -1,0 +1,124 @@
+"""Splits of a dataset into what is learned from and what is held out, without a leak between them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recserve.errors import DataError, InvalidRequest
+from recserve.training.data.dataset import Dataset
+from recserve.training.data.histories import Histories
+
+MIN_LEAVE_ONE_OUT = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationSet:
+    """Users to be tested, what was known of each before, and what each did then.
+
+    user_index: (n,) int32; histories and targets: n rows each, row i of ``user_index[i]``. A target may
+    repeat an item of the history, as it did in the source.
+    """
+
+    user_index: npt.NDArray[np.int32]
+    histories: Histories
+    targets: Histories
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """``train`` has a row for every user of the dataset, row = user_index; rows may be empty."""
+
+    train: Histories
+    validation: EvaluationSet
+    test: EvaluationSet
+
+
+def leave_one_out(dataset: Dataset) -> Split:
+    """Holds out each user's last interaction for test and the one before for validation.
+
+    Users with fewer than 3 interactions stay whole in train and are not tested. The test history includes
+    the validation item. Raises DataError where no user has 3 interactions.
+    """
+    whole = dataset.histories()
+    starts, stops = whole.indptr[:-1], whole.indptr[1:]
+    tested = np.flatnonzero(whole.lengths >= MIN_LEAVE_ONE_OUT).astype(np.int32)
+    if not len(tested):
+        raise DataError(
+            "longest history",
+            found=int(whole.lengths.max()),
+            expected=f"{MIN_LEAVE_ONE_OUT} interactions or more of at least one user",
+            cure="Use more events, or the temporal split.",
+        )
+    held_out = np.where(whole.lengths >= MIN_LEAVE_ONE_OUT, 2, 0)
+
+    def last_but(n_later: int) -> EvaluationSet:
+        target = stops[tested] - 1 - n_later
+        return EvaluationSet(tested, whole.gather(starts[tested], target), whole.gather(target, target + 1))
+
+    return Split(whole.gather(starts, stops - held_out), validation=last_but(1), test=last_but(0))
+
+
+def temporal_split(dataset: Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.1) -> Split:
+    """Holds out the newest interactions of all users: the last part for test, the one before for validation.
+
+    The fractions are of the number of interactions. Interactions of one second are never parted: they go
+    to the earlier side. A user tested without earlier interactions has an empty history. Raises
+    InvalidRequest for fractions that leave nothing to learn from, DataError where a part would be empty.
+    """
+    for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if not 0 < fraction < 1:
+            raise InvalidRequest(name, found=fraction, expected="between 0 and 1, both excluded")
+    if validation_fraction + test_fraction >= 1:
+        raise InvalidRequest(
+            "validation_fraction + test_fraction",
+            found=validation_fraction + test_fraction,
+            expected="less than 1",
+        )
+    whole = dataset.histories()
+    train_end, validation_end = _cut_times(np.sort(whole.timestamp), validation_fraction, test_fraction)
+    starts = whole.indptr[:-1]
+    train_stops = _first_after(whole, train_end)
+    validation_stops = _first_after(whole, validation_end)
+    return Split(
+        whole.gather(starts, train_stops),
+        validation=_window(whole, train_stops, validation_stops),
+        test=_window(whole, validation_stops, whole.indptr[1:]),
+    )
+
+
+def _cut_times(
+    sorted_timestamp: npt.NDArray[np.int64], validation_fraction: float, test_fraction: float
+) -> tuple[int, int]:
+    """Returns the last second of train and the last second of validation."""
+    n = len(sorted_timestamp)
+    n_train = max(1, round(n * (1 - validation_fraction - test_fraction)))
+    n_before_test = max(n_train, round(n * (1 - test_fraction)))
+    train_end = int(sorted_timestamp[n_train - 1])
+    validation_end = int(sorted_timestamp[n_before_test - 1])
+    if not train_end < validation_end < int(sorted_timestamp[-1]):
+        raise DataError(
+            "temporal split",
+            found=f"an empty part among {n} interactions at {len(np.unique(sorted_timestamp))} times",
+            expected="interactions in train, validation and test",
+            cure="Use larger fractions, more events, or leave-one-out.",
+        )
+    return train_end, validation_end
+
+
+def _first_after(whole: Histories, end: int) -> npt.NDArray[np.int64]:
+    """Returns the flat position of each row's first interaction later than ``end``, (n_rows,) int64."""
+    earlier = np.concatenate([[0], np.cumsum(whole.timestamp <= end)])
+    until: npt.NDArray[np.int64] = earlier[whole.indptr[1:]] - earlier[whole.indptr[:-1]]
+    return whole.indptr[:-1] + until
+
+
+def _window(
+    whole: Histories, target_starts: npt.NDArray[np.int64], target_stops: npt.NDArray[np.int64]
+) -> EvaluationSet:
+    users = np.flatnonzero(target_stops > target_starts).astype(np.int32)
+    return EvaluationSet(
+        users,
+        whole.gather(whole.indptr[users], target_starts[users]),
+        whole.gather(target_starts[users], target_stops[users]),
+    )
