@@ -1,15 +1,29 @@
-"""The online half of recserve: load a bundle and answer requests, embedded or behind gRPC."""
+"""The online half of recserve: load a bundle and answer requests, embedded or behind gRPC.
 
-from recserve.engine.config import EngineConfig
-from recserve.engine.engine import Engine
-from recserve.engine.types import Request, Slate, SlateItem
-from recserve.errors import (
-    BundleInvalid,
-    ConfigError,
-    InvalidRequest,
-    RecserveError,
-    Unavailable,
-)
+Names are loaded when they are first used, so that importing one room does not pull ONNX Runtime and Numba.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recserve.engine.config import EngineConfig
+    from recserve.engine.engine import Engine
+    from recserve.engine.types import Request, Slate, SlateItem
+    from recserve.errors import BundleInvalid, ConfigError, InvalidRequest, RecserveError, Unavailable
+
+_HOME = {
+    "BundleInvalid": "recserve.errors",
+    "ConfigError": "recserve.errors",
+    "Engine": "recserve.engine.engine",
+    "EngineConfig": "recserve.engine.config",
+    "InvalidRequest": "recserve.errors",
+    "RecserveError": "recserve.errors",
+    "Request": "recserve.engine.types",
+    "Slate": "recserve.engine.types",
+    "SlateItem": "recserve.engine.types",
+    "Unavailable": "recserve.errors",
+}
 
 __all__ = [
     "BundleInvalid",
@@ -23,3 +37,13 @@ __all__ = [
     "SlateItem",
     "Unavailable",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

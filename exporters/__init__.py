@@ -1,0 +1,1 @@
+"""From a trained run to a bundle on disk: ONNX graphs, parity, assembly."""

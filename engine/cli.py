@@ -1,0 +1,85 @@
+"""``recserve``: one command whose verbs the folders register through entry points.
+
+Exit codes: 0 ok, 1 a check or the data failed, 2 usage, 3 configuration, 4 server not reachable,
+5 bundle invalid, 130 interrupted.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+import recserve
+from recserve import console
+from recserve.errors import ConfigError, RecserveError
+
+ENTRY_POINTS = "recserve.commands"
+ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve")
+
+
+def build_app() -> typer.Typer:
+    """Returns the command with the verbs of all folders, in the order of the work."""
+    app = typer.Typer(
+        name="recserve",
+        help="Train recommendation models, export them to ONNX, serve them fast.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        epilog="Exit codes: 0 ok, 1 a check failed, 2 usage, 3 configuration, 4 server not reachable, 5 bundle invalid.",
+    )
+    app.callback()(_root)
+    verbs: dict[str, tuple[Callable[..., Any], bool]] = {}
+
+    def add(verb: Callable[..., Any], *, needs: Sequence[str] = (), extra: str = "") -> None:
+        missing = [module for module in needs if importlib.util.find_spec(module) is None]
+        verbs[verb.__name__] = (_refuse(verb, missing, extra) if missing else verb, bool(missing))
+
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        point.load()(add)
+    for name in sorted(verbs, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+        verb, missing = verbs[name]
+        app.command(name, hidden=missing)(verb)
+    return app
+
+
+def _refuse(verb: Callable[..., Any], missing: list[str], extra: str) -> Callable[..., Any]:
+    """Stands in for a verb whose optional libraries are not installed; keeps its options."""
+
+    @functools.wraps(verb)
+    def refuse(**_: Any) -> None:
+        raise ConfigError(
+            f"verb {verb.__name__}",
+            found=f"without {', '.join(missing)}",
+            expected=f"an installation with the extra [{extra}]",
+            cure=f"Run: pip install 'recserve[{extra}]'",
+        )
+
+    return refuse
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+) -> None:
+    if version:
+        print(recserve.__version__)  # noqa: T201 - the one datum that this flag asks for
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with the documented code."""
+    try:
+        build_app()(arguments, prog_name="recserve")
+    except RecserveError as error:
+        console.note(f"error: {error}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our stdout has gone (`| head`); there is nobody left to tell.
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""A typed client for the gRPC server, sync and asyncio; every call has a deadline.
+
+>>> with RecommenderClient("127.0.0.1:50051") as client:
+...     slate = client.recommend(Request(user_id="u42", k=10))
+"""
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from recserve.engine.types import DEFAULT_K, Request, Slate
+from recserve.engine.wire import convert
+from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
+from recserve.proto import recommender_pb2 as pb
+from recserve.proto import recommender_pb2_grpc
+
+DEFAULT_TIMEOUT_SECONDS = 1.0
+
+
+class RecommenderClient:
+    """Asks one server; may be shared by threads.
+
+    Every method raises :class:`RemoteError` with the server's code, reason and sentence.
+    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call.
+    """
+
+    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        self._channel = grpc.insecure_channel(target)
+        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
+        self._timeout = timeout
+
+    def __enter__(self) -> "RecommenderClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Returns once the server accepts connections; raises :class:`RemoteError` after ``timeout`` seconds."""
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout)
+        except grpc.FutureTimeoutError:
+            raise RemoteError(grpc.StatusCode.UNAVAILABLE, "", f"no server after {timeout:g} s") from None
+
+    def recommend(self, request: Request) -> Slate:
+        """Returns one slate."""
+        return convert.slate_from_message(self._call(self._stub.Recommend, convert.request_to_message(request)))
+
+    def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
+        """Returns a slate, or the error of that entry, for each request, in order."""
+        message = pb.RecommendManyRequest(requests=[convert.request_to_message(r) for r in requests])
+        return _results(self._call(self._stub.RecommendMany, message))
+
+    def similar_items(
+        self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
+    ) -> Slate:
+        """Returns the items nearest to ``item_id``."""
+        message = pb.SimilarItemsRequest(item_id=item_id, k=k, exclude=exclude, variant=variant)
+        return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
+
+    def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Returns the attributes of the known ones among ``item_ids``."""
+        return _items(self._call(self._stub.GetItems, pb.GetItemsRequest(item_ids=item_ids)))
+
+    def _call(self, method: Any, message: Any) -> Any:
+        try:
+            return method(message, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise error_from_call(error) from None
+
+
+class AsyncRecommenderClient:
+    """The same client for asyncio."""
+
+    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+        self._channel = grpc.aio.insecure_channel(target)
+        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> "AsyncRecommenderClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._channel.close()
+
+    async def recommend(self, request: Request) -> Slate:
+        """Returns one slate."""
+        message = convert.request_to_message(request)
+        return convert.slate_from_message(await self._call(self._stub.Recommend, message))
+
+    async def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
+        """Returns a slate, or the error of that entry, for each request, in order."""
+        message = pb.RecommendManyRequest(requests=[convert.request_to_message(r) for r in requests])
+        return _results(await self._call(self._stub.RecommendMany, message))
+
+    async def similar_items(
+        self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
+    ) -> Slate:
+        """Returns the items nearest to ``item_id``."""
+        message = pb.SimilarItemsRequest(item_id=item_id, k=k, exclude=exclude, variant=variant)
+        return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
+
+    async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Returns the attributes of the known ones among ``item_ids``."""
+        return _items(await self._call(self._stub.GetItems, pb.GetItemsRequest(item_ids=item_ids)))
+
+    async def _call(self, method: Any, message: Any) -> Any:
+        try:
+            return await method(message, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise error_from_call(error) from None
+
+
+def _results(message: pb.RecommendManyResponse) -> list[Slate | RemoteError]:
+    return [
+        convert.slate_from_message(result.slate)
+        if result.HasField("slate")
+        else error_from_status(result.error)
+        for result in message.results
+    ]
+
+
+def _items(message: pb.GetItemsResponse) -> dict[str, dict[str, Any]]:
+    return {item.item_id: convert.item_from_message(item) for item in message.items}

@@ -1,0 +1,147 @@
+"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recserve import console
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [engine] and [server].")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(add: Callable[..., Any]) -> None:
+    """Adds this folder's verbs to the command line."""
+    add(inspect)
+    add(recommend)
+    add(serve)
+    add(demo, needs=("torch", "onnx", "polars"), extra="train")
+
+
+def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
+    """Check every file of a bundle and show what it holds."""
+    import dataclasses
+
+    from recserve.engine.bundle import open_bundle
+
+    manifest = open_bundle(bundle).manifest
+    if json:
+        console.print_json(dataclasses.asdict(manifest))
+        return
+    console.print_table(
+        f"{bundle}: every file is what the manifest says",
+        ["what", "value"],
+        [
+            ["bundle version", manifest.bundle_version],
+            ["model", manifest.model],
+            ["created", manifest.created_at],
+            ["data", f"{manifest.lineage.data_name} (sha256 {manifest.lineage.data_sha256[:12]}…)"],
+            ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
+            ["newest items that the model sees", manifest.inputs.max_history],
+            ["inputs", ", ".join(manifest.inputs.features)],
+        ],
+    )
+    metrics = sorted({name for variant in manifest.variants.values() for name in variant.metrics})
+    console.print_table(
+        "variants",
+        ["variant", "MB", *metrics, "parity"],
+        [
+            [
+                f"{name} (default)" if name == manifest.default_variant else name,
+                f"{variant.size_bytes / 1e6:.1f}",
+                *(f"{variant.metrics[metric]:.4f}" if metric in variant.metrics else "" for metric in metrics),
+                f"{variant.gate.get('max_abs_error', float('nan')):.1e}",
+            ]
+            for name, variant in manifest.variants.items()
+        ],
+    )
+
+
+def recommend(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; not with --server.")] = None,
+    user: Annotated[str, typer.Option(help="User id; unknown or none: a cold start.")] = "",
+    history: Annotated[str, typer.Option(help="Item ids, comma-separated, newest last; wins over the stored one.")] = "",
+    exclude: Annotated[str, typer.Option(help="Item ids that must not come back, comma-separated.")] = "",
+    k: Annotated[int, typer.Option("--k", "-k", help="Length of the slate.")] = 10,
+    variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
+    server: Annotated[str, typer.Option(help="Ask a running server, HOST:PORT, instead of loading a bundle.")] = "",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Recommend items to one user, from a bundle or a running server."""
+    from recserve.engine.show import show_slate
+    from recserve.engine.types import Request
+
+    request = Request(
+        user_id=user,
+        k=k,
+        history=history.split(",") if history else None,
+        exclude=exclude.split(",") if exclude else (),
+        variant=variant,
+    )
+    if bool(server) == (bundle is not None):
+        raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
+    if server:
+        from recserve.engine.client import RecommenderClient
+
+        with RecommenderClient(server) as client:
+            slate = client.recommend(request)
+            attributes = client.get_items([item.item_id for item in slate.items])
+    else:
+        from recserve.engine.engine import Engine
+        from recserve.engine.settings import load_settings
+
+        with Engine.load(bundle or "", load_settings(config, {}).engine) as engine:
+            slate = engine.recommend(request)
+            attributes = engine.get_items([item.item_id for item in slate.items])
+    show_slate(f"for {user}" if user else "for a new user", slate, attributes, json=json)
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    host: Annotated[str | None, typer.Option(help="Address to bind. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 50051.")] = None,
+    worker_threads: Annotated[int | None, typer.Option(help="Requests that run at once. Default: 2.")] = None,
+    provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
+    insecure_bind: Annotated[
+        bool | None, typer.Option("--insecure-bind", help="Allow an address other than loopback, in plain text.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
+    import asyncio
+
+    from recserve.engine.engine import Engine
+    from recserve.engine.logs import configure_logs
+    from recserve.engine.server.app import run_server
+    from recserve.engine.settings import load_settings
+
+    flags = {
+        "engine": {"provider": provider},
+        "server": {
+            "host": host,
+            "port": port,
+            "worker_threads": worker_threads,
+            "insecure_bind": insecure_bind,
+        },
+    }
+    settings = load_settings(config, flags)
+    configure_logs()
+
+    def announce(bound_port: int) -> None:
+        console.stdout.file.write(f"{settings.server.host}:{bound_port}\n")
+        console.stdout.file.flush()
+
+    asyncio.run(run_server(settings.server, lambda: Engine.load(bundle, settings.engine), announce))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the demo's run and bundle.")] = Path("demo"),
+    data: Annotated[str, typer.Option(help="Data set.")] = "ml-100k",
+) -> None:
+    """Train, evaluate, export, serve and ask, on real data; what is there already is used again."""
+    from recserve.engine.demo import run_demo
+
+    run_demo(out, data)

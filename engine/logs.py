@@ -1,0 +1,24 @@
+"""Structured logs on stderr: lines for a person on a terminal, JSON for a machine elsewhere."""
+
+import sys
+
+import structlog
+
+
+def configure_logs() -> None:
+    """Sets structlog up for this process; called by the command line only, never by the library."""
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(pad_event_to=0)
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

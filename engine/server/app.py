@@ -1,0 +1,122 @@
+"""Starts, watches and stops the gRPC server."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from recserve.engine.engine import Engine
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.interceptor import ErrorInterceptor
+from recserve.engine.server.service import RecommenderService
+from recserve.engine.server.workers import WorkerPool
+from recserve.errors import ConfigError
+from recserve.proto import recommender_pb2, recommender_pb2_grpc
+
+log = structlog.get_logger("recserve.server")
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+SERVICE_NAME = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"].full_name
+# The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours
+# (WorkerPool), with a status that says so, hence these stand far above it.
+MAX_PENDING_REQUESTS = 100_000
+
+
+class Server:
+    """A gRPC server that answers health checks at once and requests when its engine is warm."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._pool = WorkerPool(config.worker_threads, config.max_in_flight)
+        self._service = RecommenderService(self._pool, config)
+        self._health = health_aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
+                ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
+            ],
+        )
+        recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if config.reflection:
+            names = [SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Binds and returns the port; Health answers NOT_SERVING until :meth:`serve`.
+
+        Raises :class:`ConfigError` when the address cannot be bound.
+        """
+        await self._set_health(NOT_SERVING)
+        address = f"{self._config.host}:{self._config.port}"
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(
+                "server address", found=address, expected="free to bind", cure="Choose another --port."
+            ) from error
+        await self._server.start()
+        return int(port)
+
+    async def serve(self, engine: Engine) -> None:
+        """Answers requests from ``engine`` (loaded and warm) from now on."""
+        self._service.serve(engine)
+        await self._set_health(SERVING)
+
+    async def stop(self) -> None:
+        """Says NOT_SERVING, refuses new requests, finishes the admitted ones, closes."""
+        await self._set_health(NOT_SERVING)
+        self._pool.drain()
+        await self._server.stop(self._config.drain_seconds)
+        self._pool.close()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)
+
+
+async def run_server(
+    config: ServerConfig, load_engine: Callable[[], Engine], announce: Callable[[int], None]
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal stops at once.
+
+    ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
+    called with the port when the first request can be answered.
+    """
+    server = Server(config)
+    port = await server.start()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine = None
+    loading = asyncio.ensure_future(loop.run_in_executor(None, load_engine))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            engine = loading.result()
+            await server.serve(engine)
+            announce(port)
+            log.info("serving", port=port, bundle=engine.manifest.bundle_version)
+        await stopping
+    finally:
+        # Whoever asks a second time wants out now: back to the default action of the signal.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        log.info("draining")
+        await server.stop()
+        stopping.cancel()
+        if engine is not None:
+            engine.close()
+    log.info("stopped")

@@ -1,0 +1,63 @@
+"""The settings of the server; checked when made."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from recserve.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How the server listens, admits and stops."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. The server has no TLS and no authentication yet: keep it on loopback or behind a proxy."""
+
+    port: int = 50051
+    """Port to bind; 0 takes a free one, which the first line on stdout names."""
+
+    worker_threads: int = 2
+    """Requests that run at the same time; ONNX Runtime and the kernels work outside the interpreter lock."""
+
+    max_in_flight: int = 256
+    """Requests admitted and not yet answered; more are refused with RESOURCE_EXHAUSTED."""
+
+    default_deadline_ms: int = 1000
+    """Deadline of a call that brings none."""
+
+    drain_seconds: float = 20.0
+    """How long SIGTERM waits for admitted requests."""
+
+    max_message_bytes: int = 1 << 20
+    """Largest request message."""
+
+    insecure_bind: bool = False
+    """Allows an address other than loopback, in plain text and without authentication."""
+
+    reflection: bool = True
+    """Whether the server describes its own API (grpcurl)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError("server.port", found=self.port, expected="0 to 65535")
+        for name in ("worker_threads", "max_in_flight", "default_deadline_ms", "max_message_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"server.{name}", found=getattr(self, name), expected="1 or more")
+        if self.drain_seconds < 0:
+            raise ConfigError("server.drain_seconds", found=self.drain_seconds, expected="0 or more")
+        if not self.insecure_bind and not _is_loopback(self.host):
+            raise ConfigError(
+                "server.host",
+                found=self.host,
+                expected="a loopback address",
+                cure="There is no TLS or authentication yet; --insecure-bind accepts that.",
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

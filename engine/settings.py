@@ -1,0 +1,108 @@
+"""Settings of the command line: flag > environment > file > default, read once, here.
+
+The file is TOML with the sections [engine] and [server]; the environment says RECSERVE__SERVER__PORT=8000.
+An unknown key is an error that names the nearest known one.
+"""
+
+import dataclasses
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from recserve.engine.config import EngineConfig
+from recserve.engine.server.config import ServerConfig
+from recserve.errors import ConfigError, nearest
+
+ENV_PREFIX = "RECSERVE__"
+SECTIONS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig}
+
+
+class Settings(BaseSettings):
+    """All settings of the serving half."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True)
+
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+
+
+def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:
+    """Merges ``flags`` (section → key → value, None = not given), the environment and the TOML ``file``.
+
+    Raises :class:`ConfigError` naming the key that is unknown or has a wrong value.
+    """
+    from_file = _read(file) if file is not None else {}
+    given = {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in flags.items()
+    }
+    _check_keys(from_file, f"{file}")
+    _check_keys(_environment_keys(), "environment")
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Sources(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(name, found=first.get("input"), expected=first["msg"].lower()) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"file {file}", found="not readable", expected="a TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"file {file}", found=str(error), expected="TOML") from error
+
+
+def _environment_keys() -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for name in os.environ:
+        if name.upper().startswith(ENV_PREFIX):
+            section, _, key = name[len(ENV_PREFIX) :].lower().partition("__")
+            keys.setdefault(section, {})[key] = ""
+    return keys
+
+
+def _check_keys(values: dict[str, Any], where: str) -> None:
+    for section, keys in values.items():
+        if section not in SECTIONS:
+            raise ConfigError(
+                f"section {section} ({where})",
+                found="unknown",
+                expected=f"one of {', '.join(SECTIONS)}",
+                cure=nearest(section, SECTIONS),
+            )
+        if not isinstance(keys, dict):
+            raise ConfigError(f"section {section} ({where})", found=keys, expected="a table of keys")
+        known = [field.name for field in dataclasses.fields(SECTIONS[section])]
+        for key in keys:
+            if key not in known:
+                raise ConfigError(
+                    f"key {section}.{key} ({where})",
+                    found="unknown",
+                    expected="a known key",
+                    cure=nearest(key, known) or f"Known: {', '.join(known)}.",
+                )

@@ -1,0 +1,75 @@
+"""Protobuf messages ↔ engine types."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recserve.engine.types import DEFAULT_K, Request, Slate, SlateItem
+from recserve.proto import recommender_pb2 as pb
+
+
+def request_from_message(message: pb.RecommendRequest) -> Request:
+    """Reads a request; values are checked by the engine, not here."""
+    return Request(
+        user_id=message.user_id,
+        k=message.k if message.HasField("k") else DEFAULT_K,
+        # Protobuf cannot tell an empty list from none: a caller who sends no items wants the stored history.
+        history=list(message.history) or None,
+        history_timestamps=list(message.history_timestamps),
+        exclude=list(message.exclude),
+        context=dict(message.context),
+        variant=message.variant,
+        include_seen=message.include_seen,
+    )
+
+
+def request_to_message(request: Request) -> pb.RecommendRequest:
+    """Writes a request."""
+    return pb.RecommendRequest(
+        user_id=request.user_id,
+        k=request.k,
+        history=request.history or (),
+        history_timestamps=request.history_timestamps,
+        exclude=request.exclude,
+        context=request.context,
+        variant=request.variant,
+        include_seen=request.include_seen,
+    )
+
+
+def slate_to_message(slate: Slate) -> pb.Slate:
+    """Writes a slate."""
+    return pb.Slate(
+        items=[pb.SlateItem(item_id=item.item_id, score=item.score, rank=item.rank) for item in slate.items],
+        bundle_version=slate.bundle_version,
+        variant=slate.variant,
+        source=slate.source,
+        stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in slate.stage_ns.items()],
+        warnings=slate.warnings,
+    )
+
+
+def slate_from_message(message: pb.Slate) -> Slate:
+    """Reads a slate."""
+    return Slate(
+        items=tuple(SlateItem(item.rank, item.item_id, item.score) for item in message.items),
+        bundle_version=message.bundle_version,
+        variant=message.variant,
+        source=message.source,
+        stage_ns={stage.stage: stage.duration_ns for stage in message.stage_times},
+        warnings=tuple(message.warnings),
+    )
+
+
+def item_to_message(item_id: str, attributes: Mapping[str, Any]) -> pb.Item:
+    """Writes an item; attributes are numbers, strings, booleans or lists of them."""
+    message = pb.Item(item_id=item_id)
+    message.attributes.update(attributes)
+    return message
+
+
+def item_from_message(message: pb.Item) -> dict[str, Any]:
+    """Reads the attributes of an item (numbers arrive as float)."""
+    return {
+        name: list(value) if hasattr(value, "values") and not isinstance(value, str) else value
+        for name, value in message.attributes.items()
+    }

@@ -1,0 +1,131 @@
+"""The one table between errors and gRPC statuses, with google.rpc details, read in both directions.
+
+A reply that fails carries ``google.rpc.Status`` in its trailer: exactly one ``ErrorInfo`` with a reason of
+the table below and domain "recserve", plus ``BadRequest`` for INVALID_ARGUMENT and ``RetryInfo`` where
+trying again helps.
+"""
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from recserve.errors import (
+    BundleInvalid,
+    ConfigError,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    RecserveError,
+    Unavailable,
+    UnknownItem,
+)
+
+DOMAIN = "recserve"
+DETAILS_KEY = "grpc-status-details-bin"
+RETRY_AFTER_SECONDS = 1
+REASON_MALFORMED = "MALFORMED_REQUEST"
+REASON_INTERNAL = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRow:
+    """One row of the table: the gRPC code and the closed, documented reason."""
+
+    code: grpc.StatusCode
+    reason: str
+    retry: bool = False
+
+
+# The first row whose class matches wins: subclasses stand before their bases.
+STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
+    UnknownItem: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM"),
+    InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
+    DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+    Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", retry=True),
+    BundleInvalid: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_INVALID"),
+    ConfigError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION"),
+}
+
+
+def code_number(code: grpc.StatusCode) -> int:
+    """Returns the wire number of a gRPC code."""
+    return int(code.value[0])
+
+
+def status_of(error: RecserveError) -> status_pb2.Status:
+    """Returns the rich status of one of our errors; its message is the error's own sentence."""
+    row = next((row for kind, row in STATUS_TABLE.items() if isinstance(error, kind)), None)
+    if row is None:
+        return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, "The server failed; see its log.")
+    status = make_status(row.code, row.reason, str(error), field=error.name)
+    if row.retry:
+        pause = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS))
+        status.details.append(_pack(pause))
+    return status
+
+
+def make_status(code: grpc.StatusCode, reason: str, message: str, *, field: str = "") -> status_pb2.Status:
+    """Returns a rich status with one ErrorInfo, and a BadRequest naming ``field`` for INVALID_ARGUMENT."""
+    status = status_pb2.Status(code=code_number(code), message=message)
+    status.details.append(_pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)))
+    if code is grpc.StatusCode.INVALID_ARGUMENT and field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+        status.details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
+    return status
+
+
+def trailer_of(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
+    """Returns the trailing metadata that carries ``status``."""
+    return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
+    """Returns the gRPC code of a rich status."""
+    return next(code for code in grpc.StatusCode if code_number(code) == status.code)
+
+
+class RemoteError(RecserveError):
+    """A server answered with an error; ``code`` is the gRPC code, ``reason`` the server's closed reason."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str, message: str) -> None:
+        super().__init__("reply", found=code.name, expected="OK", cure=message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        # The server's sentence is complete; the frame around it would only repeat the code.
+        self.args = (f"{message} ({code.name})",)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            self.exit_code = Unavailable.exit_code  # type: ignore[misc]
+        elif code is grpc.StatusCode.INVALID_ARGUMENT:
+            self.exit_code = InvalidRequest.exit_code  # type: ignore[misc]
+
+
+def error_from_status(status: status_pb2.Status) -> RemoteError:
+    """Returns the error that a rich status stands for."""
+    reason = ""
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            reason = info.reason
+    return RemoteError(grpc_code(status), reason, status.message)
+
+
+def error_from_call(call: grpc.RpcError) -> RemoteError:
+    """Returns the error that a failed call stands for, with the server's reason where it sent one."""
+    for key, value in call.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            try:
+                return error_from_status(status_pb2.Status.FromString(value))
+            except DecodeError:
+                break  # Not one of our servers: its code and text below are all there is.
+    return RemoteError(call.code(), "", call.details() or code_pb2.Code.Name(code_number(call.code())))
+
+
+def _pack(message: object) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)  # type: ignore[arg-type]
+    return packed

@@ -1,0 +1,51 @@
+"""The verb ``export``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recserve import console
+
+NEEDS = ("torch", "onnx", "onnxscript", "polars", "safetensors")
+
+
+def register(add: Callable[..., Any]) -> None:
+    """Adds this folder's verbs to the command line."""
+    add(export, needs=NEEDS, extra="train")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    replace: Annotated[bool, typer.Option(help="Replace the bundle in --out.")] = False,
+    histories: Annotated[bool, typer.Option(help="Put the users' interactions into the bundle.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Export a run to a bundle: ONNX graph, parity check, vectors, catalogue."""
+    from recserve.exporters.assemble import export_run
+    from recserve.exporters.parity import MAX_ABS_ERROR
+    from recserve.training.run import open_run
+
+    opened = open_run(run)
+    with console.progress("exporting", 1) as update:
+        exported = export_run(opened, out, replace=replace, histories=histories)
+        update(1)
+    manifest, parity = exported.manifest, exported.parity
+    if json:
+        console.print_json(
+            {"bundle": str(out), "bundle_version": manifest.bundle_version, "parity": parity.as_dict()}
+        )
+        return
+    console.print_table(
+        f"{manifest.bundle_version} in {out}: torch against ONNX Runtime",
+        ["check", "found", "allowed"],
+        [
+            ["test histories compared", parity.n_histories, ""],
+            ["largest difference of an embedding", f"{parity.max_abs_error:.1e}", f"{MAX_ABS_ERROR:.0e}"],
+            ["largest difference of a score", f"{parity.max_score_error:.1e}", ""],
+            ["identical top-10 lists", parity.top10_identical, ""],
+            ["equal top-10 lists, ties aside", parity.top10_equal_up_to_ties, f"{parity.n_histories}"],
+        ],
+    )

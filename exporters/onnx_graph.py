@@ -1,0 +1,122 @@
+"""Torch query encoder → ONNX graph, with the item table left outside the graph."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from recserve.engine.bundle import layout
+from recserve.errors import CheckFailed
+from recserve.training.models.sasrec import SASRec
+
+# 20 is the exporter's default and as fast as 23/24 (whose Attention operator older runtimes lack).
+OPSET = 20
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderGraph:
+    """An ONNX query encoder: graph bytes, the features it reads, and the item table it refers to."""
+
+    data: bytes
+    features: list[str]
+    item_embeddings: NDArray[np.float32]
+
+    def run(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Encodes with ONNX Runtime on one CPU thread; (batch, embedding_size)."""
+        return self.session().run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]  # type: ignore[no-any-return]
+
+    def session(self) -> ort.InferenceSession:
+        """Returns an ONNX Runtime session bound to the item table."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        table = ort.OrtValue.ortvalue_from_numpy(self.item_embeddings)
+        options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, table)
+        return ort.InferenceSession(self.data, options, providers=["CPUExecutionProvider"])
+
+
+class _Encoder(nn.Module):
+    """What is exported: the encoding of the whole history, not of every prefix."""
+
+    def __init__(self, model: SASRec) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        return self.model.encode(history, time_gaps)
+
+
+def export_query_encoder(model: SASRec) -> EncoderGraph:
+    """Exports ``model`` with free batch and history length; inputs and output as the bundle names them."""
+    model.eval()
+    features = [layout.HISTORY_INPUT] + ([layout.TIME_GAPS_INPUT] if model.config.time_gaps else [])
+    length = min(7, model.config.max_history)
+    history = torch.arange(3 * length, dtype=torch.int32).reshape(3, length) % model.n_items
+    arguments = (history, torch.ones(3, length)) if model.config.time_gaps else (history,)
+    batch_dim = torch.export.Dim("batch", min=1, max=1 << 16)
+    # A model of one position has nothing to leave free.
+    length_dim = torch.export.Dim("length", min=1, max=model.config.max_history) if length > 1 else None
+    shape = {0: batch_dim, 1: length_dim} if length_dim is not None else {0: batch_dim}
+    with warnings.catch_warnings():
+        # The exporter warns about its own internals; what matters is checked by parity.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Encoder(model),
+            arguments,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=features,
+            output_names=[layout.QUERY_EMBEDDING_OUTPUT],
+            dynamic_shapes=tuple(shape for _ in features),
+        )
+    if program is None:
+        raise CheckFailed("ONNX export", found="empty", expected="a graph")
+    proto = program.model_proto
+    table = model.item_embeddings.detach().numpy()
+    _refer_to_item_table(proto, table)
+    onnx.checker.check_model(proto)
+    return EncoderGraph(proto.SerializeToString(), features, np.ascontiguousarray(table))
+
+
+def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> None:
+    """Replaces the copy of the item table inside the graph by a reference to the bundle's file.
+
+    The engine binds the memory map of that file at load, so the vectors exist once.
+    """
+    named = [tensor for tensor in proto.graph.initializer if tensor.name.endswith("item_embeddings")]
+    if len(named) != 1 or tuple(named[0].dims) != table.shape:
+        raise CheckFailed("item tables in the graph", found=len(named), expected="one of the model's shape")
+    tensor = named[0]
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            if name == tensor.name:
+                node.input[i] = layout.ITEM_EMBEDDINGS_INITIALIZER
+    tensor.name = layout.ITEM_EMBEDDINGS_INITIALIZER
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    entries = {
+        "location": layout.ITEM_EMBEDDINGS,
+        "offset": str(npy_header_bytes(table)),
+        "length": str(table.nbytes),
+    }
+    for key, value in entries.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+
+
+def npy_header_bytes(array: NDArray[np.generic]) -> int:
+    """Returns where the data of ``array`` starts in its ``.npy`` file."""
+    import io
+
+    buffer = io.BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.tell()

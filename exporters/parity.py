@@ -1,0 +1,109 @@
+"""Parity: the exported graph answers as the trained model does, on real histories."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import layout
+from recserve.errors import CheckFailed
+from recserve.exporters.onnx_graph import EncoderGraph
+from recserve.training.data import EvaluationSet
+from recserve.training.evaluate import top_k
+from recserve.training.loop import model_inputs
+from recserve.training.models.sasrec import SASRec
+
+# Of a query embedding's components; float32 in another order of summation stays far below.
+MAX_ABS_ERROR = 1e-4
+# Two scores nearer than this are a tie that the last bits decide.
+TIE_MARGIN = 1e-4
+TOP = 10
+BATCH = 64
+N_GOLDEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What the comparison gave over ``n_histories`` recorded inputs."""
+
+    n_histories: int
+    max_abs_error: float
+    max_score_error: float
+    top10_identical: int
+    top10_equal_up_to_ties: int
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns plain numbers for the manifest."""
+        return {name: float(value) for name, value in asdict(self).items()}
+
+
+def check_parity(model: SASRec, graph: EncoderGraph, recorded: EvaluationSet) -> Parity:
+    """Compares torch and ONNX Runtime on every history of ``recorded``.
+
+    Raises :class:`CheckFailed` when an embedding differs by more than 1e-4 or a top-10 list differs by
+    more than a tie.
+    """
+    n_rows = len(recorded.user_index)
+    errors, score_errors, identical, equal = [0.0], [0.0], 0, 0
+    session = graph.session()
+    table = graph.item_embeddings
+    for start in range(0, n_rows, BATCH):
+        rows = np.arange(start, min(start + BATCH, n_rows))
+        inputs = _inputs(model, recorded, rows)
+        expected = _torch_embedding(model, recorded, rows)
+        found = session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]
+        errors.append(float(np.abs(found - expected).max(initial=0.0)))
+        for row, ours, theirs in zip(rows.tolist(), found @ table.T, expected @ table.T, strict=True):
+            score_errors.append(float(np.abs(ours - theirs).max(initial=0.0)))
+            seen = recorded.histories.row(row)[0]
+            ours[seen] = theirs[seen] = -np.inf
+            same, tied = _compare_top(ours, theirs)
+            identical += same
+            equal += tied
+    parity = Parity(n_rows, max(errors), max(score_errors), identical, equal)
+    if not parity.max_abs_error <= MAX_ABS_ERROR:
+        raise CheckFailed(
+            "ONNX parity (largest difference of an embedding)",
+            found=f"{parity.max_abs_error:.2e}",
+            expected=f"at most {MAX_ABS_ERROR:.0e}",
+        )
+    if parity.top10_equal_up_to_ties != n_rows:
+        raise CheckFailed(
+            "ONNX parity (users with the same top 10)",
+            found=f"{parity.top10_equal_up_to_ties} of {n_rows}",
+            expected="all of them, ties aside",
+        )
+    return parity
+
+
+def record_golden(graph: EncoderGraph, model: SASRec, recorded: EvaluationSet) -> dict[str, NDArray[np.generic]]:
+    """Returns inputs and outputs of a few histories, which the loader of the bundle replays."""
+    rows = np.linspace(0, len(recorded.user_index) - 1, min(N_GOLDEN, len(recorded.user_index))).astype(np.int64)
+    inputs = _inputs(model, recorded, rows)
+    return {**inputs, layout.QUERY_EMBEDDING_OUTPUT: graph.run(inputs)}
+
+
+def _inputs(model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+    history, gaps = model_inputs(model, recorded, rows)
+    inputs: dict[str, NDArray[np.generic]] = {layout.HISTORY_INPUT: history.numpy()}
+    if gaps is not None:
+        inputs[layout.TIME_GAPS_INPUT] = gaps.numpy()
+    return inputs
+
+
+@torch.inference_mode()
+def _torch_embedding(model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    model.eval()
+    return model.encode(*model_inputs(model, recorded, rows)).numpy()
+
+
+def _compare_top(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[bool, bool]:
+    """Returns whether the two top-10 lists are identical, and whether they are equal up to ties."""
+    k = min(TOP, len(ours))
+    our_top, their_top = top_k(ours, k), top_k(theirs, k)
+    if np.array_equal(our_top, their_top):
+        return True, True
+    # Swapped neighbours are a tie when torch itself gives them the same score to within the margin.
+    same_length = len(our_top) == len(their_top)
+    return False, same_length and bool(np.all(np.abs(theirs[our_top] - theirs[their_top]) <= TIE_MARGIN))

@@ -1,0 +1,201 @@
+"""The verbs ``train`` and ``evaluate``. Torch and polars are imported when a verb runs, not before."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recserve import console
+
+if TYPE_CHECKING:
+    from recserve.training.data import Dataset
+    from recserve.training.run import Run
+
+NEEDS = ("torch", "polars", "safetensors")
+
+
+def register(add: Callable[..., Any]) -> None:
+    """Adds this folder's verbs to the command line."""
+    add(train, needs=NEEDS, extra="train")
+    add(evaluate, needs=NEEDS, extra="train")
+
+
+def train(
+    data: Annotated[str, typer.Option(help="ml-100k, synthetic-shop[:n_items=...,seed=...] or a file of events.")],
+    model: Annotated[str, typer.Option(help="Model family.")] = "sasrec",
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/DATA-MODEL.")] = None,
+    columns: Annotated[
+        str, typer.Option(help="Which columns of the file are what: user=customer,item=sku,timestamp=when,value=qty.")
+    ] = "",
+    items: Annotated[Path | None, typer.Option(help="File of item attributes (title, category, price, ...).")] = None,
+    min_user_interactions: Annotated[int, typer.Option(help="k-core: interactions a user needs.")] = 1,
+    min_item_interactions: Annotated[int, typer.Option(help="k-core: interactions an item needs.")] = 1,
+    split: Annotated[str, typer.Option(help="leave-one-out or temporal.")] = "leave-one-out",
+    embedding_size: Annotated[int, typer.Option(help="Width of the network and of the item vectors.")] = 64,
+    blocks: Annotated[int, typer.Option(help="Transformer blocks.")] = 2,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    max_history: Annotated[int, typer.Option(help="Newest items that the model sees.")] = 50,
+    dropout: Annotated[float, typer.Option(help="Dropout rate.")] = 0.5,
+    time_gaps: Annotated[bool, typer.Option(help="Let attention see how long ago each item was.")] = False,
+    epochs: Annotated[int, typer.Option(help="Most epochs.")] = 60,
+    batch_size: Annotated[int, typer.Option(help="Users per step of one process.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-3,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
+    loss: Annotated[str, typer.Option(help="softmax, sampled, or auto by catalogue size.")] = "auto",
+    negatives: Annotated[int, typer.Option(help="Sampled items of a step under the sampled loss.")] = 4096,
+    patience: Annotated[int, typer.Option(help="Validations without progress before training stops.")] = 4,
+    validate_every: Annotated[int, typer.Option(help="Epochs between validations.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+) -> None:
+    """Train a model on behaviour data; the best checkpoint lands in the run folder."""
+    from recserve.training.data import ColumnMap, load_dataset
+    from recserve.training.distributed import processes
+    from recserve.training.loop import LoopConfig
+    from recserve.training.models import check_model_name
+    from recserve.training.models.sasrec import SASRecConfig
+    from recserve.training.run import RunConfig, create_run, open_run
+
+    check_model_name(model)
+    config = RunConfig(
+        model=model,
+        shape=SASRecConfig(
+            embedding_size=embedding_size,
+            n_blocks=blocks,
+            n_heads=heads,
+            max_history=max_history,
+            dropout=dropout,
+            time_gaps=time_gaps,
+        ),
+        loop=LoopConfig(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            patience=patience,
+            validate_every=validate_every,
+            seed=seed,
+            loss=loss,
+            n_negatives=negatives,
+        ),
+        split=split,
+    )
+    folder = out or Path("runs") / f"{Path(data).stem.split(':')[0]}-{model}"
+    with processes() as group:
+        if group.is_main:
+            if resume and folder.exists():
+                run = open_run(folder)
+            else:
+                dataset = load_dataset(
+                    data,
+                    columns=ColumnMap.parse(columns) if columns else None,
+                    items_path=items,
+                    min_user_interactions=min_user_interactions,
+                    min_item_interactions=min_item_interactions,
+                    on_note=console.note,
+                )
+                run = create_run(folder, config, dataset, overwrite=overwrite)
+            show_cleaning(run.dataset)
+        group.wait()
+        if not group.is_main:
+            run = open_run(folder)
+        train_run(run, group)
+
+
+def train_run(run: "Run", group: Any) -> None:
+    """Trains an open run to its end, with a bar."""
+    import torch
+
+    from recserve.training.loop import VALIDATION_METRIC, EpochReport, Trainer
+
+    torch.manual_seed(run.config.loop.seed)
+    trainer = Trainer(run.new_model(), run.split(), run.folder, run.config.loop, group)
+    done = trainer.resume()
+    if not group.is_main:
+        trainer.fit()
+        return
+    if done.epoch:
+        console.note(f"resuming after epoch {done.epoch}")
+    metric = "…"
+    with console.progress("training", run.config.loop.epochs) as update:
+        update(done.epoch)
+
+        def on_epoch(report: EpochReport) -> None:
+            nonlocal metric
+            if report.metric is not None:
+                metric = f"{report.metric:.4f}"
+            update(1, f"training  loss {report.loss:.3f}  validation {VALIDATION_METRIC} {metric}")
+
+        final = trainer.fit(on_epoch)
+    console.note(
+        f"best validation {VALIDATION_METRIC} {final.best_metric:.4f} at epoch {final.best_epoch} "
+        f"(of {final.epoch}); run in {run.folder}"
+    )
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank the whole catalogue for every test user; compare with popularity."""
+    from recserve.training.run import open_run
+
+    opened = open_run(run)
+    result = evaluate_run(opened)
+    opened.write_evaluation(result)
+    if json:
+        console.print_json(result)
+        return
+    names = list(result["model"]["metrics"])
+    console.print_table(
+        f"{opened.config.model} on {opened.dataset.name}, {result['protocol']}, "
+        f"{result['model']['n_users']} users [mean, 95 % interval]",
+        ["metric", opened.config.model, "popularity"],
+        [
+            [name, *(_estimate_text(result[side]["metrics"][name]) for side in ("model", "popularity"))]
+            for name in names
+        ],
+    )
+
+
+def evaluate_run(run: "Run") -> dict[str, Any]:
+    """Returns the test evaluation of a run's best model and of popularity, as plain values."""
+    from recserve.training.evaluate import evaluate as evaluate_scorer
+    from recserve.training.evaluate import popularity_scorer
+    from recserve.training.loop import model_scorer, popularity_of
+
+    split = run.split()
+    popularity = popularity_of(split, run.dataset.n_items)
+    scorers = {
+        "model": model_scorer(run.best_model(), split.test, popularity),
+        "popularity": popularity_scorer(popularity),
+    }
+    result: dict[str, Any] = {
+        "run": str(run.folder),
+        "dataset": run.dataset.name,
+        "protocol": f"{run.config.split}, full ranking, seen items filtered",
+        "n_items": run.dataset.n_items,
+        "seed": run.config.loop.seed,
+    }
+    with console.progress("evaluating", len(scorers) * len(split.test.user_index)) as update:
+        for name, scorer in scorers.items():
+            evaluation = evaluate_scorer(scorer, split.test, run.dataset.n_items, on_progress=update)
+            result[name] = evaluation.as_dict()
+    return result
+
+
+def show_cleaning(dataset: "Dataset") -> None:
+    """Prints what cleaning kept and dropped, to stderr with the rest of the progress."""
+    console.note("cleaning: " + "  ".join(f"{label} {n:,}" for label, n in dataset.report.table_rows()))
+    console.note(
+        f"data set: {dataset.name}  users {dataset.n_users:,}  items {dataset.n_items:,}  "
+        f"interactions {dataset.interactions.height:,}"
+    )
+
+
+def _estimate_text(estimate: dict[str, float]) -> str:
+    if estimate["low"] == estimate["high"]:
+        return f"{estimate['mean']:.4f}"
+    return f"{estimate['mean']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"

@@ -1,0 +1,111 @@
+"""Full-ranking evaluation: every item of the catalogue is ranked for every user, seen items left out."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.training import metrics
+from recserve.training.data import EvaluationSet
+from recserve.training.metrics import Estimate
+
+CUTOFFS = (5, 10, 20)
+# Bounds the score matrix of one step: 256 MB of float32.
+MAX_SCORES_PER_STEP = 64_000_000
+
+# Rows of the evaluation set → scores (len(rows), n_items) float32; the evaluation may overwrite them.
+Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The metrics of one model on one evaluation set."""
+
+    n_users: int
+    n_unreachable_targets: int
+    """Held-out items that the user had seen before: the filter removes them, so they count as missed."""
+    n_items_recommended: int
+    """Distinct items in all top-10 lists."""
+    metrics: dict[str, Estimate]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return asdict(self)
+
+    def means(self) -> dict[str, float]:
+        """Returns the metric means by name, as the manifest stores them."""
+        return {name: estimate.mean for name, estimate in self.metrics.items()}
+
+
+def evaluate(
+    scorer: Scorer,
+    held_out: EvaluationSet,
+    n_items: int,
+    *,
+    on_progress: Callable[[int], None] = lambda n_users: None,
+) -> Evaluation:
+    """Ranks the whole catalogue for every row of ``held_out``; ``on_progress`` gets the users done."""
+    n_users = len(held_out.user_index)
+    n_rows = max(1, min(512, MAX_SCORES_PER_STEP // max(1, n_items)))
+    ranks: list[NDArray[np.float64]] = []
+    recommended = np.zeros(n_items, bool)
+    n_unreachable = 0
+    for start in range(0, n_users, n_rows):
+        rows = np.arange(start, min(start + n_rows, n_users))
+        scores = scorer(rows)
+        for row, row_scores in zip(rows.tolist(), scores, strict=True):
+            row_scores[held_out.histories.row(row)[0]] = -np.inf
+            targets = np.unique(held_out.targets.row(row)[0])
+            found = ranks_of(row_scores, targets)
+            n_unreachable += int(np.isinf(found).sum())
+            ranks.append(found)
+            recommended[top_k(row_scores, min(10, n_items))] = True
+        on_progress(len(rows))
+    return Evaluation(
+        n_users=n_users,
+        n_unreachable_targets=n_unreachable,
+        n_items_recommended=int(recommended.sum()),
+        metrics=_summarise(ranks, recommended),
+    )
+
+
+def _summarise(ranks: list[NDArray[np.float64]], recommended: NDArray[np.bool_]) -> dict[str, Estimate]:
+    summary = {f"HR@{k}": metrics.bootstrap(metrics.hit_rate(ranks, k)) for k in CUTOFFS}
+    summary |= {f"NDCG@{k}": metrics.bootstrap(metrics.ndcg(ranks, k)) for k in CUTOFFS}
+    summary["MRR"] = metrics.bootstrap(metrics.reciprocal_rank(ranks))
+    coverage = float(recommended.mean())
+    # Coverage belongs to the whole set of lists: there is nothing to resample by user.
+    summary["coverage@10"] = Estimate(coverage, coverage, coverage)
+    return summary
+
+
+def ranks_of(scores: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Returns the pessimistic 1-based rank of each target among ``scores`` (n_items,).
+
+    −inf is excluded: a target with that score has rank infinity. Other targets do not push one down
+    beyond their own place, as in any ranked list.
+    """
+    found = scores[targets]
+    ranks = np.array([(scores >= score).sum() for score in found], np.float64)
+    ranks[found == -np.inf] = np.inf
+    return ranks
+
+
+def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Returns the k best items of ``scores`` (n_items,), best first, ties by index, without the excluded."""
+    if k < len(scores):
+        # Everything that ties with the k-th best must stay in, or the tie would be cut at random.
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        candidates = np.flatnonzero(scores >= threshold)
+    else:
+        candidates = np.arange(len(scores))
+    order = candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+    return order[scores[order] > -np.inf]
+
+
+def popularity_scorer(popularity: NDArray[np.int64]) -> Scorer:
+    """Returns the baseline that ranks by the number of training interactions, the same for everybody."""
+    scores = popularity.astype(np.float32)
+    return lambda rows: np.tile(scores, (len(rows), 1))

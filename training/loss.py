@@ -1,0 +1,33 @@
+"""The two forms of the softmax cross-entropy over a catalogue."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def full_softmax(queries: Tensor, item_embeddings: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean cross-entropy of ``targets`` (n,) under softmax(queries · all items)."""
+    return F.cross_entropy(queries @ item_embeddings.T, targets)
+
+
+def sampled_softmax(
+    queries: Tensor,
+    item_embeddings: Tensor,
+    targets: Tensor,
+    probabilities: Tensor,
+    n_negatives: int,
+) -> Tensor:
+    """Returns the cross-entropy against ``n_negatives`` sampled items instead of the whole catalogue.
+
+    Negatives are drawn from ``probabilities`` (n_items,) and shared by the batch. Subtracting log Q of each
+    (the logQ correction, Bengio & Senécal 2008; Yi et al. 2019, doi:10.1145/3298689.3346996) makes the
+    gradient that of the full softmax in expectation; without it popular items are punished for being
+    sampled often. A negative that is the row's own target does not compete with it.
+    """
+    negatives = torch.multinomial(probabilities, n_negatives, replacement=True)
+    log_q = torch.log(probabilities)
+    positive = (queries * item_embeddings[targets]).sum(-1) - log_q[targets]
+    negative = queries @ item_embeddings[negatives].T - log_q[negatives]
+    negative = negative.masked_fill(targets.unsqueeze(1) == negatives.unsqueeze(0), float("-inf"))
+    logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
+    return F.cross_entropy(logits, torch.zeros(len(targets), dtype=torch.long, device=logits.device))

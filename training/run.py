@@ -1,0 +1,132 @@
+"""A run folder: what was trained, on what, how far. ``train`` fills it, ``evaluate`` and ``export`` read it.
+
+    run.json  dataset/  last.safetensors  best.safetensors  epochs.jsonl  evaluation.json
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import recserve
+from recserve.errors import DataError, InvalidRequest
+from recserve.training.checkpoint import load_checkpoint
+from recserve.training.data import Dataset, Split, leave_one_out, temporal_split
+from recserve.training.loop import BEST, LoopConfig
+from recserve.training.models import create_model
+from recserve.training.models.sasrec import SASRec, SASRecConfig
+
+RUN_FILE, DATASET_FOLDER, EVALUATION_FILE = "run.json", "dataset", "evaluation.json"
+SPLITS = ("leave-one-out", "temporal")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything that defines a run besides its data."""
+
+    model: str
+    shape: SASRecConfig
+    loop: LoopConfig
+    split: str = SPLITS[0]
+    code_version: str = recserve.__version__
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InvalidRequest("split", found=self.split, expected=f"one of {', '.join(SPLITS)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run folder."""
+
+    folder: Path
+    config: RunConfig
+    dataset: Dataset
+
+    def split(self) -> Split:
+        """Returns the run's split of its dataset; the same every time."""
+        return leave_one_out(self.dataset) if self.config.split == "leave-one-out" else temporal_split(self.dataset)
+
+    def new_model(self) -> SASRec:
+        """Returns an untrained model of the run's shape; the caller seeds torch."""
+        return create_model(self.config.model, self.config.shape, self.dataset.n_items)
+
+    def best_model(self) -> SASRec:
+        """Returns the model with the best validation metric; raises :class:`DataError` before there is one."""
+        if not (self.folder / BEST).is_file():
+            raise DataError(
+                f"run {self.folder}", found="not trained yet", expected=BEST, cure="Run `recserve train` first."
+            )
+        model = self.new_model()
+        load_checkpoint(self.folder / BEST, model)
+        model.eval()
+        return model
+
+    def checkpoint_path(self) -> Path:
+        """Returns the file of the best weights."""
+        return self.folder / BEST
+
+    def read_evaluation(self) -> dict[str, Any] | None:
+        """Returns what ``evaluate`` wrote, if it ran."""
+        path = self.folder / EVALUATION_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Stores the result of ``evaluate``, all or nothing."""
+        write_json(self.folder / EVALUATION_FILE, evaluation)
+
+
+def create_run(folder: Path, config: RunConfig, dataset: Dataset, *, overwrite: bool = False) -> Run:
+    """Makes a run folder; raises :class:`InvalidRequest` when it is there, unless it may be overwritten."""
+    if folder.exists():
+        if not overwrite or not (folder / RUN_FILE).is_file():
+            raise InvalidRequest(
+                f"run folder {folder}",
+                found="there already",
+                expected="a new folder",
+                cure="Choose another --out, go on with --resume, or start again with --overwrite.",
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    dataset.save(folder / DATASET_FOLDER)
+    # Last: a folder with run.json is a complete start.
+    write_json(folder / RUN_FILE, config.as_dict())
+    return Run(folder, config, dataset)
+
+
+def open_run(folder: Path) -> Run:
+    """Opens a run folder; raises :class:`DataError` when it is not one."""
+    try:
+        raw = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        config = RunConfig(
+            model=raw["model"],
+            shape=SASRecConfig(**raw["shape"]),
+            loop=LoopConfig(**raw["loop"]),
+            split=raw["split"],
+            code_version=raw["code_version"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"run {folder}",
+            found="without a readable run.json",
+            expected="a folder that `recserve train` wrote",
+            cure="Check the path.",
+        ) from error
+    return Run(folder, config, Dataset.load(folder / DATASET_FOLDER))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by temp + fsync + rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
