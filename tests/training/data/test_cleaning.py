@@ -151,6 +151,15 @@ def test_ties_stay_in_the_order_of_the_file_and_finer_times_are_obeyed() -> None
     assert "timestamps read as milliseconds since 1970" in report.notes
 
 
+def test_thousands_of_ties_stay_in_the_order_of_the_file() -> None:
+    numbers = [number * 7919 % 3000 for number in range(3000)]
+    table = pl.DataFrame(
+        {"user": [f"u{number % 5}" for number in numbers], "item": [f"i{number}" for number in numbers]}
+    ).with_columns(time=pl.lit(5))
+    events, _ = clean(table, ColumnMap())
+    assert events["item_id"].to_list() == [f"i{number}" for number in numbers]
+
+
 def test_the_first_duplicate_stays() -> None:
     table = pl.DataFrame({"user": ["u", "u"], "item": ["i", "i"], "time": [5, 5], "rating": [4, 2]})
     events, report = clean(table, ColumnMap())
