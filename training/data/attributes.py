@@ -29,7 +29,9 @@ def join_attributes(
             expected=f"a column named {column or ' or '.join(GUESSES[role][:4])}",
             cure=f"Rename the column that holds the {role} id.",
         )
-    typed, notes = _with_types(table.rename({source: ids.name} if source != ids.name else {}))
+    if source != ids.name:
+        table = table.drop(ids.name, strict=False).rename({source: ids.name})
+    typed, notes = _with_types(table)
     keyed = typed.with_columns(pl.col(ids.name).cast(pl.String)).drop_nulls(ids.name)
     distinct = keyed.unique(ids.name, keep="first", maintain_order=True)
     if repeated := keyed.height - distinct.height:

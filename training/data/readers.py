@@ -48,15 +48,15 @@ def read_table(path: str | Path, format: str | None = None) -> pl.DataFrame:
     unknown format.
     """
     path = Path(path)
-    expected = _expected_format(path, format)
     if path.is_dir():
         raise _refusal(path, "a directory", "a file", "Name one file in it.")
+    if not path.exists():
+        raise _refusal(path, "missing", "a file", "Check the path.")
+    expected = _expected_format(path, format)
     try:
         with path.open("rb") as file:
             head = file.read(4096)
             content = head if head.startswith(b"PAR1") else head + file.read()
-    except FileNotFoundError:
-        raise _refusal(path, "missing", "a file", "Check the path.") from None
     except OSError as error:
         raise _refusal(path, error.strerror or "not readable", "a readable file", "") from error
     if content.startswith(GZIP_MAGIC) and expected != "parquet":
@@ -65,14 +65,15 @@ def read_table(path: str | Path, format: str | None = None) -> pl.DataFrame:
     if expected == "parquet":
         table = _read_parquet(path)
     else:
-        text = _decode(path, content.removeprefix(BYTE_ORDER_MARK))
+        content = content.removeprefix(BYTE_ORDER_MARK)
+        _check_utf_8(path, content)
         readers = {
             "csv": _read_delimited,
             "tsv": _read_tabbed,
             "jsonl": _read_jsonl,
             "recbole": _read_recbole,
         }
-        table = readers[expected](path, text)
+        table = readers[expected](path, content)
     if table.is_empty():
         raise _refusal(path, "without any row", "a table with rows", "")
     return table
@@ -140,9 +141,9 @@ def content_kind(content: bytes) -> str:
     return "delimited text"
 
 
-def _decode(path: Path, content: bytes) -> str:
+def _check_utf_8(path: Path, content: bytes) -> None:
     try:
-        return content.decode("utf-8")
+        content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         found = f"not UTF-8 text from line {line} on"
@@ -157,48 +158,59 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         raise _refusal(path, found, "a complete Parquet file", "Write it again.") from error
 
 
-def _read_delimited(path: Path, text: str) -> pl.DataFrame:
-    first_line = text.split("\n", 1)[0]
+def _read_delimited(path: Path, content: bytes) -> pl.DataFrame:
+    first_line = content.split(b"\n", 1)[0].decode()
     if "::" in first_line:
-        return _parse_delimited(path, text.replace("::", UNIT_SEPARATOR), UNIT_SEPARATOR, quoted=False)
+        content = content.replace(b"::", UNIT_SEPARATOR.encode())
+        return _parse_delimited(path, content, UNIT_SEPARATOR, quoted=False)
     # A comma wins; without one, the first of the other usual delimiters that the first line has.
     delimiter = next((mark for mark in ",\t;|" if mark in first_line), ",")
-    return _parse_delimited(path, text, delimiter, quoted=True)
+    return _parse_delimited(path, content, delimiter, quoted=True)
 
 
-def _read_tabbed(path: Path, text: str) -> pl.DataFrame:
-    return _parse_delimited(path, text, "\t", quoted=True)
+def _read_tabbed(path: Path, content: bytes) -> pl.DataFrame:
+    return _parse_delimited(path, content, "\t", quoted=True)
 
 
-def _parse_delimited(path: Path, text: str, delimiter: str, *, quoted: bool) -> pl.DataFrame:
-    first_row = next(_rows(text, delimiter, quoted), [])
+def _parse_delimited(path: Path, content: bytes, delimiter: str, *, quoted: bool) -> pl.DataFrame:
+    first_row = _first_row(path, content, delimiter, quoted)
     has_header = not any(_is_number(field) for field in first_row)
     if has_header and len(set(first_row)) < len(first_row):
         repeated = next(name for name in first_row if first_row.count(name) > 1)
         raise _refusal(path, f"a table with two columns named {repeated!r}", "different column names", "")
     try:
         return pl.read_csv(
-            text.encode(),
+            content,
             has_header=has_header,
+            new_columns=None if has_header else [f"column_{i}" for i in range(1, len(first_row) + 1)],
             separator=delimiter,
             quote_char='"' if quoted else None,
             infer_schema=False,
         )
     except pl.exceptions.PolarsError as error:
-        found = _first_bad_row(text, delimiter, quoted, len(first_row)) or _first_line(error)
+        found = _first_bad_row(content, delimiter, quoted, len(first_row)) or _first_line(error)
         cure = "Quote fields that hold the delimiter or a line break, and close every quote."
         raise _refusal(path, found, f"{len(first_row)} fields in every line", cure) from error
 
 
-def _rows(text: str, delimiter: str, quoted: bool) -> Iterator[list[str]]:
+def _rows(content: bytes, delimiter: str, quoted: bool) -> Iterator[list[str]]:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="")
+    return csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
 
 
-def _first_bad_row(text: str, delimiter: str, quoted: bool, width: int) -> str:
+def _first_row(path: Path, content: bytes, delimiter: str, quoted: bool) -> list[str]:
+    try:
+        return next(row for row in _rows(content, delimiter, quoted) if row)
+    except (csv.Error, StopIteration) as error:
+        found = f"a table whose first row breaks ({error})"
+        raise _refusal(path, found, "a row of column names", "Close every quote.") from error
+
+
+def _first_bad_row(content: bytes, delimiter: str, quoted: bool, width: int) -> str:
     number = 0
     try:
-        for number, row in enumerate(_rows(text, delimiter, quoted), start=1):
+        for number, row in enumerate(_rows(content, delimiter, quoted), start=1):
             if len(row) > width:
                 return f"a table with {len(row)} fields in row {number}"
     except csv.Error as error:
@@ -206,10 +218,11 @@ def _first_bad_row(text: str, delimiter: str, quoted: bool, width: int) -> str:
     return ""
 
 
-def _read_recbole(path: Path, text: str) -> pl.DataFrame:
-    first_line, _, rest = text.partition("\n")
-    names, types = zip(*(field.rsplit(":", 1) for field in first_line.rstrip("\r").split("\t")), strict=True)
-    table = _parse_delimited(path, "\t".join(names) + "\n" + rest, "\t", quoted=False)
+def _read_recbole(path: Path, content: bytes) -> pl.DataFrame:
+    typed_names = _first_row(path, content, "\t", quoted=False)
+    names, types = zip(*(name.rsplit(":", 1) for name in typed_names), strict=True)
+    table = _parse_delimited(path, content, "\t", quoted=False)
+    table.columns = list(names)
     sequences = [
         pl.col(name).str.split(" ").cast(pl.List(pl.Float64) if kind == "float_seq" else pl.List(pl.String))
         for name, kind in zip(names, types, strict=True)
@@ -221,20 +234,19 @@ def _read_recbole(path: Path, text: str) -> pl.DataFrame:
         raise _refusal(path, f"a table with a bad float_seq ({_first_line(error)})", "numbers", "") from error
 
 
-def _read_jsonl(path: Path, text: str) -> pl.DataFrame:
-    content = text.encode()
+def _read_jsonl(path: Path, content: bytes) -> pl.DataFrame:
     try:
         inferred = pl.read_ndjson(content, infer_schema_length=None).schema
         # Scalars are read again as strings, exactly as written: 64-bit ids must not pass through a float.
         strings = {name: pl.String() for name, kind in inferred.items() if not kind.is_nested()}
         return pl.read_ndjson(content, schema={**inferred, **strings})
     except pl.exceptions.PolarsError as error:
-        found = _first_bad_object(text) or _first_line(error)
+        found = _first_bad_object(content) or _first_line(error)
         raise _refusal(path, found, "one JSON object in every line", "") from error
 
 
-def _first_bad_object(text: str) -> str:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _first_bad_object(content: bytes) -> str:
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:

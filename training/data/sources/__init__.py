@@ -42,14 +42,20 @@ def load_dataset(
         dataset = _load_file(spec, columns or ColumnMap(), rules, items_path, minima)
     else:
         _refuse_for_named(name, columns=columns, rules=rules, items_path=items_path)
-        if name == synthetic_shop.NAME:
-            return synthetic_shop.load(ShopOptions.parse(options), minima=minima)
-        if options:
-            raise InvalidRequest(f"options of {name}", found=options, expected="none")
-        dataset = ml_100k.load(cache_dir or default_cache_dir(), minima=minima, on_note=on_note)
+        dataset = _load_named(name, options, minima, cache_dir, on_note)
     for note in dataset.report.notes:
         on_note(note)
     return dataset
+
+
+def _load_named(
+    name: str, options: str, minima: tuple[int, int], cache_dir: Path | None, on_note: OnNote
+) -> Dataset:
+    if name == synthetic_shop.NAME:
+        return synthetic_shop.load(ShopOptions.parse(options), minima=minima)
+    if options:
+        raise InvalidRequest(f"options of {name}", found=options, expected="none")
+    return ml_100k.load(cache_dir or default_cache_dir(), minima=minima, on_note=on_note)
 
 
 def _refuse_for_named(name: str, **given: object) -> None:

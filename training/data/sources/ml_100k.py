@@ -118,7 +118,7 @@ def _fetch_first(folder: Path, archives: tuple[Archive, ...], on_note: Callable[
 def _download(url: str, target: Path) -> None:
     deadline = time.monotonic() + MAX_FETCH_SECONDS
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as file:
-        while chunk := response.read(1 << 16):
+        while chunk := response.read1(1 << 16):
             file.write(chunk)
             # The timeout of the socket alone lets a slow server hold us for ever.
             if time.monotonic() > deadline or file.tell() > MAX_ARCHIVE_BYTES:
@@ -136,7 +136,8 @@ def _pip_download(requirement: str, target: Path) -> None:
         if done.returncode:
             last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise OSError(f"pip download {requirement} failed: {last_line}")
-        next(folder.glob("*.whl")).replace(target)
+        for wheel in folder.glob("*.whl"):
+            wheel.replace(target)
     finally:
         for left in folder.glob("*"):
             left.unlink()
@@ -148,7 +149,7 @@ def read_official(archive: zipfile.ZipFile) -> Tables:
     """Reads u.data, u.user, u.item and u.genre; returns (ratings, users, items)."""
     ratings = _member(archive, "u.data", "\t", [USER_ID, ITEM_ID, VALUE, TIMESTAMP])
     users = _member(archive, "u.user", "|", [USER_ID, "age", "gender", "occupation", "zip_code"])
-    genres = _member(archive, "u.genre", "|", ["genre", "number"])["genre"].to_list()
+    genres = _member(archive, "u.genre", "|", ["genre", "number"])["genre"].drop_nulls().to_list()
     items = _member(archive, "u.item", "|", [ITEM_ID, "title", "released", "video", "url", *genres])
     flags = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in genres]
     items = items.select(ITEM_ID, "title", pl.concat_list(flags).list.drop_nulls().alias("genres"))

@@ -1,0 +1,36 @@
+"""Histories against plain lists."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recserve.training.data import Histories
+
+LAW = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+ROWS = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=6)
+
+
+def histories_of(rows: list[list[int]]) -> Histories:
+    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows]).astype(np.int64)
+    items = np.array([item for items in rows for item in items], np.int32)
+    return Histories.from_sorted(row, items, np.arange(len(items), dtype=np.int64), len(rows))
+
+
+def lists_of(histories: Histories) -> list[list[int]]:
+    return [histories.row(i)[0].tolist() for i in range(len(histories))]
+
+
+@LAW
+@given(rows=ROWS, n=st.integers(0, 7))
+def test_rows_and_their_ends(rows: list[list[int]], n: int) -> None:
+    histories = histories_of(rows)
+    assert lists_of(histories) == rows
+    assert histories.lengths.tolist() == [len(items) for items in rows]
+    cut = histories.last(n)
+    assert lists_of(cut) == [items[max(len(items) - n, 0) :] for items in rows]
+    for i in range(len(rows)):
+        times = histories.row(i)[1]
+        assert cut.row(i)[1].tolist() == times[max(len(times) - n, 0) :].tolist()
+    assert [array.dtype.name for array in (cut.indptr, cut.item_index, cut.timestamp)] == [
+        *("int64", "int32", "int64"),
+    ]
