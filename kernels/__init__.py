@@ -1,0 +1,11 @@
+"""Exact top-K scoring, compiled by Numba.
+
+The kernels know arrays: item vectors, query embeddings, item indices. They are serial, release the GIL and
+never start threads. Nothing compiles at import; :func:`warmup` compiles or loads everything before the first
+request.
+"""
+
+from recserve.kernels.index import ItemIndex, exact_top_k
+from recserve.kernels.warmup import warmup
+
+__all__ = ["ItemIndex", "exact_top_k", "warmup"]

@@ -1,0 +1,135 @@
+"""What plain Numba cannot say: vector instructions, written as LLVM IR and callable from kernels.
+
+The vectors are generic LLVM types, so the same code runs on every processor that LLVM knows; wider registers
+only make it faster. When Numba is switched off (``NUMBA_DISABLE_JIT=1``) plain Python stands in, with the
+same result to the last bit.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+DOT_LANES = 16
+
+_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+_F32 = ir.FloatType()
+_POINTER = ir.PointerType()
+_F32_LANES = ir.VectorType(_F32, DOT_LANES)
+_I64_LANES = ir.VectorType(_I64, DOT_LANES)
+
+
+def _int64(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _row_pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
+    """The address of ``array[row]`` of a C-order matrix."""
+    struct = context.make_array(array_type)(context, builder, array)
+    row_bytes = cgutils.unpack_tuple(builder, struct.strides, 2)[0]
+    return builder.gep(
+        builder.bitcast(struct.data, _POINTER), [builder.mul(row, row_bytes)], source_etype=_I8
+    )
+
+
+def _load_floats(builder: Any, pointer: Any, element: Any, mask: Any) -> Any:
+    address = builder.gep(pointer, [element], source_etype=_F32)
+    load = _declare(
+        builder,
+        "llvm.masked.load.v16f32.p0",
+        _F32_LANES,
+        [_POINTER, _I32, ir.VectorType(_I1, DOT_LANES), _F32_LANES],
+    )
+    zeros = ir.Constant(_F32_LANES, [0.0] * DOT_LANES)
+    return builder.call(load, [address, ir.Constant(_I32, 4), mask, zeros])
+
+
+def _sum_by_halves(builder: Any, lanes: Any) -> Any:
+    """Adds the upper half to the lower half until one number is left."""
+    width = DOT_LANES
+    while width > 1:
+        width //= 2
+        halves = [
+            builder.shuffle_vector(lanes, lanes, ir.Constant(ir.VectorType(_I32, width), list(selected)))
+            for selected in (range(width), range(width, 2 * width))
+        ]
+        lanes = builder.fadd(halves[0], halves[1])
+    return builder.extract_element(lanes, ir.Constant(_I32, 0))
+
+
+@intrinsic
+def _dot_compiled(typing_context: Any, left: Any, left_row: Any, right: Any, right_row: Any) -> Any:
+    signature = types.float32(left, types.int64, right, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        left_type, _, right_type, _ = signature.args
+        left_pointer = _row_pointer(context, builder, left_type, arguments[0], arguments[1])
+        right_pointer = _row_pointer(context, builder, right_type, arguments[2], arguments[3])
+        struct = context.make_array(left_type)(context, builder, arguments[0])
+        size = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
+        whole = builder.and_(size, _int64(-DOT_LANES))
+
+        total = cgutils.alloca_once_value(builder, ir.Constant(_F32_LANES, [0.0] * DOT_LANES))
+
+        def accumulate(element: Any, mask: Any) -> None:
+            product = builder.fmul(
+                _load_floats(builder, left_pointer, element, mask),
+                _load_floats(builder, right_pointer, element, mask),
+            )
+            builder.store(builder.fadd(builder.load(total), product), total)
+
+        every_lane = ir.Constant(ir.VectorType(_I1, DOT_LANES), [1] * DOT_LANES)
+        with cgutils.for_range_slice(builder, _int64(0), whole, _int64(DOT_LANES)) as (element, _):
+            accumulate(element, every_lane)
+        with builder.if_then(builder.icmp_signed("<", whole, size)):
+            # The lanes beyond the end read nothing and add 0 × 0.
+            lane_numbers = ir.Constant(_I64_LANES, list(range(DOT_LANES)))
+            rest = builder.insert_element(
+                ir.Constant(_I64_LANES, ir.Undefined), builder.sub(size, whole), _int64(0)
+            )
+            rest = builder.shuffle_vector(rest, rest, ir.Constant(ir.VectorType(_I32, DOT_LANES), [0] * 16))
+            accumulate(whole, builder.icmp_signed("<", lane_numbers, rest))
+        return _sum_by_halves(builder, builder.load(total))
+
+    return signature, codegen
+
+
+@intrinsic
+def _trailing_zeros_compiled(typing_context: Any, word: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = _declare(builder, "llvm.cttz.i32", _I32, [_I32, _I1])
+        return builder.zext(builder.call(count, [arguments[0], ir.Constant(_I1, 1)]), _I64)
+
+    return types.int64(types.uint32), codegen
+
+
+def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
+    products = left[left_row] * right[right_row]
+    lanes = np.zeros(DOT_LANES, np.float32)
+    for start in range(0, len(products), DOT_LANES):
+        chunk = products[start : start + DOT_LANES]
+        lanes[: len(chunk)] += chunk
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    return lanes[0]
+
+
+def _trailing_zeros_python(word: int) -> int:
+    return (int(word) & -int(word)).bit_length() - 1
+
+
+# dot(left, left_row, right, right_row): the float32 dot product of two rows of C-order float32 matrices.
+# Lane l of 16 sums the products of the elements l, l+16, l+32, ... in that order, each product and each sum
+# rounded (no fused multiply-add), then the upper half of the lanes is added to the lower, four times. The
+# result depends on the two rows alone: not on the batch, the position in it, or the processor.
+dot: Any = _dot_python if config.DISABLE_JIT else _dot_compiled
+
+# trailing_zeros(word): the number of the lowest set bit of a uint32 that is not zero.
+trailing_zeros: Any = _trailing_zeros_python if config.DISABLE_JIT else _trailing_zeros_compiled
