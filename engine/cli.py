@@ -18,6 +18,9 @@ from recserve import console
 from recserve.errors import ConfigError, RecserveError
 
 ENTRY_POINTS = "recserve.commands"
+EPILOG = (
+    "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 configuration, 4 server not reachable, 5 bundle invalid."
+)
 ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve")
 
 
@@ -29,7 +32,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        epilog="Exit codes: 0 ok, 1 a check failed, 2 usage, 3 configuration, 4 server not reachable, 5 bundle invalid.",
+        epilog=EPILOG,
     )
     app.callback()(_root)
     verbs: dict[str, tuple[Callable[..., Any], bool]] = {}

@@ -44,7 +44,7 @@ class RecommenderClient:
         self._channel.close()
 
     def wait_until_ready(self, timeout: float) -> None:
-        """Returns once the server accepts connections; raises :class:`RemoteError` after ``timeout`` seconds."""
+        """Returns once the server accepts connections; raises :class:`RemoteError` after the seconds."""
         try:
             grpc.channel_ready_future(self._channel).result(timeout)
         except grpc.FutureTimeoutError:
@@ -52,7 +52,9 @@ class RecommenderClient:
 
     def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
-        return convert.slate_from_message(self._call(self._stub.Recommend, convert.request_to_message(request)))
+        return convert.slate_from_message(
+            self._call(self._stub.Recommend, convert.request_to_message(request))
+        )
 
     def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""

@@ -11,6 +11,9 @@ from recserve import console
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [engine] and [server].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# What a person compares variants by; --json has all of them.
+HEADLINE_METRICS = ("NDCG@10", "HR@10", "MRR", "coverage@10")
+
 
 def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
@@ -43,15 +46,18 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["inputs", ", ".join(manifest.inputs.features)],
         ],
     )
-    metrics = sorted({name for variant in manifest.variants.values() for name in variant.metrics})
+    metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
     console.print_table(
-        "variants",
+        "variants (* = default)",
         ["variant", "MB", *metrics, "parity"],
         [
             [
-                f"{name} (default)" if name == manifest.default_variant else name,
+                f"{name} *" if name == manifest.default_variant else name,
                 f"{variant.size_bytes / 1e6:.1f}",
-                *(f"{variant.metrics[metric]:.4f}" if metric in variant.metrics else "" for metric in metrics),
+                *(
+                    f"{variant.metrics[metric]:.4f}" if metric in variant.metrics else ""
+                    for metric in metrics
+                ),
                 f"{variant.gate.get('max_abs_error', float('nan')):.1e}",
             ]
             for name, variant in manifest.variants.items()
@@ -62,11 +68,15 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
 def recommend(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; not with --server.")] = None,
     user: Annotated[str, typer.Option(help="User id; unknown or none: a cold start.")] = "",
-    history: Annotated[str, typer.Option(help="Item ids, comma-separated, newest last; wins over the stored one.")] = "",
+    history: Annotated[
+        str, typer.Option(help="Item ids, comma-separated, newest last; wins over the stored one.")
+    ] = "",
     exclude: Annotated[str, typer.Option(help="Item ids that must not come back, comma-separated.")] = "",
     k: Annotated[int, typer.Option("--k", "-k", help="Length of the slate.")] = 10,
     variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
-    server: Annotated[str, typer.Option(help="Ask a running server, HOST:PORT, instead of loading a bundle.")] = "",
+    server: Annotated[
+        str, typer.Option(help="Ask a running server, HOST:PORT, instead of loading a bundle.")
+    ] = "",
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -106,7 +116,8 @@ def serve(
     worker_threads: Annotated[int | None, typer.Option(help="Requests that run at once. Default: 2.")] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
-        bool | None, typer.Option("--insecure-bind", help="Allow an address other than loopback, in plain text.")
+        bool | None,
+        typer.Option("--insecure-bind", help="Allow an address other than loopback, in plain text."),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -118,7 +129,7 @@ def serve(
     from recserve.engine.server.app import run_server
     from recserve.engine.settings import load_settings
 
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "engine": {"provider": provider},
         "server": {
             "host": host,

@@ -12,7 +12,7 @@ class EngineConfig:
     """How the engine runs a bundle."""
 
     provider: str = "auto"
-    """Where ONNX graphs run: auto (a GPU where there is one, else the CPU), cpu, or cuda (fails without a GPU)."""
+    """Where ONNX graphs run: auto (a GPU where there is one), cpu, or cuda (fails without a GPU)."""
 
     encoder_threads: int = 1
     """Threads of one ONNX Runtime call. One is fastest for single requests; throughput comes from callers."""
@@ -37,7 +37,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
-            raise ConfigError("engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}")
+            raise ConfigError(
+                "engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}"
+            )
         for name in (
             "encoder_threads",
             "max_k",

@@ -147,7 +147,7 @@ class Engine:
         check_variant(variant, bundle)
         start = time.perf_counter_ns()
         vocabulary = bundle.catalogue.vocabulary
-        item = vocabulary.index(item_id)
+        item = vocabulary.index_of(item_id)
         if item < 0:
             raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")
         banned = vocabulary.indices(exclude)
@@ -177,7 +177,13 @@ class Engine:
         check_id("user_id", user_id)
         return self._loaded.bundle.catalogue.vocabulary.ids(self._store.get(user_id).items)
 
-    def observe(self, *, user_id: str, item_id: str, action: str = "click", timestamp: int | None = None) -> bool:
+    def user_ids(self) -> Sequence[str]:
+        """Returns the ids of the users whose histories the bundle brought, in its order."""
+        return self._loaded.bundle.histories.vocabulary
+
+    def observe(
+        self, *, user_id: str, item_id: str, action: str = "click", timestamp: int | None = None
+    ) -> bool:
         """Remembers one event in memory; the next slate of ``user_id`` knows.
 
         ``timestamp``: seconds since the epoch, now when not given. Returns whether the event entered the
@@ -190,7 +196,7 @@ class Engine:
             raise InvalidRequest(
                 "action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=nearest(action, ACTIONS)
             )
-        item = self._loaded.bundle.catalogue.vocabulary.index(item_id)
+        item = self._loaded.bundle.catalogue.vocabulary.index_of(item_id)
         if item < 0:
             self._count(ignored_events=1)
             return False
@@ -213,4 +219,3 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("engine", found="closed", expected="open", cure="Load it again.")
-

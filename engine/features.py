@@ -1,5 +1,6 @@
 """From a request's external ids to the arrays that the stages work on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,14 +64,14 @@ def check_id(name: str, id_: str, *, may_be_empty: bool = False) -> None:
         raise InvalidRequest(name, found="empty", expected=f"1 to {MAX_ID_BYTES} bytes")
 
 
-def check_ids(name: str, ids: object, limit: int) -> None:
+def check_ids(name: str, ids: Sequence[str], limit: int) -> None:
     """Raises :class:`InvalidRequest` unless ``ids`` is a sequence of at most ``limit`` valid ids."""
     # A lone string is a sequence of characters: the classic mistake.
     if isinstance(ids, str) or not hasattr(ids, "__len__"):
         raise InvalidRequest(name, found=ids, expected="a list of item ids")
     if len(ids) > limit:
         raise InvalidRequest(name, found=f"{len(ids)} items long", expected=f"at most {limit} items")
-    for i, id_ in enumerate(ids):  # type: ignore[arg-type]
+    for i, id_ in enumerate(ids):
         check_id(f"{name}[{i}]", id_)
 
 
@@ -129,10 +130,8 @@ def pad_histories(histories: list[NDArray[np.int32]], max_history: int) -> NDArr
     return padded
 
 
-def pad_time_gaps(
-    timestamps: list[NDArray[np.int64]], length: int, now: int
-) -> NDArray[np.float32]:
-    """Packs seconds from each event to the next (the newest to ``now``) into (batch, length), left-padded with 0.
+def pad_time_gaps(timestamps: list[NDArray[np.int64]], length: int, now: int) -> NDArray[np.float32]:
+    """Packs seconds from each event to the next, the newest to ``now``, into (batch, length), padded with 0.
 
     A missing time (0) and a clock that went back count as no gap.
     """

@@ -35,14 +35,17 @@ class QueryEncoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False
         options.log_severity_level = 3
-        # The graph's item table is the bundle's memory map: one copy for retrieval, encoder and all processes.
+        options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(bundle.folder.resolve()))
+        # The graph's item table is the bundle's memory map: one copy for retrieval and encoder.
         table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
         options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, table)
         self._table = table
         providers = select_providers(config.provider)
         try:
-            self._session = ort.InferenceSession(bundle.read(entry.query_encoder), options, providers=providers)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime has no common base for what a bad graph raises
+            self._session = ort.InferenceSession(
+                bundle.read(entry.query_encoder), options, providers=providers
+            )
+        except Exception as error:
             raise BundleInvalid(
                 f"graph {entry.query_encoder}", found="refused by ONNX Runtime", expected="a valid ONNX graph"
             ) from error
@@ -70,7 +73,9 @@ class QueryEncoder:
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != set(self.features):
-            raise BundleInvalid(f"inputs of {graph}", found=sorted(inputs), expected=str(sorted(self.features)))
+            raise BundleInvalid(
+                f"inputs of {graph}", found=sorted(inputs), expected=str(sorted(self.features))
+            )
         if layout.QUERY_EMBEDDING_OUTPUT not in outputs:
             raise BundleInvalid(
                 f"outputs of {graph}", found=sorted(outputs), expected=layout.QUERY_EMBEDDING_OUTPUT
@@ -85,7 +90,7 @@ class QueryEncoder:
             raise BundleInvalid(f"file {name}", found="unreadable", expected="recorded inference") from error
         try:
             found = self.encode(**inputs)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:
             raise BundleInvalid(name, found="an inference that fails", expected="the recorded one") from error
         if found.shape != expected.shape or found.shape[1] != self.embedding_size:
             raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"shape {expected.shape}")
@@ -97,7 +102,7 @@ class QueryEncoder:
 
 
 def select_providers(provider: str) -> list[str]:
-    """Returns ONNX Runtime provider names; ``get_ep_devices`` tells what is there, not what was compiled in."""
+    """Returns ONNX Runtime provider names; ``get_ep_devices`` tells what is there, not what was built."""
     if provider == "cpu":
         return ["CPUExecutionProvider"]
     gpu = any(device.ep_name == "CUDAExecutionProvider" for device in ort.get_ep_devices())
@@ -105,6 +110,9 @@ def select_providers(provider: str) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
     if provider == "cuda":
         raise ConfigError(
-            "engine.provider", found="cuda", expected="cpu or auto on this machine", cure="No CUDA device is here."
+            "engine.provider",
+            found="cuda",
+            expected="cpu or auto on this machine",
+            cure="No CUDA device is here.",
         )
     return ["CPUExecutionProvider"]

@@ -61,7 +61,7 @@ def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settin
             return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
 
     try:
-        return Sources(**given)
+        return Sources(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

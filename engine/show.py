@@ -29,7 +29,7 @@ def show_slate(
                 item.rank,
                 item.item_id,
                 *(attribute_text(attributes.get(item.item_id, {}).get(label)) for label in labels),
-                f"{item.score:.3f}",
+                f"{item.score:.4g}",
             ]
             for item in slate.items
         ],

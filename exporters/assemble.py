@@ -39,13 +39,14 @@ def export_run(run: Run, target: Path, *, replace: bool = False, histories: bool
     model = run.best_model()
     with BundleWriter(target, replace=replace) as writer:
         graph = export_query_encoder(model)
+        writer.add_array(layout.ITEM_EMBEDDINGS, graph.item_embeddings)
+        session = graph.session(writer.folder)
         recorded = run.split().test
-        parity = check_parity(model, graph, recorded)
+        parity = check_parity(model, session, graph.item_embeddings, recorded)
         golden = io.BytesIO()
-        np.savez(golden, **record_golden(graph, model, recorded))  # type: ignore[arg-type]
+        np.savez(golden, **record_golden(model, session, recorded))  # type: ignore[arg-type]
         _add_catalogue(writer, run.dataset)
         _add_histories(writer, run.dataset, histories)
-        writer.add_array(layout.ITEM_EMBEDDINGS, graph.item_embeddings)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
         entry = VariantEntry(
             query_encoder=f"variants/{VARIANT}/query_encoder.onnx",

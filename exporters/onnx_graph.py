@@ -1,7 +1,12 @@
 """Torch query encoder → ONNX graph, with the item table left outside the graph."""
 
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -27,13 +32,10 @@ class EncoderGraph:
     features: list[str]
     item_embeddings: NDArray[np.float32]
 
-    def run(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Encodes with ONNX Runtime on one CPU thread; (batch, embedding_size)."""
-        return self.session().run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]  # type: ignore[no-any-return]
-
-    def session(self) -> ort.InferenceSession:
-        """Returns an ONNX Runtime session bound to the item table."""
+    def session(self, folder: Path) -> ort.InferenceSession:
+        """Returns a session on one CPU thread; ``folder`` holds the item table's file already."""
         options = ort.SessionOptions()
+        options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(folder))
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         table = ort.OrtValue.ortvalue_from_numpy(self.item_embeddings)
@@ -63,9 +65,7 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
     # A model of one position has nothing to leave free.
     length_dim = torch.export.Dim("length", min=1, max=model.config.max_history) if length > 1 else None
     shape = {0: batch_dim, 1: length_dim} if length_dim is not None else {0: batch_dim}
-    with warnings.catch_warnings():
-        # The exporter warns about its own internals; what matters is checked by parity.
-        warnings.simplefilter("ignore")
+    with _quiet_exporter():
         program = torch.onnx.export(
             _Encoder(model),
             arguments,
@@ -79,10 +79,25 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
     if program is None:
         raise CheckFailed("ONNX export", found="empty", expected="a graph")
     proto = program.model_proto
+    # Before the item table leaves: the checker wants to see every initializer.
+    onnx.checker.check_model(proto)
     table = model.item_embeddings.detach().numpy()
     _refer_to_item_table(proto, table)
-    onnx.checker.check_model(proto)
     return EncoderGraph(proto.SerializeToString(), features, np.ascontiguousarray(table))
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Hides what the exporter says of its own internals; what matters is checked by parity."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> None:
@@ -114,8 +129,6 @@ def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> 
 
 def npy_header_bytes(array: NDArray[np.generic]) -> int:
     """Returns where the data of ``array`` starts in its ``.npy`` file."""
-    import io
-
     buffer = io.BytesIO()
     header = np.lib.format.header_data_from_array_1_0(array)
     np.lib.format.write_array_header_1_0(buffer, header)

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
-from recserve.exporters.onnx_graph import EncoderGraph
 from recserve.training.data import EvaluationSet
 from recserve.training.evaluate import top_k
 from recserve.training.loop import model_inputs
@@ -38,7 +38,12 @@ class Parity:
         return {name: float(value) for name, value in asdict(self).items()}
 
 
-def check_parity(model: SASRec, graph: EncoderGraph, recorded: EvaluationSet) -> Parity:
+def check_parity(
+    model: SASRec,
+    session: ort.InferenceSession,
+    item_embeddings: NDArray[np.float32],
+    recorded: EvaluationSet,
+) -> Parity:
     """Compares torch and ONNX Runtime on every history of ``recorded``.
 
     Raises :class:`CheckFailed` when an embedding differs by more than 1e-4 or a top-10 list differs by
@@ -46,15 +51,15 @@ def check_parity(model: SASRec, graph: EncoderGraph, recorded: EvaluationSet) ->
     """
     n_rows = len(recorded.user_index)
     errors, score_errors, identical, equal = [0.0], [0.0], 0, 0
-    session = graph.session()
-    table = graph.item_embeddings
     for start in range(0, n_rows, BATCH):
         rows = np.arange(start, min(start + BATCH, n_rows))
         inputs = _inputs(model, recorded, rows)
         expected = _torch_embedding(model, recorded, rows)
         found = session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]
         errors.append(float(np.abs(found - expected).max(initial=0.0)))
-        for row, ours, theirs in zip(rows.tolist(), found @ table.T, expected @ table.T, strict=True):
+        for row, ours, theirs in zip(
+            rows.tolist(), found @ item_embeddings.T, expected @ item_embeddings.T, strict=True
+        ):
             score_errors.append(float(np.abs(ours - theirs).max(initial=0.0)))
             seen = recorded.histories.row(row)[0]
             ours[seen] = theirs[seen] = -np.inf
@@ -77,14 +82,20 @@ def check_parity(model: SASRec, graph: EncoderGraph, recorded: EvaluationSet) ->
     return parity
 
 
-def record_golden(graph: EncoderGraph, model: SASRec, recorded: EvaluationSet) -> dict[str, NDArray[np.generic]]:
+def record_golden(
+    model: SASRec, session: ort.InferenceSession, recorded: EvaluationSet
+) -> dict[str, NDArray[np.generic]]:
     """Returns inputs and outputs of a few histories, which the loader of the bundle replays."""
-    rows = np.linspace(0, len(recorded.user_index) - 1, min(N_GOLDEN, len(recorded.user_index))).astype(np.int64)
+    rows = np.linspace(0, len(recorded.user_index) - 1, min(N_GOLDEN, len(recorded.user_index))).astype(
+        np.int64
+    )
     inputs = _inputs(model, recorded, rows)
-    return {**inputs, layout.QUERY_EMBEDDING_OUTPUT: graph.run(inputs)}
+    return {**inputs, layout.QUERY_EMBEDDING_OUTPUT: session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]}
 
 
-def _inputs(model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+def _inputs(
+    model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]
+) -> dict[str, NDArray[np.generic]]:
     history, gaps = model_inputs(model, recorded, rows)
     inputs: dict[str, NDArray[np.generic]] = {layout.HISTORY_INPUT: history.numpy()}
     if gaps is not None:

@@ -1,1 +1,1 @@
-"""The wire: ``recommender.proto`` (package ``recserve.v1``) and the code generated from it by ``make proto``."""
+"""The wire: ``recommender.proto`` (package ``recserve.v1``) and the code that ``make proto`` makes of it."""

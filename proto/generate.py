@@ -16,7 +16,7 @@ PROTO_FOLDER = Path(__file__).resolve().parent
 
 
 def generate(output: Path) -> None:
-    """Writes ``recserve/proto/*_pb2*`` for every ``.proto`` file below ``output``; raises on a protoc error."""
+    """Writes ``recserve/proto/*_pb2*`` of every ``.proto`` file below ``output``; exits on an error."""
     well_known = importlib.resources.files("grpc_tools") / "_proto"
     googleapis = Path(status_pb2.__file__).parents[2]
     scripts = Path(sys.executable).parent

@@ -42,9 +42,7 @@ def save_checkpoint(
     temporary.replace(path)
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> Progress:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
     """Reads weights (and the optimiser's state when asked) in place; returns the progress.
 
     Raises :class:`DataError` for a damaged file or one of another model shape.

@@ -22,13 +22,20 @@ def register(add: Callable[..., Any]) -> None:
 
 
 def train(
-    data: Annotated[str, typer.Option(help="ml-100k, synthetic-shop[:n_items=...,seed=...] or a file of events.")],
+    data: Annotated[
+        str, typer.Option(help="ml-100k, synthetic-shop[:n_items=...,seed=...] or a file of events.")
+    ],
     model: Annotated[str, typer.Option(help="Model family.")] = "sasrec",
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/DATA-MODEL.")] = None,
     columns: Annotated[
-        str, typer.Option(help="Which columns of the file are what: user=customer,item=sku,timestamp=when,value=qty.")
+        str,
+        typer.Option(
+            help="Which columns of the file are what: user=customer,item=sku,timestamp=when,value=qty."
+        ),
     ] = "",
-    items: Annotated[Path | None, typer.Option(help="File of item attributes (title, category, price, ...).")] = None,
+    items: Annotated[
+        Path | None, typer.Option(help="File of item attributes (title, category, price, ...).")
+    ] = None,
     min_user_interactions: Annotated[int, typer.Option(help="k-core: interactions a user needs.")] = 1,
     min_item_interactions: Annotated[int, typer.Option(help="k-core: interactions an item needs.")] = 1,
     split: Annotated[str, typer.Option(help="leave-one-out or temporal.")] = "leave-one-out",

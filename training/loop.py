@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,12 @@ class Trainer:
     """Trains one model on one split into one folder of checkpoints."""
 
     def __init__(
-        self, model: SASRec, split: Split, folder: Path, config: LoopConfig, processes: Processes | None = None
+        self,
+        model: SASRec,
+        split: Split,
+        folder: Path,
+        config: LoopConfig,
+        processes: Processes | None = None,
     ) -> None:
         self._model = model
         self._split = split
@@ -112,9 +117,7 @@ class Trainer:
             if epoch % config.validate_every == 0 or epoch == config.epochs:
                 metric = self._processes.same_everywhere(self._validate())
             self._record(epoch, metric)
-            on_epoch(
-                EpochReport(epoch, loss, metric, self._progress.best_epoch, time.perf_counter() - start)
-            )
+            on_epoch(EpochReport(epoch, loss, metric, self._progress.best_epoch, time.perf_counter() - start))
             self._log(epoch, loss, metric)
         self._processes.wait()
         return self._progress
@@ -207,7 +210,9 @@ def model_scorer(model: SASRec, held_out: EvaluationSet, popularity: NDArray[np.
     return score
 
 
-def model_inputs(model: SASRec, held_out: EvaluationSet, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+def model_inputs(
+    model: SASRec, held_out: EvaluationSet, rows: NDArray[np.int64]
+) -> tuple[Tensor, Tensor | None]:
     """Returns the encoder's inputs for ``rows``: history (batch, length) int32 and, where used, time gaps.
 
     "Now" is the moment of the first held-out interaction: when the question was asked.

@@ -1,6 +1,6 @@
 """A run folder: what was trained, on what, how far. ``train`` fills it, ``evaluate`` and ``export`` read it.
 
-    run.json  dataset/  last.safetensors  best.safetensors  epochs.jsonl  evaluation.json
+run.json  dataset/  last.safetensors  best.safetensors  epochs.jsonl  evaluation.json
 """
 
 import dataclasses
@@ -52,17 +52,24 @@ class Run:
 
     def split(self) -> Split:
         """Returns the run's split of its dataset; the same every time."""
-        return leave_one_out(self.dataset) if self.config.split == "leave-one-out" else temporal_split(self.dataset)
+        return (
+            leave_one_out(self.dataset)
+            if self.config.split == "leave-one-out"
+            else temporal_split(self.dataset)
+        )
 
     def new_model(self) -> SASRec:
         """Returns an untrained model of the run's shape; the caller seeds torch."""
         return create_model(self.config.model, self.config.shape, self.dataset.n_items)
 
     def best_model(self) -> SASRec:
-        """Returns the model with the best validation metric; raises :class:`DataError` before there is one."""
+        """Returns the model with the best validation metric; :class:`DataError` before there is one."""
         if not (self.folder / BEST).is_file():
             raise DataError(
-                f"run {self.folder}", found="not trained yet", expected=BEST, cure="Run `recserve train` first."
+                f"run {self.folder}",
+                found="not trained yet",
+                expected=BEST,
+                cure="Run `recserve train` first.",
             )
         model = self.new_model()
         load_checkpoint(self.folder / BEST, model)

@@ -84,14 +84,16 @@ def main() -> None:
         deterministic=True,
         get_trainer_func=_trainer,
     )
-    best, best_lists, best_epoch, start = -1.0, None, 0, time.perf_counter()
+    best, best_lists, best_epoch, start = -1.0, np.empty((0, K)), 0, time.perf_counter()
     step = settings["validate_every"]
     for epoch in range(step, settings["epochs"] + 1, step):
         model.fit_partial(train, min_epochs=step, max_epochs=step)
         score = _ndcg(_top(model, train, users), arrays["validation_item"])
         if score > best:
             best, best_epoch, best_lists = score, epoch, _top(model, known, users)
-        print(f"rectools seed {settings['seed']} epoch {epoch} validation NDCG@10 {score:.4f}", file=sys.stderr)
+        print(
+            f"rectools seed {settings['seed']} epoch {epoch} validation NDCG@10 {score:.4f}", file=sys.stderr
+        )
     np.savez(
         settings["output"], lists=best_lists, epoch=best_epoch, seconds=time.perf_counter() - start, best=best
     )

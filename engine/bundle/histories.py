@@ -34,7 +34,7 @@ class StoredHistories:
 
     def get(self, user_id: str) -> History:
         """Returns the history of ``user_id``; an unknown user has an empty one."""
-        row = self.vocabulary.index(user_id) if user_id else -1
+        row = self.vocabulary.index_of(user_id) if user_id else -1
         if row < 0:
             return EMPTY_HISTORY
         start, end = self._offsets[row], self._offsets[row + 1]

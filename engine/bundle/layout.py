@@ -10,6 +10,8 @@ USER_LOOKUP = "user_lookup.arrow"
 # The query encoder reads the item table through this initializer; it is bound to ITEM_EMBEDDINGS at load,
 # so the vectors exist once on disk and once in memory.
 ITEM_EMBEDDINGS_INITIALIZER = "item_embeddings"
+# ONNX Runtime looks for outside data below this folder, whatever the graph itself was read from.
+EXTERNAL_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 HISTORY_INPUT = "history"
 TIME_GAPS_INPUT = "time_gaps"
 QUERY_EMBEDDING_OUTPUT = "query_embedding"

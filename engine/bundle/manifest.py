@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -103,7 +104,7 @@ class Manifest:
                 "format_version",
                 found=version,
                 expected=str(FORMAT_VERSION),
-                cure="Export the bundle again with this version of recserve, or serve it with the one that wrote it.",
+                cure="Export the bundle again with this version of recserve.",
             )
         manifest = _build(cls, raw, "manifest")
         manifest._check()
@@ -112,7 +113,9 @@ class Manifest:
     def _check(self) -> None:
         for path, entry in self.files.items():
             if not SAFE_PATH.fullmatch(path) or ".." in path:
-                raise BundleInvalid("a file name of the manifest", found=path, expected="a plain relative path")
+                raise BundleInvalid(
+                    "a file name of the manifest", found=path, expected="a plain relative path"
+                )
             if entry.size_bytes < 0 or not SHA256.fullmatch(entry.sha256):
                 raise BundleInvalid(f"the entry of {path}", found=entry, expected="a size and 64 hex digits")
         if self.default_variant not in self.variants:
@@ -122,7 +125,9 @@ class Manifest:
         for name, variant in self.variants.items():
             for path in (variant.query_encoder, variant.golden):
                 if path not in self.files:
-                    raise BundleInvalid(f"a file of variant {name}", found=path, expected="one listed in files")
+                    raise BundleInvalid(
+                        f"a file of variant {name}", found=path, expected="one listed in files"
+                    )
         for name, value in (
             ("n_items", self.n_items),
             ("embedding_size", self.embedding_size),
@@ -152,7 +157,10 @@ def _build(cls: type[T], raw: Any, where: str) -> T:
     for key in raw:
         if key not in fields:
             raise BundleInvalid(
-                f"field {key} of {where}", found="unknown", expected="a known field", cure=nearest(key, fields)
+                f"field {key} of {where}",
+                found="unknown",
+                expected="a known field",
+                cure=nearest(key, fields),
             )
     values = {}
     for name, spec in fields.items():
@@ -166,7 +174,7 @@ def _build(cls: type[T], raw: Any, where: str) -> T:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where)  # type: ignore[arg-type]
-    origin, arguments = getattr(kind, "__origin__", kind), getattr(kind, "__args__", ())
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is Any:
         return value
     if origin is float and isinstance(value, int) and not isinstance(value, bool):

@@ -5,6 +5,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from recserve.engine.bundle.vocabulary import Vocabulary
 from recserve.engine.bundle.writer import sha256_of
 from recserve.errors import BundleInvalid
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 EXPORT_AGAIN = "Export the bundle again."
 
 
@@ -130,7 +132,7 @@ def _map_table(folder: Path, name: str, columns: list[str]) -> pa.Table:
     return table
 
 
-def _map_array(folder: Path, name: str, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:  # type: ignore[type-arg]
+def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar]) -> NDArray[Scalar]:
     try:
         array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:

@@ -7,6 +7,7 @@ processes share the pages. Ids are byte-exact: nothing is normalised.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from recserve.errors import BundleInvalid
 
 
-class Vocabulary:
+class Vocabulary(Sequence[str]):
     """ids ↔ indices over Arrow columns; read-only and safe to share between threads."""
 
     def __init__(self, ids: pa.Array, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> None:
@@ -47,11 +48,21 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """Returns the id of an index, or those of a slice."""
+        if isinstance(index, slice):
+            return self._ids[index].to_pylist()  # type: ignore[no-any-return]
+        return self._ids[index].as_py()  # type: ignore[no-any-return]
+
     def ids(self, indices: Sequence[int] | NDArray[np.int32]) -> list[str]:
         """Returns the ids of ``indices`` (each in 0..n-1)."""
         return self._ids.take(pa.array(indices, type=pa.int64())).to_pylist()  # type: ignore[no-any-return]
 
-    def index(self, id_: str) -> int:
+    def index_of(self, id_: str) -> int:
         """Returns the index of ``id_``, or −1 when it is unknown."""
         return int(self.indices([id_])[0])
 

@@ -37,8 +37,8 @@ class BundleWriter:
                 cure="Choose another one, or replace an older bundle with --replace.",
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-        self._folder.mkdir()
+        self.folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        self.folder.mkdir()
         self.files: dict[str, FileEntry] = {}
 
     def __enter__(self) -> "BundleWriter":
@@ -47,12 +47,12 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def path(self, name: str) -> Path:
         """Returns where the file ``name`` is being written, with its folder made."""
-        path = self._folder / name
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -76,21 +76,21 @@ class BundleWriter:
 
     def seal(self, name: str) -> None:
         """Flushes a finished file to disk and records its size and digest."""
-        path = self._folder / name
+        path = self.folder / name
         _fsync(path)
         self.files[name] = FileEntry(path.stat().st_size, sha256_of(path))
 
     def commit(self, manifest: Manifest) -> None:
         """Writes ``manifest`` (whose ``files`` must be :attr:`files`) and publishes the folder atomically."""
-        (self._folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        _fsync(self._folder / MANIFEST_NAME)
-        for folder, _, _ in os.walk(self._folder):
+        (self.folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        _fsync(self.folder / MANIFEST_NAME)
+        for folder, _, _ in os.walk(self.folder):
             _fsync(Path(folder))
         retired = None
         if self._replace and self.target.exists():
             retired = self.target.parent / f".{self.target.name}.{uuid.uuid4().hex[:8]}.old"
             self.target.rename(retired)
-        self._folder.rename(self.target)
+        self.folder.rename(self.target)
         _fsync(self.target.parent)
         if retired is not None:
             shutil.rmtree(retired)

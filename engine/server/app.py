@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import structlog
@@ -103,7 +104,8 @@ async def run_server(
     loading = asyncio.ensure_future(loop.run_in_executor(None, load_engine))
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        waiting: list[asyncio.Future[Any]] = [loading, stopping]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             engine = loading.result()
             await server.serve(engine)

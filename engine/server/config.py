@@ -11,7 +11,7 @@ class ServerConfig:
     """How the server listens, admits and stops."""
 
     host: str = "127.0.0.1"
-    """Address to bind. The server has no TLS and no authentication yet: keep it on loopback or behind a proxy."""
+    """Address to bind. There is no TLS and no authentication: keep it on loopback or behind a proxy."""
 
     port: int = 50051
     """Port to bind; 0 takes a free one, which the first line on stdout names."""

@@ -56,7 +56,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 await _abort(context, status_of(error))
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
-            except Exception:  # noqa: BLE001 - the last line of defence; logged with its trace
+            except Exception:
                 error_id = uuid.uuid4().hex[:12]
                 log.exception("request failed", method=method, error_id=error_id)
                 message = f"The server failed; its log has the cause under {error_id}."

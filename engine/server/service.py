@@ -33,20 +33,20 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
         return self._warm_engine
 
-    async def Recommend(  # noqa: N802 - the method names are the wire's
-        self, message: pb.RecommendRequest, context: grpc.aio.ServicerContext
-    ) -> pb.Slate:
+    async def Recommend(self, message: pb.RecommendRequest, context: grpc.aio.ServicerContext) -> pb.Slate:
         request = request_from_message(message)
         return await self._pool.run(
             lambda: slate_to_message(self._engine.recommend(request)), self._seconds(context)
         )
 
-    async def RecommendMany(  # noqa: N802
+    async def RecommendMany(
         self, message: pb.RecommendManyRequest, context: grpc.aio.ServicerContext
     ) -> pb.RecommendManyResponse:
         limit = self._engine.config.max_requests
         if len(message.requests) > limit:
-            raise InvalidRequest("requests", found=f"{len(message.requests)} long", expected=f"at most {limit}")
+            raise InvalidRequest(
+                "requests", found=f"{len(message.requests)} long", expected=f"at most {limit}"
+            )
         requests = [request_from_message(entry) for entry in message.requests]
         return await self._pool.run(lambda: self._recommend_many(requests), self._seconds(context))
 
@@ -69,7 +69,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             ]
         )
 
-    async def SimilarItems(  # noqa: N802
+    async def SimilarItems(
         self, message: pb.SimilarItemsRequest, context: grpc.aio.ServicerContext
     ) -> pb.Slate:
         k = message.k if message.HasField("k") else DEFAULT_K
@@ -82,7 +82,7 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             self._seconds(context),
         )
 
-    async def GetItems(  # noqa: N802
+    async def GetItems(
         self, message: pb.GetItemsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetItemsResponse:
         item_ids = list(message.item_ids)

@@ -40,6 +40,4 @@ class HistoryStore:
             return stored
         items = np.fromiter((item for item, _ in observed), np.int32, len(observed))
         timestamps = np.fromiter((time for _, time in observed), np.int64, len(observed))
-        return History(
-            np.concatenate([stored.items, items]), np.concatenate([stored.timestamps, timestamps])
-        )
+        return History(np.concatenate([stored.items, items]), np.concatenate([stored.timestamps, timestamps]))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf import struct_pb2
+
 from recserve.engine.types import DEFAULT_K, Request, Slate, SlateItem
 from recserve.proto import recommender_pb2 as pb
 
@@ -70,6 +72,6 @@ def item_to_message(item_id: str, attributes: Mapping[str, Any]) -> pb.Item:
 def item_from_message(message: pb.Item) -> dict[str, Any]:
     """Reads the attributes of an item (numbers arrive as float)."""
     return {
-        name: list(value) if hasattr(value, "values") and not isinstance(value, str) else value
+        name: list(value) if isinstance(value, struct_pb2.ListValue) else value
         for name, value in message.attributes.items()
     }

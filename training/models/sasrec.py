@@ -26,7 +26,7 @@ class SASRecConfig:
     n_blocks: int = 2
     n_heads: int = 2
     max_history: int = 50
-    dropout: float = 0.3
+    dropout: float = 0.5
     time_gaps: bool = False
     """Whether attention sees how long ago each item was (a learned bias per head and logarithmic bucket)."""
 
@@ -36,7 +36,9 @@ class SASRecConfig:
                 raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
         if self.embedding_size % self.n_heads:
             raise InvalidRequest(
-                "embedding_size", found=self.embedding_size, expected=f"a multiple of n_heads ({self.n_heads})"
+                "embedding_size",
+                found=self.embedding_size,
+                expected=f"a multiple of n_heads ({self.n_heads})",
             )
         if not 0 <= self.dropout < 1:
             raise InvalidRequest("dropout", found=self.dropout, expected="0 to below 1")
@@ -104,15 +106,11 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(size)
         self.qkv = nn.Linear(size, 3 * size)
         self.project = nn.Linear(size, size)
-        # How much a head looks back by distance alone; shared by all positions, so that every
-        # position of a training window teaches what serving needs at the last one.
-        self.distance_bias = nn.Parameter(torch.zeros(config.n_heads, config.max_history))
         self.gap_bias = nn.Parameter(torch.zeros(config.n_heads, N_GAP_BUCKETS)) if config.time_gaps else None
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(size),
             nn.Linear(size, 4 * size),
             nn.GELU(),
-            nn.Dropout(config.dropout),
             nn.Linear(4 * size, size),
             nn.Dropout(config.dropout),
         )
@@ -122,16 +120,14 @@ class Block(nn.Module):
         batch, length, size = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.n_heads, size // self.n_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        steps = torch.arange(length, device=x.device)
-        distance = (steps.unsqueeze(1) - steps.unsqueeze(0)).clamp(min=0)
-        bias = self.distance_bias[:, distance].unsqueeze(0)
         if self.gap_bias is not None and gap_buckets is not None:
-            bias = bias + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
+            bias = self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
+            mask = torch.where(mask, bias, float("-inf"))
         attended = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=torch.where(mask, bias, float("-inf")),
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
         attended = attended.transpose(1, 2).reshape(batch, length, size)
