@@ -1,1 +1,64 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: one small shop, trained for a moment and exported once per test run."""
+
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recserve.engine.engine import Engine
+
+SHOP = "synthetic-shop:n_items=1000,n_users=120,n_events=4000,seed=7"
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all worker processes of one test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def run_folder(shared_folder: Path) -> Path:
+    """A run of SASRec on a small synthetic shop: two epochs, enough to have real weights."""
+    from recserve.training.data import load_dataset
+    from recserve.training.distributed import Processes
+    from recserve.training.loop import LoopConfig, Trainer
+    from recserve.training.models.sasrec import SASRecConfig
+    from recserve.training.run import RunConfig, create_run
+
+    folder = shared_folder / "run"
+    with (shared_folder / "run.lock").open("w") as lock:
+        # The first worker trains, the others wait and use what it made.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            config = RunConfig(
+                model="sasrec",
+                shape=SASRecConfig(embedding_size=16, n_blocks=1, n_heads=2, max_history=12),
+                loop=LoopConfig(epochs=2, batch_size=32, validate_every=1, seed=3),
+            )
+            run = create_run(folder.with_name("run.partial"), config, load_dataset(SHOP))
+            Trainer(run.new_model(), run.split(), run.folder, config.loop, Processes()).fit()
+            run.folder.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(run_folder: Path, shared_folder: Path) -> Path:
+    """The bundle of ``run_folder``. Read-only by convention: copy it before breaking it."""
+    from recserve.exporters.assemble import export_run
+    from recserve.training.run import open_run
+
+    folder = shared_folder / "bundle"
+    with (shared_folder / "bundle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            export_run(open_run(run_folder), folder)
+    return folder
+
+
+@pytest.fixture
+def engine(bundle_folder: Path) -> Iterator[Engine]:
+    """A fresh engine over the shared bundle: what a test observes, no other test sees."""
+    with Engine.load(bundle_folder) as engine:
+        yield engine
