@@ -1,0 +1,1 @@
+"""Benchmarks: programs that measure; each prints its machine, its versions, its seeds and its baseline."""

@@ -83,6 +83,7 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
     onnx.checker.check_model(proto)
     table = model.item_embeddings.detach().numpy()
     _refer_to_item_table(proto, table)
+    _forget_the_exporter(proto)
     return EncoderGraph(proto.SerializeToString(), features, np.ascontiguousarray(table))
 
 
@@ -125,6 +126,15 @@ def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> 
     for key, value in entries.items():
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value
+
+
+def _forget_the_exporter(proto: onnx.ModelProto) -> None:
+    """Removes source lines and paths of the exporting machine, most of a small graph's bytes."""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def npy_header_bytes(array: NDArray[np.generic]) -> int:

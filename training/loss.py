@@ -19,15 +19,15 @@ def sampled_softmax(
 ) -> Tensor:
     """Returns the cross-entropy against ``n_negatives`` sampled items instead of the whole catalogue.
 
-    Negatives are drawn from ``probabilities`` (n_items,) and shared by the batch. Subtracting log Q of each
-    (the logQ correction, Bengio & Senécal 2008; Yi et al. 2019, doi:10.1145/3298689.3346996) makes the
-    gradient that of the full softmax in expectation; without it popular items are punished for being
-    sampled often. A negative that is the row's own target does not compete with it.
+    Negatives are drawn from ``probabilities`` (n_items,) and shared by the batch. Subtracting the logarithm
+    of how often each is expected (the logQ correction: Bengio & Senécal 2008, doi:10.1109/TNN.2007.912312;
+    Yi et al. 2019, doi:10.1145/3298689.3346996) makes the sum over negatives an unbiased estimate of the
+    full one, so that the loss tends to the full softmax; without it popular items are punished for being
+    drawn often. The target is always there, hence not corrected, and does not compete with itself.
     """
     negatives = torch.multinomial(probabilities, n_negatives, replacement=True)
-    log_q = torch.log(probabilities)
-    positive = (queries * item_embeddings[targets]).sum(-1) - log_q[targets]
-    negative = queries @ item_embeddings[negatives].T - log_q[negatives]
+    positive = (queries * item_embeddings[targets]).sum(-1)
+    negative = queries @ item_embeddings[negatives].T - torch.log(n_negatives * probabilities[negatives])
     negative = negative.masked_fill(targets.unsqueeze(1) == negatives.unsqueeze(0), float("-inf"))
     logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
     return F.cross_entropy(logits, torch.zeros(len(targets), dtype=torch.long, device=logits.device))

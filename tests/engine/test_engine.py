@@ -38,7 +38,9 @@ def test_recommends_the_best_unseen_items_in_order(engine: Engine) -> None:
 
 def test_batch_gives_what_single_requests_give(engine: Engine) -> None:
     catalogue = list(engine.get_items(engine.history(known_users(engine, 1)[0])))
-    requests = [Request(user_id=user, k=k) for user, k in zip(known_users(engine, 20), range(1, 21), strict=True)]
+    requests = [
+        Request(user_id=user, k=k) for user, k in zip(known_users(engine, 20), range(1, 21), strict=True)
+    ]
     requests += [Request(), Request(history=catalogue[:1], k=5), Request(user_id="nobody", exclude=catalogue)]
     for request, batched in zip(requests, engine.recommend_many(requests), strict=True):
         alone = engine.recommend(request)
@@ -234,7 +236,8 @@ def test_importing_the_engine_pulls_no_training_and_no_network(bundle_folder: Pa
     code = (
         "import sys; from recserve.engine import Engine, Request; "
         "Engine.load(sys.argv[1]).recommend(Request()); "
-        "print([m for m in ('torch', 'onnx', 'grpc', 'polars', 'recserve.engine.server') if m in sys.modules])"
+        "heavy = ('torch', 'onnx', 'grpc', 'polars', 'recserve.engine.server'); "
+        "print([module for module in heavy if module in sys.modules])"
     )
     command = [sys.executable, "-c", code, str(bundle_folder)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "[]"

@@ -120,16 +120,12 @@ class Block(nn.Module):
         batch, length, size = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.n_heads, size // self.n_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Written out: the fused operator, when a bias is learned, does not export with free shapes.
+        logits = query @ key.transpose(-1, -2) / math.sqrt(size // self.n_heads)
         if self.gap_bias is not None and gap_buckets is not None:
-            bias = self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
-            mask = torch.where(mask, bias, float("-inf"))
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+            logits = logits + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
+        weights = torch.softmax(logits.masked_fill(~mask, float("-inf")), dim=-1)
+        attended = F.dropout(weights, self.dropout, self.training) @ value
         attended = attended.transpose(1, 2).reshape(batch, length, size)
         x = x + F.dropout(self.project(attended), self.dropout, self.training)
         return x + self.feed_forward(x)  # type: ignore[no-any-return]

@@ -1,0 +1,216 @@
+"""The training loop: resume after a kill, early stopping, data parallelism, damaged checkpoints."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recserve.errors import CheckFailed, DataError, InvalidRequest
+from recserve.training.data import load_dataset
+from recserve.training.loop import BEST, LAST, LOG, LoopConfig, Trainer
+from recserve.training.models.sasrec import SASRecConfig
+from recserve.training.run import Run, RunConfig, create_run, open_run
+
+SHOP = "synthetic-shop:n_items=1000,n_users=80,n_events=2000,seed=5"
+TIMEOUT_SECONDS = 120
+
+
+def start_run(folder: Path, **loop: object) -> Run:
+    config = RunConfig(
+        model="sasrec",
+        shape=SASRecConfig(embedding_size=16, n_blocks=1, n_heads=2, max_history=8, dropout=0.2),
+        loop=LoopConfig(**{"epochs": 4, "batch_size": 16, "validate_every": 2, "seed": 9, **loop}),  # type: ignore[arg-type]
+    )
+    return create_run(folder, config, load_dataset(SHOP))
+
+
+def trainer(run: Run) -> Trainer:
+    torch.manual_seed(run.config.loop.seed)
+    return Trainer(run.new_model(), run.split(), run.folder, run.config.loop)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / LAST)
+
+
+def assert_same_weights(first: Run, second: Run) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
+    first, second = start_run(tmp_path / "a"), start_run(tmp_path / "b")
+    trainer(first).fit()
+    trainer(second).fit()
+    assert_same_weights(first, second)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, stopped = start_run(tmp_path / "whole"), start_run(tmp_path / "stopped")
+    trainer(whole).fit()
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(report: object) -> None:
+        if report.epoch == 2:  # type: ignore[attr-defined]
+            raise Stop
+
+    with pytest.raises(Stop):
+        trainer(stopped).fit(stop_after_two)
+    again = trainer(open_run(stopped.folder))
+    assert again.resume().epoch == 2
+    again.fit()
+    assert_same_weights(whole, stopped)
+
+
+def test_a_killed_training_process_goes_on(tmp_path: Path) -> None:
+    arguments = ["train", "--data", SHOP, "--epochs", "500", "--patience", "500", "--embedding-size", "16"]
+    arguments += [
+        "--blocks",
+        "1",
+        "--max-history",
+        "8",
+        "--validate-every",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    command = [sys.executable, "-m", "recserve.engine.cli", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = tmp_path / "run" / LOG
+    try:
+        # The second line of the log: at least one epoch is complete and another may be half done.
+        while not (log.is_file() and log.read_text().count("\n") >= 2):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"training ended by itself with {process.wait(0.05)}")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(TIMEOUT_SECONDS) == -signal.SIGKILL
+    run = open_run(tmp_path / "run")
+    done = trainer(run).resume()
+    assert done.epoch >= 2
+    # A shorter budget ends the resumed run at once.
+    settings = json.loads((run.folder / "run.json").read_text())
+    settings["loop"]["epochs"] = done.epoch + 1
+    (run.folder / "run.json").write_text(json.dumps(settings))
+    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resuming after epoch {done.epoch}" in finished.stderr
+    assert trainer(run).resume().epoch == done.epoch + 1
+
+
+def test_training_stops_when_patience_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start_run(tmp_path / "run", epochs=50, patience=2, validate_every=1)
+    scores = iter([0.1, 0.3, 0.2, 0.2, 0.2, 0.2])
+    ours = trainer(run)
+    monkeypatch.setattr(ours, "_validate", lambda: next(scores))
+    progress = ours.fit()
+    assert (progress.best_epoch, progress.best_metric, progress.epoch) == (2, 0.3, 4)
+    assert (run.folder / BEST).is_file()
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", epochs=6, validate_every=6)
+    losses = []
+    trainer(run).fit(lambda report: losses.append(report.loss))
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_the_sampled_loss_learns_too(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", epochs=6, validate_every=6, loss="sampled", n_negatives=64)
+    losses = []
+    trainer(run).fit(lambda report: losses.append(report.loss))
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run")
+    ours = trainer(run)
+    with torch.no_grad():
+        ours._model.item_embeddings.fill_(float("nan"))
+    with pytest.raises(CheckFailed, match="training loss is nan"):
+        ours.fit()
+    assert not (run.folder / BEST).exists()
+
+
+def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
+    arguments = ["train", "--data", SHOP, "--epochs", "2", "--embedding-size", "16", "--blocks", "1"]
+    arguments += [
+        "--max-history",
+        "8",
+        "--validate-every",
+        "1",
+        "--batch-size",
+        "8",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    finished = subprocess.run(
+        [*launcher, "-m", "recserve.engine.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
+    )
+    assert finished.returncode == 0, finished.stderr
+    run = open_run(tmp_path / "run")
+    assert trainer(run).resume().epoch == 2
+    assert len((run.folder / LOG).read_text().splitlines()) == 2
+    run.best_model()
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk", "empty"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    run = start_run(tmp_path / "run", epochs=1, validate_every=1)
+    trainer(run).fit()
+    data = (run.folder / BEST).read_bytes()
+    (run.folder / BEST).write_bytes(
+        {"cut": data[: len(data) // 2], "junk": b"junk" * 100, "empty": b""}[damage]
+    )
+    with pytest.raises(DataError, match="checkpoint"):
+        run.best_model()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    small, large = start_run(tmp_path / "a", epochs=1, validate_every=1), start_run(tmp_path / "b")
+    trainer(small).fit()
+    data = (small.folder / BEST).read_bytes()
+    settings = json.loads((large.folder / "run.json").read_text())
+    settings["shape"]["embedding_size"] = 32
+    (large.folder / "run.json").write_text(json.dumps(settings))
+    (large.folder / BEST).write_bytes(data)
+    with pytest.raises(DataError, match="another shape"):
+        open_run(large.folder).best_model()
+
+
+def test_an_untrained_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Run `recserve train` first"):
+        start_run(tmp_path / "run").best_model()
+
+
+def test_a_run_folder_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
+    with pytest.raises(InvalidRequest, match="--resume"):
+        start_run(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="Check the path"):
+        open_run(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [{"epochs": 0}, {"learning_rate": 0.0}, {"loss": "hinge"}, {"weight_decay": -1.0}, {"patience": 0}],
+)
+def test_wrong_settings_are_refused(loop: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(loop))):
+        LoopConfig(**loop)  # type: ignore[arg-type]

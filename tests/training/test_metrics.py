@@ -1,0 +1,117 @@
+"""Ranking metrics: hand-made cases, laws, and the full-ranking evaluation against a slow one."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from recserve.training import metrics
+from recserve.training.data import EvaluationSet, Histories
+from recserve.training.evaluate import evaluate, popularity_scorer, ranks_of, top_k
+
+SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
+RANKS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True), min_size=1, max_size=20)
+
+
+def arrays(ranks: list[list[int]]) -> list[NDArray[np.float64]]:
+    return [np.array(row, np.float64) for row in ranks]
+
+
+def histories(rows: list[list[int]]) -> Histories:
+    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
+    flat = np.array([item for items in rows for item in items], np.int32)
+    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
+
+
+def test_by_hand() -> None:
+    ranks = arrays([[1], [3], [11], [1, 2], [2, 12]])
+    assert metrics.hit_rate(ranks, 10).tolist() == [1, 1, 0, 1, 1]
+    ideal_of_two = 1 + 1 / math.log2(3)
+    expected = [1, 1 / math.log2(4), 0, 1, (1 / math.log2(3)) / ideal_of_two]
+    np.testing.assert_allclose(metrics.ndcg(ranks, 10), expected)
+    np.testing.assert_allclose(metrics.reciprocal_rank(ranks), [1, 1 / 3, 1 / 11, 1, 1 / 2])
+
+
+def test_an_unreachable_target_counts_as_missed() -> None:
+    ranks = [np.array([np.inf])]
+    assert (
+        metrics.hit_rate(ranks, 10)[0] == metrics.ndcg(ranks, 10)[0] == metrics.reciprocal_rank(ranks)[0] == 0
+    )
+
+
+@SETTINGS
+@given(RANKS, st.integers(1, 30))
+def test_bounds_and_order(ranks: list[list[int]], k: int) -> None:
+    rows = arrays(ranks)
+    ndcg, hits = metrics.ndcg(rows, k), metrics.hit_rate(rows, k)
+    assert ((ndcg >= 0) & (ndcg <= 1 + 1e-12)).all()
+    assert (ndcg <= hits + 1e-12).all()
+    assert (metrics.hit_rate(rows, k + 1) >= hits).all()
+
+
+@SETTINGS
+@given(RANKS)
+def test_interval_holds_the_mean_and_repeats(ranks: list[list[int]]) -> None:
+    values = metrics.ndcg(arrays(ranks), 10)
+    first = metrics.bootstrap(values, seed=1)
+    assert first == metrics.bootstrap(values, seed=1)
+    assert first.low - 1e-12 <= first.mean <= first.high + 1e-12
+
+
+@SETTINGS
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=30),
+    st.integers(1, 30),
+)
+def test_top_k_is_the_stable_sort(values: list[int], k: int) -> None:
+    scores = np.array(values, np.float32)
+    scores[scores == -3] = -np.inf
+    expected = [i for i in np.argsort(-scores, kind="stable") if scores[i] > -np.inf][:k]
+    assert top_k(scores, k).tolist() == expected
+
+
+def test_ties_count_against_the_model() -> None:
+    scores = np.array([1, 1, 1, 2], np.float32)
+    assert ranks_of(scores, np.array([0], np.int32)).tolist() == [4]
+    assert ranks_of(np.zeros(5, np.float32), np.array([2], np.int32)).tolist() == [5]
+
+
+def test_evaluation_equals_a_slow_one() -> None:
+    rng = np.random.default_rng(5)
+    n_items, n_users = 30, 40
+    scores = rng.normal(size=(n_users, n_items)).astype(np.float32)
+    known = [rng.choice(n_items, rng.integers(0, 8), replace=False).tolist() for _ in range(n_users)]
+    wanted = [
+        rng.choice([i for i in range(n_items) if i not in seen], rng.integers(1, 4), replace=False).tolist()
+        for seen in known
+    ]
+    held_out = EvaluationSet(np.arange(n_users, dtype=np.int32), histories(known), histories(wanted))
+    result = evaluate(lambda rows: scores[rows].copy(), held_out, n_items)
+    hits, gains, recommended = [], [], set()
+    for user in range(n_users):
+        order = [i for i in sorted(range(n_items), key=lambda i: -scores[user, i]) if i not in known[user]]
+        recommended |= set(order[:10])
+        places = [order.index(item) + 1 for item in wanted[user]]
+        hits.append(any(place <= 10 for place in places))
+        ideal = sum(1 / math.log2(place + 1) for place in range(1, len(places) + 1))
+        gains.append(sum(1 / math.log2(place + 1) for place in places if place <= 10) / ideal)
+    assert result.metrics["HR@10"].mean == pytest.approx(np.mean(hits))
+    assert result.metrics["NDCG@10"].mean == pytest.approx(np.mean(gains))
+    assert result.n_items_recommended == len(recommended)
+    assert result.n_unreachable_targets == 0
+
+
+def test_a_target_seen_before_is_unreachable_and_counted() -> None:
+    held_out = EvaluationSet(np.array([0], np.int32), histories([[1, 2]]), histories([[2]]))
+    result = evaluate(popularity_scorer(np.array([5, 4, 3])), held_out, 3)
+    assert result.n_unreachable_targets == 1
+    assert result.metrics["HR@20"].mean == 0
+
+
+def test_popularity_ranks_by_count() -> None:
+    held_out = EvaluationSet(np.array([0], np.int32), histories([[0]]), histories([[2]]))
+    result = evaluate(popularity_scorer(np.array([9, 1, 5])), held_out, 3)
+    assert result.metrics["MRR"].mean == 1
