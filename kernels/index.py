@@ -1,19 +1,40 @@
 """The item index: a catalogue made ready for exact top-K search."""
 
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from recserve.errors import InvalidRequest
 from recserve.kernels import checks, masks, packing
-from recserve.kernels.checks import Exclude
-from recserve.kernels.rows import scan_rows
+from recserve.kernels.checks import Exclude, read_only
+from recserve.kernels.isa import PORTABLE, Isa, choose
+from recserve.kernels.packing import Tiles
+from recserve.kernels.rows import Rows
+from recserve.kernels.search import search_rows, search_tiles
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
+Words = npt.NDArray[np.uint32]
 
-_NO_BIAS = checks.read_only(np.empty(0, np.float32))
+_NO_BIAS = read_only(np.empty(0, np.float32))
+_NO_BIAS_BOUNDS = np.empty((2, 0), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One version of the catalogue, never changed: a search reads one snapshot from start to end.
+
+    The rows of ``base`` are in the order of their norms; row numbers of the tail follow after the last tile
+    of the base. ``live`` has a bit per row; ``row_of_item`` is −1 for an item that is not there.
+    """
+
+    base: Rows
+    tiles: Tiles
+    tail: Rows
+    live: Words
+    row_of_item: Indices
 
 
 class ItemIndex:
@@ -27,39 +48,40 @@ class ItemIndex:
     Searches never start threads and release the GIL; one index may be searched by many threads at once.
     """
 
-    def __init__(self, vectors: Scores, item_of_row: Indices, row_of_item: Indices, norms: Scores) -> None:
-        self._vectors = checks.read_only(vectors)
-        self._item_of_row = checks.read_only(item_of_row)
-        self._row_of_item = checks.read_only(row_of_item)
-        self._norm_bounds = checks.read_only(packing.norm_bounds(norms, vectors.shape[1]))
-        self._live = masks.live_words(len(vectors))
+    def __init__(self, snapshot: Snapshot, dim: int, isa: Isa | None) -> None:
+        self._snapshot = snapshot
+        self._dim = dim
+        self._isa = isa
 
     @classmethod
-    def build(cls, vectors: Scores) -> Self:
+    def build(cls, vectors: Scores, *, isa: str | None = None) -> Self:
         """Builds the index from ``vectors``: (n_items, d) float32, n_items ≥ 0, 1 ≤ d ≤ 1024.
 
-        Row i is item_index i. The rows are copied once, in the order of their norms. Raises InvalidRequest if
-        a value is NaN or infinite or a norm exceeds 1e18, and names the row.
+        Row i is item_index i. The rows are copied once, in the order of their norms. ``isa`` is the
+        instruction set to search with, by default the best of this machine; the answers are the same. Raises
+        InvalidRequest if a value is NaN or infinite or a norm exceeds 1e18, and names the row.
         """
+        choice = choose(isa)
         vectors = checks.check_matrix("vectors", vectors)
         norms = np.empty(len(vectors), np.float32)
         refused = packing.row_norms(vectors, norms)
         if refused >= 0:
             raise checks.refuse_row("vectors", vectors, refused)
-        item_of_row = np.argsort(-norms, kind="stable").astype(np.int32)
-        row_of_item = np.empty(len(vectors), np.int32)
-        row_of_item[item_of_row] = np.arange(len(vectors), dtype=np.int32)
-        return cls(vectors[item_of_row], item_of_row, row_of_item, norms[item_of_row])
+        return cls(_build_snapshot(vectors, norms), vectors.shape[1], choice)
 
     @property
     def n_items(self) -> int:
         """The number of items: every item_index is below it."""
-        return len(self._row_of_item)
+        return len(self._snapshot.row_of_item)
 
     @property
     def dim(self) -> int:
         """The embedding size d."""
-        return int(self._vectors.shape[1])
+        return self._dim
+
+    def stats(self) -> dict[str, Any]:
+        """The instruction set in use."""
+        return {"isa": self._isa.name if self._isa else PORTABLE}
 
     def search(
         self,
@@ -77,65 +99,95 @@ class ItemIndex:
         bool, True where an item may be returned · bias: (n_items,) float32 added to the scores, within ±1e37.
         Raises InvalidRequest, naming the row, for NaN, Inf or item indices out of range.
         """
-        queries = checks.check_matrix("queries", queries, self.dim)
+        snapshot = self._snapshot
+        queries = checks.check_matrix("queries", queries, self._dim)
         k = checks.check_k(k)
         batch = len(queries)
-        query_norms = np.empty(batch, np.float32)
-        refused = packing.row_norms(queries, query_norms)
-        if refused >= 0:
-            raise checks.refuse_row("queries", queries, refused)
-
-        words = self._words(batch, exclude, allow)
-        bias_bounds = np.zeros(len(self._norm_bounds), np.float32)
+        words = _words(snapshot, batch, exclude, allow)
+        bias_bounds = _NO_BIAS_BOUNDS
         if bias is None:
             bias = _NO_BIAS
         else:
-            bias = checks.check_bias(bias, self.n_items)
-            masks.bias_bounds(bias, self._item_of_row, bias_bounds)
-
-        scores = np.full((batch, k), -np.inf, np.float32)
-        indices = np.full((batch, k), -1, np.int32)
-        found = min(k, self.n_items)
-        if found and batch:
-            out = (scores, indices) if found == k else (scores[:, :found].copy(), indices[:, :found].copy())
-            scan_rows(
-                self._vectors,
-                self._item_of_row,
-                self._norm_bounds,
-                words,
-                bias,
-                bias_bounds,
-                queries,
-                query_norms,
-                *out,
-            )
-            scores[:, :found], indices[:, :found] = out
+            bias = checks.check_bias(bias, len(snapshot.row_of_item))
+            bias_bounds = _bias_bounds(snapshot, bias)
+        scores = np.empty((batch, k), np.float32)
+        indices = np.empty((batch, k), np.int32)
+        counters = np.zeros(2, np.int64)
+        arguments = (
+            snapshot.base,
+            snapshot.tail,
+            words,
+            bias,
+            bias_bounds,
+            queries,
+            scores,
+            indices,
+            counters,
+        )
+        if self._isa is None:
+            refused = search_rows(*arguments)
+        else:
+            blocking = self._isa.blocking_for(batch)
+            refused = search_tiles(blocking, self._isa.query_limit, snapshot.tiles, *arguments)
+        if refused >= 0:
+            raise checks.refuse_row("queries", queries, refused)
         return scores, indices
 
-    def _words(
-        self, batch: int, exclude: Exclude | None, allow: npt.NDArray[np.bool_] | None
-    ) -> npt.NDArray[np.uint32]:
-        """The mask words of one search: one row for the whole batch where all queries share it."""
-        if allow is not None:
-            allow = checks.check_allow(allow, batch, self.n_items)
-        n_rows = batch if exclude is not None or (allow is not None and len(allow) > 1) else 1
-        words = np.tile(self._live, (n_rows, 1))
-        if allow is not None:
-            if len(allow) == n_rows:
-                masks.apply_allow(words, allow, self._item_of_row)
-            else:
-                masks.apply_allow(words[:1], allow, self._item_of_row)
-                words[1:] = words[0]
-        if exclude is not None:
-            indptr, item_indices = checks.check_exclude(exclude, batch)
-            refused = masks.apply_exclude(words, indptr, item_indices, self._row_of_item)
-            if refused >= 0:
-                raise InvalidRequest(
-                    f"exclude item_indices[{refused}]",
-                    found=int(item_indices[refused]),
-                    expected=f"an item_index from 0 to {self.n_items - 1}",
-                )
-        return words
+
+def _build_snapshot(vectors: Scores, norms: Scores) -> Snapshot:
+    n_items, dim = vectors.shape
+    item_of_row = np.argsort(-norms, kind="stable").astype(np.int32)
+    row_of_item = np.empty(n_items, np.int32)
+    row_of_item[item_of_row] = np.arange(n_items, dtype=np.int32)
+    base = _rows(vectors[item_of_row], item_of_row, norms[item_of_row])
+    tiles = Tiles(*map(read_only, packing.pack_tiles(base.vectors, norms[item_of_row])))
+    tail = _rows(np.empty((0, dim), np.float32), np.empty(0, np.int32), np.empty(0, np.float32))
+    return Snapshot(base, tiles, tail, read_only(masks.live_words(n_items)[None]), read_only(row_of_item))
+
+
+def _rows(vectors: Scores, item_of_row: Indices, norms: Scores) -> Rows:
+    bounds = packing.norm_bounds(norms, vectors.shape[1])
+    return Rows(read_only(vectors), read_only(item_of_row), read_only(bounds))
+
+
+def _words(
+    snapshot: Snapshot, batch: int, exclude: Exclude | None, allow: npt.NDArray[np.bool_] | None
+) -> Words:
+    """The mask words of one search: one row for the whole batch where all queries share it."""
+    if exclude is None and allow is None:
+        return snapshot.live
+    n_items, n_base_words = len(snapshot.row_of_item), len(snapshot.base.norm_bounds)
+    words = snapshot.live
+    if allow is not None:
+        allow = checks.check_allow(allow, batch, n_items)
+        words = np.repeat(words, len(allow), axis=0)
+        masks.apply_allow(words, 0, allow, snapshot.base.item_of_row)
+        masks.apply_allow(words, n_base_words, allow, snapshot.tail.item_of_row)
+    if exclude is not None:
+        indptr, item_indices = checks.check_exclude(exclude, batch)
+        if len(words) != batch or allow is None:
+            words = np.repeat(words, batch, axis=0)
+        refused = masks.apply_exclude(words, indptr, item_indices, snapshot.row_of_item)
+        if refused >= 0:
+            raise InvalidRequest(
+                f"exclude item_indices[{refused}]",
+                found=int(item_indices[refused]),
+                expected=f"an item_index from 0 to {n_items - 1}",
+            )
+    return read_only(words)
+
+
+def _bias_bounds(snapshot: Snapshot, bias: Scores) -> Scores:
+    bounds = np.empty((2, snapshot.live.shape[1]), np.float32)
+    n_base_words = len(snapshot.base.norm_bounds)
+    for item_of_row, part in (
+        (snapshot.base.item_of_row, slice(0, n_base_words)),
+        (snapshot.tail.item_of_row, slice(n_base_words, None)),
+    ):
+        part_bounds = np.empty((2, len(bounds[0, part])), np.float32)
+        masks.bias_bounds(bias, item_of_row, part_bounds)
+        bounds[:, part] = part_bounds
+    return bounds
 
 
 def exact_top_k(

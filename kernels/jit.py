@@ -1,11 +1,13 @@
 """The one decorator of every kernel: serial, ``nogil``, compiled once per machine and cached on disk."""
 
 import functools
+import hashlib
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -15,10 +17,23 @@ def kernel(function: Callable[..., Any]) -> Any:
     belong to the caller, so no kernel is ever ``parallel=True``.
     """
     try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
+        compiled = njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # Numba: "cannot cache function ...: no locator available for file ..."
         _warn_without_cache()
         return njit(nogil=True, error_model="numpy")(function)
+    if not config.DISABLE_JIT:
+        # Numba looks at the file of the function alone, but the machine code holds the kernels that it calls
+        # as well: after an upgrade of one file, a caller in another would go on with the old code.
+        compiled._cache._cache_file._source_stamp = _sources_digest()
+    return compiled
+
+
+@functools.cache
+def _sources_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.cache

@@ -22,16 +22,18 @@ def live_words(n_rows):
 
 
 @kernel
-def apply_allow(words, allow, item_of_row):
-    """Clears the rows whose item ``allow`` forbids. words: (n, n_tiles) · allow: (n, n_items) bool."""
+def apply_allow(words, first_word, allow, item_of_row):
+    """Clears the rows whose item ``allow`` forbids. words: (n, n_words) · allow: (n, n_items) bool.
+
+    The words of these rows begin at ``first_word``.
+    """
+    n_rows = item_of_row.shape[0]
     for query in range(allow.shape[0]):
-        for tile in range(words.shape[1]):
-            start = tile * TILE
+        for start in range(0, n_rows, TILE):
             bits = np.uint32(0)
-            for lane in range(min(TILE, item_of_row.shape[0] - start)):
-                if allow[query, item_of_row[start + lane]]:
-                    bits |= np.uint32(1) << np.uint32(lane)
-            words[query, tile] &= bits
+            for lane in range(min(TILE, n_rows - start)):
+                bits |= np.uint32(allow[query, item_of_row[start + lane]]) << np.uint32(lane)
+            words[query, first_word + start // TILE] &= bits
 
 
 @kernel
@@ -39,7 +41,7 @@ def apply_exclude(words, indptr, item_indices, row_of_item):
     """Clears the excluded rows of each query; returns the offset of the first item out of range, or −1.
 
     words: (batch, n_tiles) uint32 · indptr: (batch + 1,) int64 · item_indices: (indptr[-1],) int32, in any
-    order, repetitions allowed · row_of_item: (n_items,) int32.
+    order, repetitions allowed · row_of_item: (n_items,) int32, −1 for an item that was removed.
     """
     n_items = row_of_item.shape[0]
     for query in range(words.shape[0]):
@@ -48,15 +50,28 @@ def apply_exclude(words, indptr, item_indices, row_of_item):
             if item_index < 0 or item_index >= n_items:
                 return offset
             row = row_of_item[item_index]
+            if row < 0:
+                continue
             words[query, row // TILE] &= ~(np.uint32(1) << np.uint32(row % TILE))
     return -1
 
 
 @kernel
 def bias_bounds(bias, item_of_row, bounds):
-    """Writes, per tile, the largest bias of its rows and of all rows after it. bounds: (n_tiles,) float32."""
-    largest = np.float32(-np.inf)
-    for tile in range(bounds.shape[0] - 1, -1, -1):
+    """Writes, per tile, an upper bound of the bias of its rows, and the largest bias of these and later rows.
+
+    bias: (n_items,) float32 · bounds: (2, n_tiles) float32, overwritten. The first bound also pays for the
+    rounding of score + bias, up to 2⁻²⁴ of the bias; what that rounding takes of the score is in γ.
+    """
+    rounding = np.float32(0.0)
+    for item_index in range(bias.shape[0]):
+        rounding = max(rounding, abs(bias[item_index]))
+    rounding *= np.float32(2.0**-22)
+    from_here_on = np.float32(-np.inf)
+    for tile in range(bounds.shape[1] - 1, -1, -1):
+        largest = np.float32(-np.inf)
         for row in range(tile * TILE, min(tile * TILE + TILE, item_of_row.shape[0])):
             largest = max(largest, bias[item_of_row[row]])
-        bounds[tile] = largest
+        from_here_on = max(from_here_on, largest)
+        bounds[0, tile] = largest + rounding
+        bounds[1, tile] = from_here_on

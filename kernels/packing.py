@@ -1,6 +1,33 @@
-"""From item vectors to the order and the bounds that the scans rely on."""
+"""From float32 vectors to 8-bit codes, with bounds that make the codes safe to search by.
+
+Two computed quantities are compared everywhere: the *score* of an item, a float32 sum of products in the
+order of `simd.dot`, and the *threshold*, the score that an item must reach to enter a list. The first pass
+sees codes only, so it needs to know how far a score can be above what the codes say.
+
+**The bound.** Let x be an item with codes c and residual r = x − s·c, s the step of its tile; let q be a
+query with codes b and residual p = q − a·b. Exactly,
+
+    q·x = q·r + s·(q·c) = q·r + s·(p·c) + a·s·(b·c)  ≤  |q||r| + s|p||c| + a·s·(b·c)          (Cauchy–Schwarz)
+
+and b·c is an integer sum, computed without error. The computed score f differs from q·x by at most γ|q||x|
++ d·2⁻¹⁴⁹, where γ = m·u/(1 − m·u), u = 2⁻²⁴ and m is the number of roundings that one product passes
+through (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1): one product, ⌈d/16⌉ lane sums,
+four halvings; one more pays for the rounding of f + bias. So f ≥ t is possible only if
+
+    b·c ≥ (t − |q|(|r| + γ|x|) − |p|·s|c|) / (a·s) =: v
+
+with the largest |r|, |x| and |c| of the tile. v is evaluated in float32 as (t/a)(1/s) − (|q|/a)((|r| +
+γ|x|)/s) − (|p|/a)|c|. The last two terms are below 128·d together and each is rounded up from float64,
+which leaves an error below 0.01; the first passes through at most eight roundings; v is cut at ±2¹⁵·d,
+beyond every |b·c| ≤ 127²·d. Hence the error of v is below 8u(2¹⁵ + 130)·d + 0.1 < d/63 + 0.1, cutting to an
+integer costs less than 1, and d·2⁻¹⁴⁹/(a·s) is below 10⁻⁵ because steps are at least 10⁻¹⁸. `margin` = 2 +
+⌊d/32⌋ exceeds the sum, and the first pass asks for b·c ≥ ⌊v⌋ − margin. No item that could reach the
+threshold is lost; those that pass in vain are scored exactly and cost time, never correctness.
+"""
 
 # mypy: allow-untyped-defs
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +35,30 @@ import numpy.typing as npt
 from recserve.kernels.jit import kernel
 from recserve.kernels.rows import TILE
 
-# Beyond this norm a dot product of two allowed rows could leave the range of float32.
-MAX_NORM = 1e18
+MAX_NORM = 1e18  # beyond it a dot product of two allowed rows could leave the range of float32
+MIN_STEP = 1e-18  # smaller vectors get the code 0 and are all residual; keeps products of steps normal
+ITEM_LIMIT = 127
+STEP_DIMS = 4  # dimensions that one 32-bit lane of the micro-kernel takes at once
+PADDED_DIMS = 8  # dimensions are padded to a multiple of this, two steps
+
+
+class Tiles(NamedTuple):
+    """The items as the first pass reads them.
+
+    codes: flat uint8, [tile][step][item][4], the code plus 128 · inverse_steps, residuals, code_norms:
+    (n_tiles,) float32, the upper bounds 1/s, (|r| + γ|x|)/s and |c| of the module's proof.
+    """
+
+    codes: Any
+    inverse_steps: Any
+    residuals: Any
+    code_norms: Any
+
+
+@kernel
+def round_up(value):
+    """A float32 at least as large as the float64 ``value`` ≥ 0, even if that is 2⁻²² too small."""
+    return np.float32(value * (1.0 + 2.0**-21) + 2.0**-148)
 
 
 @kernel
@@ -30,24 +79,91 @@ def row_norms(vectors, norms):
     return -1
 
 
+def relative_rounding(dim: int) -> float:
+    """γ: how far a computed score may be from the true one, relative to |query| · |item|."""
+    roundings = (-(-dim // 16) + 6) * 2.0**-24
+    return roundings / (1.0 - roundings)
+
+
+def norm_bounds(norms: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
+    """Per tile, what |query| must be multiplied by to exceed every computed dot product from here on."""
+    n_tiles = -(-len(norms) // TILE)
+    padded = np.zeros(n_tiles * TILE)
+    padded[: len(norms)] = norms
+    largest = padded.reshape(n_tiles, TILE).max(axis=1, initial=0.0)
+    from_here_on = np.maximum.accumulate(largest[::-1])[::-1]
+    return (from_here_on * (1.0 + relative_rounding(dim) + 2.0**-20) + 2.0**-126).astype(np.float32)
+
+
 @kernel
-def round_up(value):
-    """A float32 at least as large as the float64 ``value`` ≥ 0, even after a relative error of 2⁻²³."""
-    return np.float32(value * (1.0 + 2.0**-21) + 2.0**-148)
+def padded_dim(dim):
+    """The number of codes per item of ``dim`` dimensions."""
+    return -(-dim // PADDED_DIMS) * PADDED_DIMS
 
 
-def norm_bounds(sorted_norms: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
-    """What multiplies |query| to bound the computed score of every row from a tile on.
+def pack_tiles(vectors: npt.NDArray[np.float32], norms: npt.NDArray[np.float32]) -> Tiles:
+    """Packs rows, in their order, into tiles of 32 with one step per tile."""
+    n_rows, dim = vectors.shape
+    n_tiles = -(-n_rows // TILE)
+    codes = np.full((n_tiles, padded_dim(dim) // STEP_DIMS, TILE, STEP_DIMS), 128, np.uint8)
+    bounds = np.empty((3, n_tiles), np.float32)
+    _fill_tiles(vectors, norms, relative_rounding(dim), codes, *bounds)
+    return Tiles(codes.reshape(-1), *bounds)
 
-    By Cauchy–Schwarz Σ|qᵢxᵢ| ≤ |q||x|, and a float32 sum of products in which no product passes through more
-    than m roundings is within m·2⁻²⁴/(1 − m·2⁻²⁴) of it, relatively; m = ⌈d/16⌉ + 5 covers `simd.dot` and the
-    addition of a bias. The norms fall, so the first row of a tile bounds the tile and all after it.
+
+@kernel
+def _fill_tiles(vectors, norms, gamma, codes, inverse_steps, residuals, code_norms):
+    n_rows, dim = vectors.shape
+    for tile in range(codes.shape[0]):
+        first, end = tile * TILE, min(tile * TILE + TILE, n_rows)
+        largest = np.float32(0.0)
+        for row in range(first, end):
+            for column in range(dim):
+                largest = max(largest, abs(vectors[row, column]))
+        step = np.float64(np.float32(max(largest / np.float64(ITEM_LIMIT), MIN_STEP)))
+        residual, code_norm, norm = 0.0, 0.0, 0.0
+        for row in range(first, end):
+            squares, code_squares = 0.0, 0.0
+            for column in range(dim):
+                value = np.float64(vectors[row, column])
+                code = min(max(np.rint(value / step), np.float64(-ITEM_LIMIT)), np.float64(ITEM_LIMIT))
+                codes[tile, column // STEP_DIMS, row - first, column % STEP_DIMS] = np.uint8(code + 128)
+                squares += (value - step * code) ** 2
+                code_squares += code * code
+            residual = max(residual, np.sqrt(squares))
+            code_norm = max(code_norm, np.sqrt(code_squares))
+            norm = max(norm, np.float64(norms[row]))
+        inverse_steps[tile] = np.float32(1.0 / step)
+        residuals[tile] = round_up((residual + gamma * norm) / step)
+        code_norms[tile] = round_up(code_norm)
+
+
+@kernel
+def quantise_queries(queries, query_norms, limit, codes, inverse_steps, norms, residuals, offsets):
+    """Writes the codes of the queries and what the bound needs of them.
+
+    codes: (batch, n_steps) int32, four signed bytes each, |code| ≤ limit · inverse_steps, norms, residuals:
+    (batch,) float32, the numbers 1/a, |q|/a and |p|/a of the module's proof · offsets: (batch,) int32, what
+    adding 128 to every item code adds to the sum.
     """
-    roundings = (-(-dim // 16) + 5) * 2.0**-24
-    slack = 1.0 + 2.0 * roundings + 2.0**-20
-    return (sorted_norms[::TILE].astype(np.float64) * slack + 2.0**-126).astype(np.float32)
-
-
-def n_tiles_for(n_rows: int) -> int:
-    """The number of tiles that hold ``n_rows`` rows."""
-    return -(-n_rows // TILE)
+    dim = queries.shape[1]
+    for query in range(queries.shape[0]):
+        largest = np.float32(0.0)
+        for column in range(dim):
+            largest = max(largest, abs(queries[query, column]))
+        step = np.float64(np.float32(max(largest / np.float64(limit), MIN_STEP)))
+        inverse = 1.0 / step
+        squares, total = 0.0, np.int32(0)
+        for word in range(codes.shape[1]):
+            packed = np.uint32(0)
+            for column in range(word * STEP_DIMS, min(word * STEP_DIMS + STEP_DIMS, dim)):
+                value = np.float64(queries[query, column])
+                code = np.int32(min(max(np.rint(value * inverse), -limit), limit))
+                packed |= np.uint32(code & 0xFF) << np.uint32(8 * (column % STEP_DIMS))
+                squares += (value - step * code) ** 2
+                total += code
+            codes[query, word] = np.int32(packed)
+        inverse_steps[query] = np.float32(inverse)
+        norms[query] = round_up(np.float64(query_norms[query]) * inverse)
+        residuals[query] = round_up(np.sqrt(squares) * inverse)
+        offsets[query] = 128 * total

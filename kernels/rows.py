@@ -1,57 +1,69 @@
-"""The exact scan over float32 rows: the portable path, the same on every processor.
+"""The exact scan over float32 rows: the portable path, and the path of items that came after the build.
 
-The rows are ordered by norm, largest first, so that a query stops where even the best direction could not
-reach its list any more: by Cauchy–Schwarz no score exceeds |query| · |row|.
+Rows are grouped in tiles of 32 that share a mask word and a norm bound. The bounds fall from tile to tile, so
+a query stops where even the best direction could not reach its list any more: by Cauchy–Schwarz no score
+exceeds |query| · |row|.
 """
 
 # mypy: allow-untyped-defs
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recserve.kernels.jit import kernel
 from recserve.kernels.simd import dot, trailing_zeros
-from recserve.kernels.topk import NO_KEY, keep_largest, make_key, score_of, write_answer
+from recserve.kernels.topk import NO_KEY, keep_largest, make_key, score_of
 
-TILE = 32  # rows that share one mask word and one norm bound
+TILE = 32
 BLOCK_TILES = 8  # 8 tiles of 64 floats are 64 KiB: they stay in the second-level cache for the whole batch
 
 
-@kernel
-def scan_rows(
-    vectors, item_of_row, norm_bounds, words, bias, bias_bounds, queries, query_norms, out_scores, out_indices
-):
-    """Writes the exact top-K of every query over the rows that ``words`` allows.
+class Rows(NamedTuple):
+    """A run of rows: one part of an index.
 
-    vectors: (n_rows, d) float32 · item_of_row: (n_rows,) int32 · norm_bounds: (n_tiles,) float32, falling ·
-    words: (1 or batch, n_tiles) uint32, bit i of word t is row 32 t + i · bias: (n_items,) float32 or empty ·
-    bias_bounds: (n_tiles,) float32, no bias of this tile or a later one is above it · queries: (batch, d)
-    float32 · query_norms: (batch,) float32, at least the true norms · out_*: (batch, k), overwritten.
+    vectors: (n_rows, d) float32 · item_of_row: (n_rows,) int32 · norm_bounds: (n_tiles,) float32, falling:
+    |query| · norm_bounds[t] is at least every computed dot product of tile t and of all after it.
     """
-    batch, k = out_scores.shape
-    n_tiles = norm_bounds.shape[0]
-    # A longer buffer would let the threshold lag behind, a shorter one would select too often.
-    capacity = k + max(16, k // 4)
-    keys = np.empty((batch, capacity), np.int64)
-    counts = np.zeros(batch, np.int64)
-    thresholds = np.full(batch, NO_KEY)
+
+    vectors: Any
+    item_of_row: Any
+    norm_bounds: Any
+
+
+@kernel
+def is_finished(threshold, query_norm, norm_bound, largest_bias):
+    """True if no row under these bounds can enter a list whose k-th key is ``threshold``.
+
+    Rounding is monotone: what is added to a bound here is added to no more than the bound in a score.
+    """
+    return threshold != NO_KEY and query_norm * norm_bound + largest_bias < score_of(threshold)
+
+
+@kernel
+def scan_rows(rows, words, first_word, bias, bias_bounds, queries, query_norms, k, keys, counts, thresholds):
+    """Adds to every query's list the keys of the rows that ``words`` allows and that may be among its best k.
+
+    words: (1 or batch, n_words) uint32, bit i of words[:, first_word + t] is row 32 t + i · bias: (n_items,)
+    float32 or empty · bias_bounds: (2, n_words) float32 as in :func:`masks.bias_bounds`, or empty · queries:
+    (batch, d) float32 · query_norms: (batch,) float32, at least the true norms · keys: (batch, capacity > k)
+    int64, with counts (batch,) keys in use · thresholds: (batch,) the k-th key so far, or NO_KEY.
+    """
+    batch, capacity = keys.shape
+    n_tiles = rows.norm_bounds.shape[0]
     for block in range(0, n_tiles, BLOCK_TILES):
-        end = min(block + BLOCK_TILES, n_tiles)
         n_alive = 0
         for query in range(batch):
-            best_possible = query_norms[query] * norm_bounds[block] + bias_bounds[block]
-            if thresholds[query] != NO_KEY and best_possible < score_of(thresholds[query]):
+            largest_bias = bias_bounds[1, first_word + block] if bias.shape[0] else np.float32(0.0)
+            if is_finished(thresholds[query], query_norms[query], rows.norm_bounds[block], largest_bias):
                 continue
             n_alive += 1
-            for tile in range(block, end):
-                word = words[query if words.shape[0] > 1 else 0, tile]
+            for tile in range(block, min(block + BLOCK_TILES, n_tiles)):
+                word = words[query if words.shape[0] > 1 else 0, first_word + tile]
                 while word:
                     row = tile * TILE + trailing_zeros(word)
                     word &= word - np.uint32(1)
-                    item_index = item_of_row[row]
-                    score = dot(vectors, row, queries, query)
-                    if bias.shape[0]:
-                        score += bias[item_index]
-                    key = make_key(score, item_index)
+                    key = score_row(rows, row, queries, query, bias)
                     if key > thresholds[query]:
                         keys[query, counts[query]] = key
                         counts[query] += 1
@@ -60,5 +72,13 @@ def scan_rows(
                             counts[query] = k
         if n_alive == 0:
             break
-    for query in range(batch):
-        write_answer(keys[query], counts[query], out_scores[query], out_indices[query])
+
+
+@kernel
+def score_row(rows, row, queries, query, bias):
+    """The key of one row for one query: the only place where a final score is computed."""
+    item_index = rows.item_of_row[row]
+    score = dot(rows.vectors, row, queries, query)
+    if bias.shape[0]:
+        score += bias[item_index]
+    return make_key(score, item_index)

@@ -14,6 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 DOT_LANES = 16
+CACHE_LINE_BYTES = 64
 
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _F32 = ir.FloatType()
@@ -110,6 +111,21 @@ def _trailing_zeros_compiled(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint32), codegen
 
 
+@intrinsic
+def _prefetch_row_compiled(typing_context: Any, matrix: Any, row: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _row_pointer(context, builder, signature.args[0], *arguments)
+        struct = context.make_array(signature.args[0])(context, builder, arguments[0])
+        row_bytes = cgutils.unpack_tuple(builder, struct.strides, 2)[0]
+        fetch = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [_POINTER, _I32, _I32, _I32])
+        read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
+        with cgutils.for_range_slice(builder, _int64(0), row_bytes, _int64(CACHE_LINE_BYTES)) as (offset, _):
+            builder.call(fetch, [builder.gep(pointer, [offset], source_etype=_I8), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.int64), codegen
+
+
 def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
     products = left[left_row] * right[right_row]
     lanes = np.zeros(DOT_LANES, np.float32)
@@ -119,6 +135,10 @@ def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
     while len(lanes) > 1:
         lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
     return lanes[0]
+
+
+def _prefetch_row_python(matrix: Any, row: int) -> None:
+    pass
 
 
 def _trailing_zeros_python(word: int) -> int:
@@ -133,3 +153,6 @@ dot: Any = _dot_python if config.DISABLE_JIT else _dot_compiled
 
 # trailing_zeros(word): the number of the lowest set bit of a uint32 that is not zero.
 trailing_zeros: Any = _trailing_zeros_python if config.DISABLE_JIT else _trailing_zeros_compiled
+
+# prefetch_row(matrix, row): asks for a row of a C-order matrix to be in the cache when it is read.
+prefetch_row: Any = _prefetch_row_python if config.DISABLE_JIT else _prefetch_row_compiled

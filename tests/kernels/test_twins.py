@@ -41,3 +41,22 @@ def test_import_compiles_nothing_and_survives_without_a_cache_folder(tmp_path: P
     # The only place allowed is the one that NUMBA_CACHE_DIR would name.
     environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    code = (
+        "from recserve import kernels\n"
+        "from recserve.kernels import search\n"
+        "kernels.warmup()\n"
+        "stats = [kernel.stats for kernel in (search.search_rows, search.search_tiles)]\n"
+        "print(sum(len(s.cache_hits) for s in stats), sum(len(s.cache_misses) for s in stats))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_DISABLE_JIT"}
+    command = [sys.executable, "-c", code]
+    for _ in range(2):
+        printed = subprocess.run(
+            command, check=True, env=environment, cwd=tmp_path, capture_output=True
+        ).stdout
+    hits, misses = map(int, printed.split())
+    assert hits > 0
+    assert misses == 0
