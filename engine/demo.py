@@ -1,6 +1,7 @@
 """The demo: the commands that a user would type, then questions to the running server."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,13 +42,14 @@ def run_demo(out: Path, data: str) -> None:
                 _ask(client, engine, user_id)
             show_slate("gRPC answer for somebody nobody knows (cold start)", *_answer(client, Request(k=5)))
         _click(engine, users[0])
+    program = os.path.relpath(sys.argv[0]) if Path(sys.argv[0]).name == "recserve" else "recserve"
     console.note("\nTry next:")
     for command in (
-        f"recserve recommend {bundle} --user {users[0]} --json",
-        f"recserve serve {bundle} --port 50051",
-        "recserve train --help   # your own file: --data events.csv --columns user=…,item=…,timestamp=…",
+        f"recommend {bundle} --user {users[0]} --json",
+        f"serve {bundle} --port 50051",
+        "train --help   # your own file: --data events.csv --columns user=…,item=…,timestamp=…",
     ):
-        console.note(f"  .venv/bin/{command}")
+        console.note(f"  {program} {command}")
 
 
 def _step(arguments: list[str]) -> None:

@@ -12,7 +12,14 @@ import numpy as np
 from recserve import kernels
 from recserve.engine.bundle import Manifest, open_bundle
 from recserve.engine.config import EngineConfig
-from recserve.engine.features import check_id, check_ids, check_k, check_request, check_variant
+from recserve.engine.features import (
+    check_id,
+    check_ids,
+    check_k,
+    check_request,
+    check_timestamp,
+    check_variant,
+)
 from recserve.engine.pipeline import Batch, LoadedBundle, run, slate_items
 from recserve.engine.retrieval import Retriever
 from recserve.engine.session import QueryEncoder
@@ -196,6 +203,8 @@ class Engine:
             raise InvalidRequest(
                 "action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=nearest(action, ACTIONS)
             )
+        timestamp = int(time.time()) if timestamp is None else timestamp
+        check_timestamp("timestamp", timestamp)
         item = self._loaded.bundle.catalogue.vocabulary.index_of(item_id)
         if item < 0:
             self._count(ignored_events=1)
@@ -203,7 +212,7 @@ class Engine:
         self._count(observed_events=1)
         if action not in HISTORY_ACTIONS:
             return False
-        self._store.observe(user_id, item, int(time.time()) if timestamp is None else timestamp)
+        self._store.observe(user_id, item, timestamp)
         return True
 
     def stats(self) -> dict[str, int]:

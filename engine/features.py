@@ -14,6 +14,9 @@ from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
 
 MAX_ID_BYTES = 256
+MAX_CONTEXT = 64
+# The end of the year 9999: later is a unit mistaken (milliseconds), not a date.
+MAX_TIMESTAMP = 253_402_300_799
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,12 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> Non
             found=f"{len(request.history_timestamps)} long",
             expected=f"empty or as long as history ({len(history)})",
         )
+    for i, timestamp in enumerate(request.history_timestamps):
+        check_timestamp(f"history_timestamps[{i}]", timestamp)
+    if len(request.context) > MAX_CONTEXT:
+        raise InvalidRequest(
+            "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
+        )
     check_variant(request.variant, bundle)
 
 
@@ -51,6 +60,15 @@ def check_k(k: int, config: EngineConfig) -> None:
     """Raises :class:`InvalidRequest` unless ``k`` is an integer in 1..max_k."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.max_k:
         raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
+
+
+def check_timestamp(name: str, timestamp: int) -> None:
+    """Raises :class:`InvalidRequest` unless ``timestamp`` is whole seconds, 0 to the end of year 9999."""
+    is_integer = isinstance(timestamp, int | np.integer) and not isinstance(timestamp, bool)
+    if not is_integer or not 0 <= timestamp <= MAX_TIMESTAMP:
+        raise InvalidRequest(
+            name, found=timestamp, expected=f"0 to {MAX_TIMESTAMP}", cure="Seconds since the epoch."
+        )
 
 
 def check_id(name: str, id_: str, *, may_be_empty: bool = False) -> None:

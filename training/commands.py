@@ -1,7 +1,7 @@
 """The verbs ``train`` and ``evaluate``. Torch and polars are imported when a verb runs, not before."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,11 +198,26 @@ def evaluate_run(run: "Run") -> dict[str, Any]:
 
 def show_cleaning(dataset: "Dataset") -> None:
     """Prints what cleaning kept and dropped, to stderr with the rest of the progress."""
-    console.note("cleaning: " + "  ".join(f"{label} {n:,}" for label, n in dataset.report.table_rows()))
+    console.note("cleaning report")
+    report = dataset.report
+    for label, count, detail in (
+        ("rows read", report.rows_read, ""),
+        ("missing", sum(report.missing.values()), _by_column(report.missing)),
+        ("bad types", sum(report.bad_type.values()), _by_column(report.bad_type)),
+        ("out of range", sum(report.out_of_range.values()), _by_column(report.out_of_range)),
+        ("duplicates", report.duplicates, ""),
+        ("below k-core", report.below_core, ""),
+        ("kept", report.kept, ""),
+    ):
+        console.note(f"  {label:<13}{count:>12,}{detail}")
     console.note(
         f"data set: {dataset.name}  users {dataset.n_users:,}  items {dataset.n_items:,}  "
         f"interactions {dataset.interactions.height:,}"
     )
+
+
+def _by_column(counts: Mapping[str, int]) -> str:
+    return f"  ({', '.join(f'{name} {count:,}' for name, count in counts.items())})" if counts else ""
 
 
 def _estimate_text(estimate: dict[str, float]) -> str:

@@ -6,6 +6,7 @@ run.json  dataset/  last.safetensors  best.safetensors  epochs.jsonl  evaluation
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,17 @@ def create_run(folder: Path, config: RunConfig, dataset: Dataset, *, overwrite: 
                 cure="Choose another --out, go on with --resume, or start again with --overwrite.",
             )
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    dataset.save(folder / DATASET_FOLDER)
-    # Last: a folder with run.json is a complete start.
-    write_json(folder / RUN_FILE, config.as_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is complete: a kill leaves no folder that looks like a run.
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    partial.mkdir()
+    try:
+        dataset.save(partial / DATASET_FOLDER)
+        write_json(partial / RUN_FILE, config.as_dict())
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return Run(folder, config, dataset)
 
 

@@ -178,6 +178,9 @@ BAD_REQUESTS = {
     "too many excluded": Request(exclude=["i"] * 10_001),
     "times that do not fit": Request(history=["i"], history_timestamps=[1, 2]),
     "an unknown variant": Request(variant="fp23"),
+    "a time before the epoch": Request(history=["i"], history_timestamps=[-1]),
+    "a time in nanoseconds": Request(history=["i"], history_timestamps=[10**18]),
+    "too much context": Request(context={str(i): "" for i in range(65)}),
 }
 
 
