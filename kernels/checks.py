@@ -62,26 +62,46 @@ def check_k(k: int) -> int:
     return length
 
 
-def check_exclude(exclude: Exclude, batch: int) -> Exclude:
+def check_interactions(interactions: Exclude, n_items: int) -> Exclude:
+    """Returns (indptr, item_indices) of any number of users, every item_index below ``n_items``."""
+    try:
+        n_users = len(interactions[0]) - 1
+    except (TypeError, IndexError):
+        n_users = -1
+    if n_users < 0:
+        expected = "a pair (indptr, item_indices), indptr of length n_users + 1"
+        raise InvalidRequest("interactions", found=type(interactions).__name__, expected=expected)
+    indptr, item_indices = check_lists("interactions", interactions, n_users)
+    bad = np.flatnonzero((item_indices < 0) | (item_indices >= n_items))
+    if len(bad):
+        raise InvalidRequest(
+            f"interactions item_indices[{bad[0]}]",
+            found=int(item_indices[bad[0]]),
+            expected=f"an item_index from 0 to {n_items - 1}",
+        )
+    return indptr, item_indices
+
+
+def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
     """Returns (indptr, item_indices) as read-only int64 and int32 arrays whose parts fit together."""
     try:
-        indptr, item_indices = exclude
+        indptr, item_indices = lists
     except (TypeError, ValueError):
         raise InvalidRequest(
-            "exclude", found=type(exclude).__name__, expected="a pair (indptr, item_indices)"
+            name, found=type(lists).__name__, expected="a pair (indptr, item_indices)"
         ) from None
-    for name, array, dtype in (("indptr", indptr, np.int64), ("item_indices", item_indices, np.int32)):
+    for part, array, dtype in (("indptr", indptr, np.int64), ("item_indices", item_indices, np.int32)):
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
             found = (
                 f"{array.dtype} of {array.ndim} dimensions" if isinstance(array, np.ndarray) else type(array)
             )
-            raise InvalidRequest(f"exclude {name}", found=found, expected=f"a flat {np.dtype(dtype)} array")
+            raise InvalidRequest(f"{name} {part}", found=found, expected=f"a flat {np.dtype(dtype)} array")
     if len(indptr) != batch + 1 or indptr[0] != 0 or indptr[-1] != len(item_indices):
         found = f"of length {len(indptr)} from {indptr[:1]} to {indptr[-1:]}"
         expected = f"of length {batch + 1} from 0 to {len(item_indices)}"
-        raise InvalidRequest("exclude indptr", found=found, expected=expected)
+        raise InvalidRequest(f"{name} indptr", found=found, expected=expected)
     if np.any(indptr[1:] < indptr[:-1]):
-        raise InvalidRequest("exclude indptr", found="falling", expected="never falling")
+        raise InvalidRequest(f"{name} indptr", found="falling", expected="never falling")
     return read_only(np.ascontiguousarray(indptr)), read_only(np.ascontiguousarray(item_indices))
 
 

@@ -1,5 +1,6 @@
 """The item index: a catalogue made ready for exact top-K search."""
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,6 +53,8 @@ class ItemIndex:
         self._snapshot = snapshot
         self._dim = dim
         self._isa = isa
+        self._counters_lock = threading.Lock()
+        self._counters = np.zeros(3, np.int64)
 
     @classmethod
     def build(cls, vectors: Scores, *, isa: str | None = None) -> Self:
@@ -80,8 +83,26 @@ class ItemIndex:
         return self._dim
 
     def stats(self) -> dict[str, Any]:
-        """The instruction set in use."""
-        return {"isa": self._isa.name if self._isa else PORTABLE}
+        """What the index is and has done: counters of all searches since it was made.
+
+        isa · n_items, tail_items · bytes_per_item · queries answered · tiles: the number of tiles ·
+        tiles_scanned by the first pass, counted per query · rows_scored in float32 after it (the portable
+        path counts neither).
+        """
+        snapshot = self._snapshot
+        arrays = (*snapshot.base, *snapshot.tiles, *snapshot.tail, snapshot.live, snapshot.row_of_item)
+        with self._counters_lock:
+            queries, tiles_scanned, rows_scored = self._counters.tolist()
+        return {
+            "isa": self._isa.name if self._isa else PORTABLE,
+            "n_items": self.n_items,
+            "tail_items": len(snapshot.tail.item_of_row),
+            "bytes_per_item": sum(array.nbytes for array in arrays) / max(1, self.n_items),
+            "queries": queries,
+            "tiles": len(snapshot.base.norm_bounds),
+            "tiles_scanned": tiles_scanned,
+            "rows_scored": rows_scored,
+        }
 
     def search(
         self,
@@ -112,7 +133,7 @@ class ItemIndex:
             bias_bounds = _bias_bounds(snapshot, bias)
         scores = np.empty((batch, k), np.float32)
         indices = np.empty((batch, k), np.int32)
-        counters = np.zeros(2, np.int64)
+        counters = np.array([batch, 0, 0])
         arguments = (
             snapshot.base,
             snapshot.tail,
@@ -131,6 +152,8 @@ class ItemIndex:
             refused = search_tiles(blocking, self._isa.query_limit, snapshot.tiles, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
+        with self._counters_lock:
+            self._counters += counters
         return scores, indices
 
 
@@ -164,7 +187,7 @@ def _words(
         masks.apply_allow(words, 0, allow, snapshot.base.item_of_row)
         masks.apply_allow(words, n_base_words, allow, snapshot.tail.item_of_row)
     if exclude is not None:
-        indptr, item_indices = checks.check_exclude(exclude, batch)
+        indptr, item_indices = checks.check_lists("exclude", exclude, batch)
         if len(words) != batch or allow is None:
             words = np.repeat(words, batch, axis=0)
         refused = masks.apply_exclude(words, indptr, item_indices, snapshot.row_of_item)

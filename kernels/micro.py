@@ -16,6 +16,7 @@ from recserve.kernels.isa import ISA_OF_BLOCKING, Isa
 from recserve.kernels.rows import TILE
 
 STEP_DIMS = 4  # bytes of one item in a 32-bit lane: what one instruction multiplies and adds
+PREFETCH_BYTES = 4096  # how far ahead codes are asked for: the rate of memory, not its delay, is the limit
 UNROLL = 2  # steps per turn of the loop; dimensions are padded to multiples of STEP_DIMS * UNROLL
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -75,6 +76,7 @@ def _score_tile(
     """Emits the loop over the dimensions; returns the accumulators [query][vector of items]."""
     n_vectors = TILE // isa.lanes
     bytes_ = ir.VectorType(_I8, 4 * isa.lanes)
+    prefetch = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [_POINTER, _I32, _I32, _I32])
     before = builder.block
     body = builder.append_basic_block("steps")
     after = builder.append_basic_block("scored")
@@ -93,6 +95,9 @@ def _score_tile(
         number = builder.add(builder.mul(turn, _constant(UNROLL)), _constant(step))
         items_at = _offset(builder, tile, builder.mul(number, _constant(STEP_DIMS * TILE)))
         codes_at = _offset(builder, codes, builder.mul(number, _constant(STEP_DIMS * n_queries)))
+        for line in range(0, STEP_DIMS * TILE, 64):
+            ahead = _offset(builder, items_at, _constant(PREFETCH_BYTES + line))
+            builder.call(prefetch, [ahead, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
         items = [
             _load(builder, _offset(builder, items_at, _constant(4 * isa.lanes * v)), bytes_, 1)
             for v in range(n_vectors)
@@ -114,7 +119,7 @@ def _score_tile(
 
 
 def _write_passing(builder: Any, isa: Isa, accumulators: Any, passing: Any) -> Any:
-    """Emits the test; stores one word of item bits per query, and returns 1, only if some item passes."""
+    """Emits the test and, where an item passes, the output; returns a bit per query that has one."""
     zero = ir.Constant(ir.VectorType(_I32, isa.lanes), [0] * isa.lanes)
     mask = ir.IntType(isa.lanes)
     # The AND of the accumulators has a sign bit of 0 in a lane exactly where one of them is not negative.
@@ -124,6 +129,8 @@ def _write_passing(builder: Any, isa: Isa, accumulators: Any, passing: Any) -> A
             joined = vector if joined is None else builder.and_(joined, vector)
     negative = builder.bitcast(builder.icmp_signed("<", joined, zero), mask)
     hit = builder.icmp_unsigned("!=", negative, ir.Constant(mask, -1))
+    before = builder.block
+    queries = ir.Constant(_I32, 0)
     with builder.if_then(hit, likely=False):
         for query, vectors in enumerate(accumulators):
             word = ir.Constant(_I32, 0)
@@ -132,7 +139,13 @@ def _write_passing(builder: Any, isa: Isa, accumulators: Any, passing: Any) -> A
                 word = builder.or_(word, builder.shl(bits, ir.Constant(_I32, isa.lanes * v)))
             address = _offset(builder, passing, _constant(4 * query))
             builder.store(word, builder.bitcast(address, _I32.as_pointer()))
-    return builder.zext(hit, _I64)
+            some = builder.zext(builder.icmp_unsigned("!=", word, ir.Constant(_I32, 0)), _I32)
+            queries = builder.or_(queries, builder.shl(some, ir.Constant(_I32, query)))
+        written = builder.block
+    result = builder.phi(_I32)
+    result.add_incoming(ir.Constant(_I32, 0), before)
+    result.add_incoming(queries, written)
+    return result
 
 
 @intrinsic
@@ -149,13 +162,13 @@ def passing_items(
     start_stride: Any,
     passing: Any,
 ) -> Any:
-    """Scores block ``block`` of the queries against tile ``tile``; returns 1 if any item passes, else 0.
+    """Scores block ``block`` of the queries against tile ``tile``: a bit per query that an item passes.
 
     tiles: flat uint8, [tile][step][item][4] · codes: flat int32, [block][step][query], four signed bytes
     each · starts: flat int32, the accumulator of query i begins at starts[first_start + i * start_stride] ·
-    passing: (n_queries,) uint32, written only when 1 is returned: bit j says that item j's sum is ≥ 0.
+    passing: (n_queries,) uint32, written only when the result is not 0: bit j says that item j's sum is ≥ 0.
     """
-    signature = types.int64(
+    signature = types.uint32(
         blocking,
         tiles,
         types.int64,

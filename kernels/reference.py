@@ -41,6 +41,20 @@ def exact_top_k(
     return out_scores, out_indices
 
 
+def fold_in(vectors: Scores, interactions: Exclude, weights: Scores, reg: float) -> Scores:
+    """Solves one user at a time with numpy.linalg: the twin of recserve.kernels.fold_in."""
+    indptr, item_indices = interactions
+    items = vectors.astype(np.float64)
+    users = np.zeros((len(indptr) - 1, items.shape[1]), np.float32)
+    for user in range(len(users)):
+        part = slice(indptr[user], indptr[user + 1])
+        history, weight = items[item_indices[part]], weights[part].astype(np.float64)
+        if len(history):
+            left = items.T @ items + (history.T * weight) @ history + reg * np.eye(items.shape[1])
+            users[user] = np.linalg.solve(left, history.T @ (1.0 + weight))
+    return users
+
+
 def warmup() -> None:
     """Does nothing: NumPy has nothing to compile. The twin of recserve.kernels.warmup."""
 

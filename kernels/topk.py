@@ -74,15 +74,74 @@ def keep_largest(keys, n, k):
 
 
 @kernel
+def raise_bar(keys, n, k, spare):
+    """Drops keys of ``keys[:n]`` that are not among the ``k`` largest; returns how many stay and their bar.
+
+    Between k and k + spare keys stay, all of them ≥ the bar and all dropped ones below it. Bisection on the
+    values: a pass that counts has no branch to mispredict and runs in vector registers, which makes it
+    several times faster than to partition. Keys are distinct; 1 ≤ k ≤ n.
+    """
+    low, high = keys[0], keys[0]
+    for i in range(1, n):
+        low = min(low, keys[i])
+        high = max(high, keys[i])
+    left = n
+    while left > k + spare and low < high:
+        middle = (
+            (low >> 1) + (high >> 1) + (low & high & 1)
+        )  # floor of the mean, where low + high may overflow
+        if middle == low:
+            middle = high
+        count = 0
+        for i in range(n):
+            count += keys[i] >= middle
+        if count >= k:
+            low, left = middle, count
+        else:
+            high = middle - 1
+    left = 0
+    for i in range(n):
+        key = keys[i]
+        keys[left] = key
+        left += key >= low
+    return left, low
+
+
+@kernel
+def sort_descending(keys, n):
+    """Sorts ``keys[:n]``, largest first, by heapsort: quick to compile and never quadratic."""
+    for root in range(n // 2 - 1, -1, -1):
+        _sift_down(keys, root, n)
+    for end in range(n - 1, 0, -1):
+        keys[0], keys[end] = keys[end], keys[0]
+        _sift_down(keys, 0, end)
+
+
+@kernel
+def _sift_down(keys, root, end):
+    """Restores the heap ``keys[:end]``, smallest on top, where only ``root`` may be too large."""
+    key = keys[root]
+    child = 2 * root + 1
+    while child < end:
+        if child + 1 < end and keys[child + 1] < keys[child]:
+            child += 1
+        if keys[child] >= key:
+            break
+        keys[root] = keys[child]
+        root, child = child, 2 * child + 1
+    keys[root] = key
+
+
+@kernel
 def write_answer(keys, n, out_scores, out_indices):
     """Writes the best of ``keys[:n]`` in order; what is missing in a short row is −inf and −1."""
     k = out_scores.shape[0]
     if n > k:
         keep_largest(keys, n, k)
         n = k
-    keys[:n].sort()
+    sort_descending(keys, n)
     for i in range(n):
-        out_scores[i] = score_of(keys[n - 1 - i])
-        out_indices[i] = item_of(keys[n - 1 - i])
+        out_scores[i] = score_of(keys[i])
+        out_indices[i] = item_of(keys[i])
     out_scores[n:] = -np.inf
     out_indices[n:] = -1

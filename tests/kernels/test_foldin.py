@@ -1,0 +1,64 @@
+"""The fold-in solver against its twin and against the equation that it solves."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recserve.errors import InvalidRequest
+from recserve.kernels import fold_in, reference
+
+
+def problem(seed: int, n_items: int, dim: int, n_users: int) -> Any:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n_items, dim)).astype(np.float32)
+    indptr = np.concatenate([[0], np.cumsum(rng.integers(0, 5, n_users))]).astype(np.int64)
+    items = rng.integers(0, n_items, indptr[-1]).astype(np.int32)
+    weights = rng.uniform(0, 40, indptr[-1]).astype(np.float32)
+    return vectors, (indptr, items), weights
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 6), st.integers(0, 4))
+def test_equals_the_reference(seed: int, n_items: int, dim: int, n_users: int) -> None:
+    arguments = problem(seed, n_items, dim, n_users)
+    users = fold_in(*arguments, reg=0.5)
+    assert users.dtype == np.float32
+    np.testing.assert_allclose(users, reference.fold_in(*arguments, reg=0.5), rtol=1e-5, atol=1e-6)
+
+
+def test_a_user_without_interactions_is_the_zero_vector() -> None:
+    vectors, _, _ = problem(1, 5, 3, 0)
+    nothing = (np.zeros(2, np.int64), np.empty(0, np.int32))
+    assert not fold_in(vectors, nothing, np.empty(0, np.float32), reg=1.0).any()
+
+
+def test_an_item_seen_scores_higher_than_before() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    seen = (np.array([0, 1]), np.array([2], np.int32))
+    scores = fold_in(vectors, seen, np.array([10.0], np.float32), reg=0.1) @ vectors.T
+    assert scores[0].argmax() == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reg": 0.0}, "reg is 0.0"),
+        ({"reg": float("nan")}, "reg is nan"),
+        ({"weights": np.array([-1.0], np.float32)}, "weights is negative"),
+        ({"weights": np.array([1.0, 2.0], np.float32)}, "weights is of shape"),
+        ({"interactions": (np.array([0, 1]), np.array([4], np.int32))}, "item_indices\\[0\\] is 4"),
+        ({"interactions": 3}, "interactions is int"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {
+        "vectors": np.eye(4, dtype=np.float32),
+        "interactions": (np.array([0, 1]), np.array([2], np.int32)),
+        "weights": np.array([1.0], np.float32),
+        "reg": 0.1,
+    }
+    with pytest.raises(InvalidRequest, match=message):
+        fold_in(**(arguments | change))
