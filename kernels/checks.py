@@ -14,6 +14,11 @@ MAX_BIAS = 1e37
 Exclude = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
 
 
+def _kind(array: Any) -> str:
+    """What an argument is, in a few words."""
+    return f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A read-only view: Numba compiles apart for writable arrays, and memory-mapped ones are read-only."""
     view = np.asarray(array).view()
@@ -28,7 +33,7 @@ def check_matrix(
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         raise InvalidRequest(
             name,
-            found=getattr(array, "dtype", type(array).__name__),
+            found=_kind(array),
             expected="a float32 array",
             cure="Convert it with np.asarray(x, np.float32).",
         )
@@ -72,14 +77,7 @@ def check_interactions(interactions: Exclude, n_items: int) -> Exclude:
         expected = "a pair (indptr, item_indices), indptr of length n_users + 1"
         raise InvalidRequest("interactions", found=type(interactions).__name__, expected=expected)
     indptr, item_indices = check_lists("interactions", interactions, n_users)
-    bad = np.flatnonzero((item_indices < 0) | (item_indices >= n_items))
-    if len(bad):
-        raise InvalidRequest(
-            f"interactions item_indices[{bad[0]}]",
-            found=int(item_indices[bad[0]]),
-            expected=f"an item_index from 0 to {n_items - 1}",
-        )
-    return indptr, item_indices
+    return indptr, check_items("interactions item_indices", item_indices, n_items)
 
 
 def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
@@ -92,10 +90,9 @@ def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
         ) from None
     for part, array, dtype in (("indptr", indptr, np.int64), ("item_indices", item_indices, np.int32)):
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
-            found = (
-                f"{array.dtype} of {array.ndim} dimensions" if isinstance(array, np.ndarray) else type(array)
+            raise InvalidRequest(
+                f"{name} {part}", found=_kind(array), expected=f"a flat {np.dtype(dtype)} array"
             )
-            raise InvalidRequest(f"{name} {part}", found=found, expected=f"a flat {np.dtype(dtype)} array")
     if len(indptr) != batch + 1 or indptr[0] != 0 or indptr[-1] != len(item_indices):
         found = f"of length {len(indptr)} from {indptr[:1]} to {indptr[-1:]}"
         expected = f"of length {batch + 1} from 0 to {len(item_indices)}"
@@ -105,11 +102,21 @@ def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
     return read_only(np.ascontiguousarray(indptr)), read_only(np.ascontiguousarray(item_indices))
 
 
+def check_items(name: str, item_indices: npt.NDArray[np.int32], limit: int) -> npt.NDArray[np.int32]:
+    """Returns a flat int32 array of item indices, all below ``limit``."""
+    if not isinstance(item_indices, np.ndarray) or item_indices.dtype != np.int32 or item_indices.ndim != 1:
+        raise InvalidRequest(name, found=_kind(item_indices), expected="a flat int32 array")
+    bad = np.flatnonzero((item_indices < 0) | (item_indices >= limit))
+    if len(bad):
+        expected = f"an item_index from 0 to {limit - 1}"
+        raise InvalidRequest(f"{name}[{bad[0]}]", found=int(item_indices[bad[0]]), expected=expected)
+    return item_indices
+
+
 def check_allow(allow: npt.NDArray[np.bool_], batch: int, n_items: int) -> npt.NDArray[np.bool_]:
     """Returns the mask as read-only bool of shape (1, n_items) or (batch, n_items)."""
     if not isinstance(allow, np.ndarray) or allow.dtype != np.bool_:
-        found = getattr(allow, "dtype", type(allow).__name__)
-        raise InvalidRequest("allow", found=found, expected="a bool array")
+        raise InvalidRequest("allow", found=_kind(allow), expected="a bool array")
     if allow.shape not in ((n_items,), (batch, n_items)):
         expected = f"shape ({n_items},) or ({batch}, {n_items})"
         raise InvalidRequest("allow", found=f"of shape {allow.shape}", expected=expected)
@@ -119,8 +126,7 @@ def check_allow(allow: npt.NDArray[np.bool_], batch: int, n_items: int) -> npt.N
 def check_bias(bias: npt.NDArray[np.float32], n_items: int) -> npt.NDArray[np.float32]:
     """Returns the bias as a read-only float32 array; each value is within ±1e37."""
     if not isinstance(bias, np.ndarray) or bias.dtype != np.float32 or bias.shape != (n_items,):
-        found = f"{bias.dtype} of shape {bias.shape}" if isinstance(bias, np.ndarray) else type(bias).__name__
-        raise InvalidRequest("bias", found=found, expected=f"float32 of shape ({n_items},)")
+        raise InvalidRequest("bias", found=_kind(bias), expected=f"float32 of shape ({n_items},)")
     bad = np.flatnonzero(~(np.abs(bias) <= MAX_BIAS))
     if len(bad):
         raise InvalidRequest(

@@ -1,41 +1,27 @@
 """The item index: a catalogue made ready for exact top-K search."""
 
 import threading
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import checks, masks, packing
+from recserve.kernels import checks, masks, packing, storage
+from recserve.kernels import snapshot as versions
 from recserve.kernels.checks import Exclude, read_only
 from recserve.kernels.isa import PORTABLE, Isa, choose
-from recserve.kernels.packing import Tiles
-from recserve.kernels.rows import Rows
 from recserve.kernels.search import search_rows, search_tiles
+from recserve.kernels.snapshot import Snapshot
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
 
+MAX_ITEMS = 2**31 - 1
 _NO_BIAS = read_only(np.empty(0, np.float32))
 _NO_BIAS_BOUNDS = np.empty((2, 0), np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One version of the catalogue, never changed: a search reads one snapshot from start to end.
-
-    The rows of ``base`` are in the order of their norms; row numbers of the tail follow after the last tile
-    of the base. ``live`` has a bit per row; ``row_of_item`` is −1 for an item that is not there.
-    """
-
-    base: Rows
-    tiles: Tiles
-    tail: Rows
-    live: Words
-    row_of_item: Indices
 
 
 class ItemIndex:
@@ -46,13 +32,16 @@ class ItemIndex:
     in any batch, on any processor. The order of an answer is total: score descending, then item_index
     ascending.
 
-    Searches never start threads and release the GIL; one index may be searched by many threads at once.
+    Searches never start threads and release the GIL; one index may be searched by many threads at once, also
+    while others change it: a search answers from the version that is there when it begins.
     """
 
-    def __init__(self, snapshot: Snapshot, dim: int, isa: Isa | None) -> None:
-        self._snapshot = snapshot
-        self._dim = dim
+    def __init__(self, snapshot: Snapshot, isa: Isa | None) -> None:
+        """Use :meth:`build` or :meth:`open`."""
+        self._snapshot = snapshot  # replaced as a whole, read once per search
+        self._dim = int(snapshot.base.vectors.shape[1])
         self._isa = isa
+        self._change_lock = threading.Lock()  # one change at a time; searches do not take it
         self._counters_lock = threading.Lock()
         self._counters = np.zeros(3, np.int64)
 
@@ -66,11 +55,23 @@ class ItemIndex:
         """
         choice = choose(isa)
         vectors = checks.check_matrix("vectors", vectors)
-        norms = np.empty(len(vectors), np.float32)
-        refused = packing.row_norms(vectors, norms)
-        if refused >= 0:
-            raise checks.refuse_row("vectors", vectors, refused)
-        return cls(_build_snapshot(vectors, norms), vectors.shape[1], choice)
+        norms = _norms(vectors)
+        items = np.arange(len(vectors), dtype=np.int32)
+        return cls(versions.build(vectors, norms, items, len(vectors)), choice)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, isa: str | None = None) -> Self:
+        """Opens what :meth:`save` wrote, memory-mapped, so that processes share it; ``isa`` as in build.
+
+        Raises BundleInvalid, naming the file, if the folder does not hold a whole index.
+        """
+        choice = choose(isa)
+        return cls(storage.load(Path(folder)), choice)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the index to ``folder``, which must be new or empty; all or nothing."""
+        with self._change_lock:
+            storage.save(versions.rebuild(self._snapshot), Path(folder))
 
     @property
     def n_items(self) -> int:
@@ -81,6 +82,41 @@ class ItemIndex:
     def dim(self) -> int:
         """The embedding size d."""
         return self._dim
+
+    def upsert(self, item_indices: Indices, vectors: Scores) -> None:
+        """Adds items or replaces their vectors; the next search sees it.
+
+        item_indices: (n,) int32; of an item that is there twice the last counts; new items continue the
+        numbering, without gaps after this call · vectors: (n, d) float32. New vectors are scanned in float32
+        until they are a sixteenth of the index; the call that makes them so rebuilds it, in the caller's
+        thread, while searches go on. Raises InvalidRequest as build does.
+        """
+        vectors = checks.check_matrix("vectors", vectors, self._dim)
+        _norms(vectors)
+        with self._change_lock:
+            items = checks.check_items("item_indices", item_indices, MAX_ITEMS)
+            if len(items) != len(vectors):
+                raise InvalidRequest("item_indices", found=f"{len(items)} items", expected=f"{len(vectors)}")
+            # The last of several: np.unique returns the first position in the reversed array.
+            unique, position = np.unique(items[::-1], return_index=True)
+            n_new = np.count_nonzero(unique >= self.n_items)
+            if len(unique) and unique[-1] >= self.n_items + n_new:
+                raise InvalidRequest(
+                    "item_indices",
+                    found=f"up to {unique[-1]} with gaps",
+                    expected=f"new items numbered from {self.n_items} on, without gaps",
+                )
+            changed = versions.upsert(self._snapshot, unique, vectors[::-1][position])
+            self._snapshot = versions.rebuild(changed) if versions.needs_rebuild(changed) else changed
+
+    def remove(self, item_indices: Indices) -> None:
+        """Takes items out of every answer from the next search on; the numbers of the others stay.
+
+        item_indices: (n,) int32 below n_items; an item that is not there any more is ignored.
+        """
+        with self._change_lock:
+            items = checks.check_items("item_indices", item_indices, self.n_items)
+            self._snapshot = versions.remove(self._snapshot, np.unique(items))
 
     def stats(self) -> dict[str, Any]:
         """What the index is and has done: counters of all searches since it was made.
@@ -157,20 +193,13 @@ class ItemIndex:
         return scores, indices
 
 
-def _build_snapshot(vectors: Scores, norms: Scores) -> Snapshot:
-    n_items, dim = vectors.shape
-    item_of_row = np.argsort(-norms, kind="stable").astype(np.int32)
-    row_of_item = np.empty(n_items, np.int32)
-    row_of_item[item_of_row] = np.arange(n_items, dtype=np.int32)
-    base = _rows(vectors[item_of_row], item_of_row, norms[item_of_row])
-    tiles = Tiles(*map(read_only, packing.pack_tiles(base.vectors, norms[item_of_row])))
-    tail = _rows(np.empty((0, dim), np.float32), np.empty(0, np.int32), np.empty(0, np.float32))
-    return Snapshot(base, tiles, tail, read_only(masks.live_words(n_items)[None]), read_only(row_of_item))
-
-
-def _rows(vectors: Scores, item_of_row: Indices, norms: Scores) -> Rows:
-    bounds = packing.norm_bounds(norms, vectors.shape[1])
-    return Rows(read_only(vectors), read_only(item_of_row), read_only(bounds))
+def _norms(vectors: Scores) -> Scores:
+    """Upper bounds of the norms of item vectors; refuses a row that is not finite or too large."""
+    norms = np.empty(len(vectors), np.float32)
+    refused = packing.row_norms(vectors, norms)
+    if refused >= 0:
+        raise checks.refuse_row("vectors", vectors, refused)
+    return norms
 
 
 def _words(
@@ -179,13 +208,13 @@ def _words(
     """The mask words of one search: one row for the whole batch where all queries share it."""
     if exclude is None and allow is None:
         return snapshot.live
-    n_items, n_base_words = len(snapshot.row_of_item), len(snapshot.base.norm_bounds)
+    n_items = len(snapshot.row_of_item)
     words = snapshot.live
     if allow is not None:
         allow = checks.check_allow(allow, batch, n_items)
         words = np.repeat(words, len(allow), axis=0)
         masks.apply_allow(words, 0, allow, snapshot.base.item_of_row)
-        masks.apply_allow(words, n_base_words, allow, snapshot.tail.item_of_row)
+        masks.apply_allow(words, snapshot.n_base_words, allow, snapshot.tail.item_of_row)
     if exclude is not None:
         indptr, item_indices = checks.check_lists("exclude", exclude, batch)
         if len(words) != batch or allow is None:
@@ -202,14 +231,8 @@ def _words(
 
 def _bias_bounds(snapshot: Snapshot, bias: Scores) -> Scores:
     bounds = np.empty((2, snapshot.live.shape[1]), np.float32)
-    n_base_words = len(snapshot.base.norm_bounds)
-    for item_of_row, part in (
-        (snapshot.base.item_of_row, slice(0, n_base_words)),
-        (snapshot.tail.item_of_row, slice(n_base_words, None)),
-    ):
-        part_bounds = np.empty((2, len(bounds[0, part])), np.float32)
-        masks.bias_bounds(bias, item_of_row, part_bounds)
-        bounds[:, part] = part_bounds
+    for rows, first_word in ((snapshot.base, 0), (snapshot.tail, snapshot.n_base_words)):
+        masks.bias_bounds(bias, rows.item_of_row, first_word, bounds)
     return bounds
 
 

@@ -57,21 +57,23 @@ def apply_exclude(words, indptr, item_indices, row_of_item):
 
 
 @kernel
-def bias_bounds(bias, item_of_row, bounds):
+def bias_bounds(bias, item_of_row, first_word, bounds):
     """Writes, per tile, an upper bound of the bias of its rows, and the largest bias of these and later rows.
 
-    bias: (n_items,) float32 · bounds: (2, n_tiles) float32, overwritten. The first bound also pays for the
-    rounding of score + bias, up to 2⁻²⁴ of the bias; what that rounding takes of the score is in γ.
+    bias: (n_items,) float32 · bounds: (2, n_words) float32, overwritten from first_word on. The first bound
+    also pays for the rounding of score + bias, up to 2⁻²⁴ of the bias; what that rounding takes of the
+    score is in γ.
     """
     rounding = np.float32(0.0)
     for item_index in range(bias.shape[0]):
         rounding = max(rounding, abs(bias[item_index]))
     rounding *= np.float32(2.0**-22)
     from_here_on = np.float32(-np.inf)
-    for tile in range(bounds.shape[1] - 1, -1, -1):
+    n_rows = item_of_row.shape[0]
+    for tile in range((n_rows + TILE - 1) // TILE - 1, -1, -1):
         largest = np.float32(-np.inf)
-        for row in range(tile * TILE, min(tile * TILE + TILE, item_of_row.shape[0])):
+        for row in range(tile * TILE, min(tile * TILE + TILE, n_rows)):
             largest = max(largest, bias[item_of_row[row]])
         from_here_on = max(from_here_on, largest)
-        bounds[0, tile] = largest + rounding
-        bounds[1, tile] = from_here_on
+        bounds[0, first_word + tile] = largest + rounding
+        bounds[1, first_word + tile] = from_here_on
