@@ -11,9 +11,17 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recserve.errors import BundleInvalid
+
+MAX_ID_BYTES = 256
+# The columns of the lookup's Arrow file.
+LOOKUP_COLUMNS = {"hash": pa.uint64(), "row": pa.int32()}
+# Ids that a loaded lookup must find: enough to notice that it belongs to another set of ids. Hashing all
+# of them would cost a microsecond each.
+N_PROBES = 64
 
 
 class Vocabulary(Sequence[str]):
@@ -33,13 +41,44 @@ class Vocabulary(Sequence[str]):
     def build(cls, ids: Iterable[str]) -> "Vocabulary":
         """Indexes ``ids`` in their order; raises :class:`BundleInvalid` when one stands twice."""
         column = pa.array(ids, type=pa.large_string())
+        _check_lengths(column, "ids")
         hashes = np.fromiter((_hash(text) for text in column.to_pylist()), dtype=np.uint64, count=len(column))
         rows = np.argsort(hashes, kind="stable").astype(np.int32)
         vocabulary = cls(column, hashes[rows], rows)
-        found = vocabulary.indices(column.to_pylist())
-        for row in np.flatnonzero(found != np.arange(len(column))):
-            raise BundleInvalid(f"id {column[row].as_py()!r}", found="given twice", expected="a unique id")
+        vocabulary._check_unique("ids")
         return vocabulary
+
+    def check(self, name: str) -> None:
+        """Raises :class:`BundleInvalid` for file ``name`` unless ids and lookup are one bijection.
+
+        Vectorised: only ids that share a hash, and a few probes, are compared one by one.
+        """
+        _check_lengths(self._ids, f"ids of {name}")
+        if np.any(self._hashes[1:] < self._hashes[:-1]):
+            raise BundleInvalid(f"column hash of {name}", found="out of order", expected="ascending")
+        n = len(self)
+        reached = np.zeros(n, np.bool_)
+        if n and self._rows.min() >= 0 and self._rows.max() < n:
+            reached[self._rows] = True
+        if not reached.all():
+            raise BundleInvalid(
+                f"column row of {name}", found="not one row per id", expected=f"each of 0 to {n - 1} once"
+            )
+        self._check_unique(f"ids of {name}")
+        probes = np.unique(np.linspace(0, n - 1, min(n, N_PROBES)).astype(np.int32))
+        if not np.array_equal(self.indices(self.ids(probes)), probes):
+            raise BundleInvalid(
+                f"column hash of {name}", found="of other ids", expected="of the ids beside it"
+            )
+
+    def _check_unique(self, name: str) -> None:
+        # Equal ids have equal hashes: only those need a look.
+        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        seen: set[str] = set()
+        for id_ in self.ids(self._rows[np.union1d(same, same + 1)]):
+            if id_ in seen:
+                raise BundleInvalid(name, found=f"{id_!r} given twice", expected="unique")
+            seen.add(id_)
 
     def lookup_table(self) -> pa.Table:
         """Returns the columns ``hash`` (uint64, ascending) and ``row`` (int32) that the bundle stores."""
@@ -80,6 +119,16 @@ class Vocabulary(Sequence[str]):
                     break
                 start += 1
         return found
+
+
+def _check_lengths(ids: pa.Array, name: str) -> None:
+    lengths = pc.min_max(pc.binary_length(ids)).as_py()
+    if len(ids) and not 1 <= lengths["min"] <= lengths["max"] <= MAX_ID_BYTES:
+        raise BundleInvalid(
+            name,
+            found=f"{lengths['min']} to {lengths['max']} bytes long",
+            expected=f"1 to {MAX_ID_BYTES} bytes each",
+        )
 
 
 def _hash(text: str) -> int:
