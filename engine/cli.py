@@ -34,7 +34,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
         epilog=EPILOG,
     )
-    app.callback()(_root)
+    app.callback(help="Train recommendation models, export them to ONNX, serve them fast.")(_root)
     verbs: dict[str, tuple[Callable[..., Any], bool]] = {}
 
     def add(verb: Callable[..., Any], *, needs: Sequence[str] = (), extra: str = "") -> None:
@@ -64,12 +64,18 @@ def _refuse(verb: Callable[..., Any], missing: list[str], extra: str) -> Callabl
     return refuse
 
 
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(recserve.__version__)  # noqa: T201 - the one datum that this flag asks for
         raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Holds the options that stand before any verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -66,7 +66,7 @@ def train(
     from recserve.training.loop import LoopConfig
     from recserve.training.models import check_model_name
     from recserve.training.models.sasrec import SASRecConfig
-    from recserve.training.run import RunConfig, create_run, open_run
+    from recserve.training.run import Run, RunConfig, create_run, open_run
 
     check_model_name(model)
     config = RunConfig(
@@ -106,6 +106,8 @@ def train(
                     min_item_interactions=min_item_interactions,
                     on_note=console.note,
                 )
+                # Before anything is written: data that cannot be split leaves no run folder.
+                Run(folder, config, dataset).split()
                 run = create_run(folder, config, dataset, overwrite=overwrite)
             show_cleaning(run.dataset)
         group.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ SERVICE_NAME = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"].full_n
 # The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours
 # (WorkerPool), with a status that says so, hence these stand far above it.
 MAX_PENDING_REQUESTS = 100_000
+SETTLE_SECONDS = 0.2
 
 
 class Server:
@@ -78,7 +80,12 @@ class Server:
         """Says NOT_SERVING, refuses new requests, finishes the admitted ones, closes."""
         await self._set_health(NOT_SERVING)
         self._pool.drain()
-        await self._server.stop(self._config.drain_seconds)
+        start = time.monotonic()
+        await self._pool.wait_until_idle(self._config.drain_seconds)
+        # The core resets calls that it has received and not handed over yet: let them reach the pool,
+        # which refuses them with a status that says why.
+        await asyncio.sleep(SETTLE_SECONDS)
+        await self._server.stop(max(0.0, self._config.drain_seconds - (time.monotonic() - start)))
         self._pool.close()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

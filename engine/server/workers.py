@@ -1,6 +1,7 @@
 """Runs engine calls on a few threads, under a deadline and a bound on what is admitted."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ class WorkerPool:
         self._max_in_flight = max_in_flight
         self._in_flight = 0
         self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def in_flight(self) -> int:
@@ -51,6 +54,7 @@ class WorkerPool:
             return work()
 
         self._in_flight += 1
+        self._idle.clear()
         try:
             future = asyncio.get_running_loop().run_in_executor(self._executor, work_unless_late)
             return await asyncio.wait_for(future, seconds)
@@ -58,10 +62,17 @@ class WorkerPool:
             raise _late(seconds) from None
         finally:
             self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     def drain(self) -> None:
         """Refuses new calls; the admitted ones go on."""
         self._draining = True
+
+    async def wait_until_idle(self, seconds: float) -> None:
+        """Returns when no admitted call is left, or after ``seconds``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     def close(self) -> None:
         """Waits for the running calls and ends the threads."""

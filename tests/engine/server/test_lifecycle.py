@@ -1,0 +1,237 @@
+"""Loading, health, deadlines, overload, cancellation and stopping."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from recserve.engine import Engine, Request, Slate
+from recserve.engine.client import RecommenderClient
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.wire.status import RemoteError
+from recserve.errors import ConfigError
+from recserve.proto import recommender_pb2 as pb
+from recserve.proto import recommender_pb2_grpc
+from tests.engine.server.conftest import RunningServer
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE = "recserve.v1.Recommender"
+TIMEOUT_SECONDS = 60
+
+
+class Gate:
+    """Holds engine calls until it is opened, and counts them."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.n_calls = 0
+        recommend = engine.recommend
+
+        def held(request: Request) -> Slate:
+            self.n_calls += 1
+            self.entered.release()
+            assert self.open.wait(TIMEOUT_SECONDS)
+            return recommend(request)
+
+        monkeypatch.setattr(engine, "recommend", held)
+
+
+def health(address: str, service: str = "") -> int:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_SECONDS).status)
+
+
+def test_health_says_when_the_engine_is_warm(start: Callable[..., RunningServer], engine: Engine) -> None:
+    server = start()
+    with grpc.insecure_channel(server.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service=SERVICE), timeout=TIMEOUT_SECONDS
+        )
+        assert next(watch).status == NOT_SERVING
+        assert health(server.address) == health(server.address, SERVICE) == NOT_SERVING
+        with RecommenderClient(server.address) as client:
+            with pytest.raises(RemoteError, match="server is loading") as caught:
+                client.recommend(Request())
+            assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+            server.serve(engine)
+            assert next(watch).status == SERVING
+            assert health(server.address) == health(server.address, SERVICE) == SERVING
+            assert client.recommend(Request(k=1)).items
+        watch.cancel()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_reflection_can_be_switched_off(
+    start: Callable[..., RunningServer], engine: Engine, wanted: bool
+) -> None:
+    server = start(reflection=wanted)
+    with grpc.insecure_channel(server.address) as channel:
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter([ask]), timeout=TIMEOUT_SECONDS
+        )
+        if not wanted:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(answers)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+            return
+        names = {service.name for service in next(answers).list_services_response.service}
+        assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+def test_a_call_without_deadline_gets_the_default_one(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(default_deadline_ms=50, worker_threads=1)
+    server.serve(engine)
+    gate = Gate(engine, monkeypatch)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Recommend(pb.RecommendRequest())
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        # The only thread is still held: this one waits behind it, and its time passes too.
+        with pytest.raises(grpc.RpcError):
+            stub.Recommend(pb.RecommendRequest())
+        gate.open.set()
+        stub.GetItems(pb.GetItemsRequest(), timeout=TIMEOUT_SECONDS)
+    assert gate.n_calls == 1, "a request whose deadline had passed reached the engine"
+
+
+def test_overload_is_said_while_health_still_answers(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(max_in_flight=2, worker_threads=1, default_deadline_ms=60_000)
+    server.serve(engine)
+    gate = Gate(engine, monkeypatch)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        admitted = [
+            stub.Recommend.future(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS) for _ in range(2)
+        ]
+        assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
+        with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
+            # The second of the two may still be on its way: ask until the server is full.
+            while server.server._pool.in_flight < 2:
+                assert health(server.address) == SERVING
+            with pytest.raises(RemoteError, match="requests in flight") as caught:
+                client.recommend(Request())
+        assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert health(server.address) == SERVING
+        gate.open.set()
+        assert [len(call.result().items) for call in admitted] == [1, 1]
+
+
+def test_cancelled_calls_leave_nothing_behind(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(worker_threads=1, default_deadline_ms=60_000)
+    server.serve(engine)
+    gate = Gate(engine, monkeypatch)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        calls = [stub.Recommend.future(pb.RecommendRequest(), timeout=TIMEOUT_SECONDS) for _ in range(20)]
+        assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
+        for call in calls:
+            call.cancel()
+        gate.open.set()
+        while server.server._pool.in_flight:
+            assert health(server.address) == SERVING
+        assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
+    assert gate.n_calls < len(calls)
+
+
+def test_no_call_is_lost_in_a_burst(start: Callable[..., RunningServer], engine: Engine) -> None:
+    server = start(max_in_flight=5000, default_deadline_ms=60_000)
+    server.serve(engine)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        burst = [
+            stub.Recommend.future(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS) for _ in range(3000)
+        ]
+        codes = {call.code() for call in burst}
+    assert codes == {grpc.StatusCode.OK}
+
+
+def serve_process(bundle: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "recserve.engine.cli", "serve", str(bundle), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_sigterm_finishes_what_was_admitted(bundle_folder: Path) -> None:
+    with serve_process(bundle_folder, "--port", "0") as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert health(address) == SERVING
+        with grpc.insecure_channel(address) as channel:
+            stub = recommender_pb2_grpc.RecommenderStub(channel)
+            calls = [
+                stub.Recommend.future(pb.RecommendRequest(k=3), timeout=TIMEOUT_SECONDS) for _ in range(200)
+            ]
+            # One answer means that the burst has arrived; the rest is admitted or on its way.
+            calls[0].result()
+            process.send_signal(signal.SIGTERM)
+            codes = {call.code() for call in calls}
+        assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        assert grpc.StatusCode.OK in codes
+        _, log = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 0
+    assert '"stopped"' in log
+    assert "Traceback" not in log
+
+
+def test_a_second_signal_ends_at_once(bundle_folder: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "recserve.toml"
+    settings.write_text("[server]\nport = 0\ndrain_seconds = 600.0\n")
+    with serve_process(bundle_folder, "--config", str(settings)) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        with grpc.insecure_channel(address) as channel:
+            # An open Watch keeps the drain from ending by itself.
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == SERVING
+            process.send_signal(signal.SIGTERM)
+            assert next(watch).status == NOT_SERVING
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=TIMEOUT_SECONDS)
+            watch.cancel()
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_damaged_bundle_ends_the_server_with_one_line(bundle_folder: Path, tmp_path: Path) -> None:
+    with serve_process(tmp_path, "--port", "0") as process:
+        out, log = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, out) == (5, "")
+    assert "error: bundle" in log
+    assert "Traceback" not in log
+
+
+def test_a_busy_port_is_a_matter_of_configuration(bundle_folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with serve_process(bundle_folder, "--port", str(taken.getsockname()[1])) as process:
+            _, log = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 3
+    assert "expected free to bind" in log
+    assert "Traceback" not in log
+
+
+def test_only_loopback_is_bound_in_plain_text() -> None:
+    with pytest.raises(ConfigError, match="--insecure-bind"):
+        ServerConfig(host="0.0.0.0")
+    assert ServerConfig(host="0.0.0.0", insecure_bind=True).host == "0.0.0.0"
+    assert ServerConfig(host="::1").host == "::1"
+    with pytest.raises(ConfigError, match="0 to 65535"):
+        ServerConfig(port=70_000)

@@ -1,0 +1,75 @@
+"""Settings: flag > environment > file > default; unknown keys name the nearest known one."""
+
+from pathlib import Path
+
+import pytest
+
+from recserve.engine.config import EngineConfig
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.settings import load_settings
+from recserve.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recserve.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_are_those_of_the_embedded_engine() -> None:
+    settings = load_settings(None, {})
+    assert settings.engine == EngineConfig()
+    assert settings.server == ServerConfig()
+
+
+def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "[server]\nport = 1\nworker_threads = 11\n[engine]\nmax_k = 111\n")
+    assert load_settings(file, {}).server.port == 1
+    monkeypatch.setenv("RECSERVE__SERVER__PORT", "2")
+    from_environment = load_settings(file, {})
+    assert (from_environment.server.port, from_environment.server.worker_threads) == (2, 11)
+    assert from_environment.engine.max_k == 111
+    flags = {"server": {"port": 3, "worker_threads": None}}
+    from_flag = load_settings(file, flags)
+    assert (from_flag.server.port, from_flag.server.worker_threads) == (3, 11)
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "cure"),
+    [
+        ("[server]\nprot = 1\n", "server.prot", "'port'"),
+        ("[sever]\nport = 1\n", "section sever", "'server'"),
+        ("server = 1\n", "section server", "a table of keys"),
+        ("[server]\nport = 'x'\n", "server.port", "integer"),
+        ("[server]\nport = 70000\n", "server.port", "0 to 65535"),
+        ("[engine]\nprovider = 'gpu'\n", "engine.provider", "auto, cpu, cuda"),
+        ("[server\n", "recserve.toml", "TOML"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, text: str, named: str, cure: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(tmp_path, text), {})
+    assert named in str(caught.value)
+    assert cure in str(caught.value)
+    assert "; expected " in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not readable"):
+        load_settings(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("RECSERVE__SERVER__PROT", "'port'"),
+        ("RECSERVE__ENGIN__MAX_K", "'engine'"),
+        ("RECSERVE__ENGINE__MAXK", "'max_k'"),
+    ],
+)
+def test_wrong_environment_variables_are_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=f"Did you mean {nearest}"):
+        load_settings(None, {})

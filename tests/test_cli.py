@@ -1,0 +1,186 @@
+"""The command line: verbs, exit codes, data on stdout, one sentence for every bad input."""
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recserve.engine import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_help_names_every_verb(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for verb in ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve"):
+        assert f"  {verb}" in out
+
+
+def test_version(run: Run) -> None:
+    assert run("--version")[:2] == (0, "0.1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [(("trian",), "train"), (("train", "--epoch", "3", "--data", "x"), "--epochs")],
+)
+def test_typing_mistakes_are_corrected(run: Run, arguments: tuple[str, ...], suggestion: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert suggestion in err
+
+
+def test_completion_is_offered(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, _ = run("--show-completion", "bash")
+    assert code == 0
+    assert "recserve" in out
+
+
+def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path, run_folder: Path) -> None:
+    code, out, _ = run("inspect", bundle_folder, "--json")
+    assert code == 0
+    assert json.loads(out)["default_variant"] == "fp32"
+    code, out, err = run("evaluate", run_folder, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert set(result["model"]["metrics"]) >= {"HR@10", "NDCG@10", "MRR", "coverage@10"}
+    assert {"mean", "low", "high"} == set(result["model"]["metrics"]["NDCG@10"])
+    assert result["popularity"]["n_users"] == result["model"]["n_users"] > 0
+    assert "evaluating" in err
+    code, out, _ = run("recommend", bundle_folder, "-k", "3", "--json")
+    assert code == 0
+    slate = json.loads(out)
+    assert [item["rank"] for item in slate["items"]] == [1, 2, 3]
+    assert slate["items"][0]["attributes"]["title"]
+
+
+def test_tables_are_for_people(run: Run, bundle_folder: Path) -> None:
+    assert "every file is what the manifest says" in run("inspect", bundle_folder)[1]
+    code, out, err = run("recommend", bundle_folder, "--history", "no such item")
+    assert code == 0
+    assert "title" in out
+    assert "warning: 1 of 1 history items are not in the catalogue" in err
+
+
+def test_export_writes_what_inspect_reads(run: Run, run_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = run("export", run_folder, "--out", tmp_path / "bundle", "--json")
+    assert code == 0
+    assert json.loads(out)["parity"]["max_abs_error"] <= 1e-4
+    assert run("inspect", tmp_path / "bundle")[0] == 0
+    code, _, err = run("export", run_folder, "--out", tmp_path / "bundle")
+    assert code == 2
+    assert "--replace" in err
+
+
+CSV = "user_id,item_id,timestamp\nu,i,1\n"
+BAD_DATA: dict[str, tuple[str, bytes, int, str]] = {
+    "no item column": ("events.csv", b"user_id,thing,timestamp\nu,i,1\n", 1, "item=COLUMN"),
+    "an empty file": ("events.csv", b"", 1, "empty"),
+    "a header alone": ("events.csv", b"user_id,item_id,timestamp\n", 1, ""),
+    "Parquet that is CSV": ("events.parquet", CSV.encode(), 1, "events.parquet"),
+    "CSV that is binary": ("events.csv", bytes(range(256)) * 50, 1, "events.csv"),
+    "JSON that is cut": ("events.jsonl", b'{"user_id": "u", "item_id": ', 1, "events.jsonl"),
+    "too few interactions": ("events.csv", CSV.encode(), 1, "interactions"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "exit_code", "said"), BAD_DATA.values(), ids=BAD_DATA.keys())
+def test_bad_data_is_one_sentence_and_leaves_nothing(
+    run: Run, tmp_path: Path, name: str, content: bytes, exit_code: int, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    code, out, err = run("train", "--data", tmp_path / name, "--out", tmp_path / "runs" / "r")
+    assert (code, out) == (exit_code, "")
+    sentence = err.strip().splitlines()[-1]
+    assert sentence.startswith("error: ")
+    assert "; expected " in sentence
+    assert said in sentence
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs" / "r").exists()
+
+
+BAD_ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "an unknown data set": (("train", "--data", "ml-100"), 2, "Did you mean 'ml-100k'?"),
+    "a missing file": (("train", "--data", "none.csv"), 1, "none.csv"),
+    "an unknown model": (("train", "--data", "x.csv", "--model", "sasrek"), 2, "Did you mean 'sasrec'?"),
+    "an unknown split": (("train", "--data", "x.csv", "--split", "random"), 2, "leave-one-out, temporal"),
+    "a role that is none": (("train", "--data", "x.csv", "--columns", "usr=a"), 2, "Did you mean 'user'?"),
+    "no heads": (("train", "--data", "x.csv", "--heads", "0"), 2, "n_heads is 0"),
+    "no run": (("evaluate", "nothing"), 1, "Check the path"),
+    "no bundle": (("inspect", "nothing"), 5, "Check the path"),
+    "no bundle to serve": (("serve", "nothing", "--port", "0"), 5, "Check the path"),
+    "an open address": (("serve", "nothing", "--host", "0.0.0.0"), 3, "--insecure-bind"),
+    "no server": (("recommend", "--server", "127.0.0.1:1"), 4, "UNAVAILABLE"),
+    "neither bundle nor server": (("recommend",), 2, "one of the two"),
+    "a missing configuration": (("serve", "x", "--config", "none.toml"), 3, "none.toml"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS.keys())
+def test_bad_arguments_have_their_exit_code(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "1000000"])
+def test_a_wrong_k_is_a_usage_error(run: Run, bundle_folder: Path, k: str) -> None:
+    code, _, err = run("recommend", bundle_folder, "-k", k)
+    assert code == 2
+    assert f"k is {k}; expected 1 to 1000" in err
+
+
+def test_a_damaged_bundle_has_its_exit_code(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle_folder, tmp_path / "bundle")
+    graph = tmp_path / "bundle" / "variants" / "fp32" / "query_encoder.onnx"
+    os.truncate(graph, 100)
+    for verb in ("inspect", "recommend", "serve"):
+        code, out, err = run(verb, tmp_path / "bundle")
+        assert (code, out) == (5, "")
+        assert "size of variants/fp32/query_encoder.onnx is 100 bytes" in err
+
+
+def test_a_verb_without_its_libraries_says_how_to_get_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+
+    def without_torch(name: str, *rest: Any) -> Any:
+        return None if name == "torch" else find_spec(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_torch)
+    assert "  train" not in run("--help")[1]
+    code, _, err = run("train", "--data", "x.csv")
+    assert code == 3
+    assert "Run: pip install 'recserve[train]'" in err
