@@ -66,7 +66,8 @@ class Engine:
     def _warm_up(self) -> None:
         first = self._loaded.bundle.catalogue.vocabulary.ids([0])
         for variant in self._loaded.bundle.manifest.variants:
-            self.recommend_many([Request(history=first, variant=variant), Request()])
+            # Past the checks: limits that a user set low must not refuse the engine's own requests.
+            self._run([Request(history=first, variant=variant, k=1), Request(k=1)])
         self.similar_items(first[0], k=1)
         with self._lock:
             self._counters = dict.fromkeys(self._counters, 0)

@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.histories import History
+from recserve.engine.bundle.vocabulary import MAX_ID_BYTES
 from recserve.engine.config import EngineConfig
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
-
-MAX_ID_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)

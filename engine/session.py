@@ -1,6 +1,8 @@
 """Runs the query encoder of one variant through ONNX Runtime."""
 
 import io
+import zipfile
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -55,6 +57,7 @@ class QueryEncoder:
             raise ConfigError("engine.provider", found=self.provider, expected=providers[0])
         self._check_signature(entry.query_encoder)
         self._check_golden(bundle.read(entry.golden), entry.golden)
+        self._check_full_length(bundle.manifest.inputs.max_history, entry.query_encoder)
 
     def encode(
         self, history: NDArray[np.int32], time_gaps: NDArray[np.float32] | None = None
@@ -72,6 +75,9 @@ class QueryEncoder:
     def _check_signature(self, graph: str) -> None:
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
+        known = {layout.HISTORY_INPUT, layout.TIME_GAPS_INPUT}
+        if not {layout.HISTORY_INPUT} <= set(self.features) <= known:
+            raise BundleInvalid("features", found=self.features, expected=f"history, or {sorted(known)}")
         if inputs != set(self.features):
             raise BundleInvalid(
                 f"inputs of {graph}", found=sorted(inputs), expected=str(sorted(self.features))
@@ -82,23 +88,54 @@ class QueryEncoder:
             )
 
     def _check_golden(self, data: bytes, name: str) -> None:
+        recorded = read_golden(data, name, [*self.features, layout.QUERY_EMBEDDING_OUTPUT])
+        expected = recorded.pop(layout.QUERY_EMBEDDING_OUTPUT)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as golden:
-                inputs = {feature: golden[feature] for feature in self.features}
-                expected = golden[layout.QUERY_EMBEDDING_OUTPUT]
-        except (ValueError, KeyError, OSError) as error:
-            raise BundleInvalid(f"file {name}", found="unreadable", expected="recorded inference") from error
-        try:
-            found = self.encode(**inputs)
+            found = self.encode(**recorded)
         except Exception as error:
             raise BundleInvalid(name, found="an inference that fails", expected="the recorded one") from error
-        if found.shape != expected.shape or found.shape[1] != self.embedding_size:
-            raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"shape {expected.shape}")
+        shape = (len(recorded[layout.HISTORY_INPUT]), self.embedding_size)
+        if not found.shape == expected.shape == shape or shape[0] == 0:
+            raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"at least one row, {shape}")
         difference = float(np.max(np.abs(found - expected), initial=0.0))
         if not difference <= GOLDEN_TOLERANCE:
             raise BundleInvalid(
                 f"difference from {name}", found=difference, expected=f"at most {GOLDEN_TOLERANCE}"
             )
+
+    def _check_full_length(self, max_history: int, graph: str) -> None:
+        """Runs one history of the declared length: recorded ones may all be shorter."""
+        history = np.zeros((1, max_history), np.int32)
+        gaps = np.zeros(history.shape, np.float32) if layout.TIME_GAPS_INPUT in self.features else None
+        try:
+            found = self.encode(history, gaps)
+        except Exception as error:
+            raise BundleInvalid(
+                f"max_history of {graph}", found=max_history, expected="a length that the graph takes"
+            ) from error
+        if found.shape != (1, self.embedding_size) or not np.isfinite(found).all():
+            raise BundleInvalid(f"output of {graph}", found="not finite", expected="one finite embedding")
+
+
+def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[Any]]:
+    """Reads the named arrays of an uncompressed ``.npz``; raises :class:`BundleInvalid` otherwise."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # Compressed entries could unpack to any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed")
+        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+            return {array: golden[array] for array in arrays}
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        TypeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise BundleInvalid(f"file {name}", found="unreadable", expected="recorded inference") from error
 
 
 def select_providers(provider: str) -> list[str]:

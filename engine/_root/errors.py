@@ -1,8 +1,8 @@
 """The errors of recserve, few and shallow.
 
 Every message is one sentence of one form, "<name> is <found>; expected <allowed>. <cure>", so that a
-person knows what to do and a program can read the parts from the attributes. Found values are escaped
-and cut: they come from outside and must neither flood nor forge a log line.
+person knows what to do and a program can read the parts from the attributes. Names and found values are
+escaped and cut: parts of them come from outside and must neither flood nor forge a log line.
 """
 
 import difflib
@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 MAX_FOUND_CHARACTERS = 64
+# A name may hold a path, which is worth reading to its end.
+MAX_NAME_CHARACTERS = 160
 
 
 class RecserveError(Exception):
@@ -18,11 +20,11 @@ class RecserveError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, name: str, *, found: object, expected: str, cure: str = "") -> None:
-        self.name = name
+        self.name = shorten(name, MAX_NAME_CHARACTERS)
         self.found = shorten(found)
         self.expected = expected
         self.cure = cure
-        sentence = f"{name} is {self.found}; expected {expected}."
+        sentence = f"{self.name} is {self.found}; expected {expected}."
         super().__init__(f"{sentence} {cure}".rstrip())
 
 
@@ -70,13 +72,12 @@ class Unavailable(RecserveError):
     exit_code = 4
 
 
-def shorten(found: object) -> str:
-    """Returns ``found`` as at most 64 printable characters; control characters are escaped."""
+def shorten(found: object, limit: int = MAX_FOUND_CHARACTERS) -> str:
+    """Returns ``found`` as at most ``limit`` printable characters; control characters are escaped."""
     text = found if isinstance(found, str) else repr(found)
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:200])
-    if len(printable) > MAX_FOUND_CHARACTERS or len(text) > 200:
-        return printable[: MAX_FOUND_CHARACTERS - 1] + "…"
-    return printable
+    head = text[: limit + 1]
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in head)
+    return printable if len(printable) <= limit else printable[: limit - 1] + "…"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.vocabulary import Vocabulary
@@ -18,7 +19,7 @@ class Catalogue:
     def __init__(self, table: pa.Table, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.attribute_names = [name for name in table.column_names if name != ITEM_ID]
-        self._columns = {name: table.column(name) for name in self.attribute_names}
+        self._columns = {name: _plain(table.column(name)) for name in self.attribute_names}
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -31,3 +32,15 @@ class Catalogue:
             {name: values[i] for name, values in columns.items() if values[i] is not None}
             for i in range(len(rows))
         ]
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns ``column`` as JSON and the wire can carry it: times as text, decimals as floats, no NaN."""
+    kind = column.type
+    if pa.types.is_temporal(kind):
+        return column.cast(pa.string())
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    if pa.types.is_floating(kind):
+        return pc.if_else(pc.is_finite(column), column, None)
+    return column

@@ -7,6 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.vocabulary import Vocabulary
+from recserve.errors import BundleInvalid
 
 
 class History(NamedTuple):
@@ -16,6 +17,12 @@ class History(NamedTuple):
     timestamps: NDArray[np.int64]
 
 
+# The columns of the Arrow file.
+HISTORY_COLUMNS = {
+    "user_id": pa.large_string(),
+    "items": pa.large_list(pa.int32()),
+    "timestamps": pa.large_list(pa.int64()),
+}
 EMPTY_HISTORY = History(np.empty(0, np.int32), np.empty(0, np.int64))
 
 
@@ -27,10 +34,25 @@ class StoredHistories:
         items = table.column("items").combine_chunks()
         self._offsets = items.offsets.to_numpy()
         self._items = items.values.to_numpy()
-        self._timestamps = table.column("timestamps").combine_chunks().values.to_numpy()
+        timestamps = table.column("timestamps").combine_chunks()
+        self._timestamp_offsets = timestamps.offsets.to_numpy()
+        self._timestamps = timestamps.values.to_numpy()
 
     def __len__(self) -> int:
         return len(self.vocabulary)
+
+    def check(self, name: str, n_items: int) -> None:
+        """Raises :class:`BundleInvalid` for file ``name`` unless every item is one of the catalogue."""
+        if not np.array_equal(self._offsets, self._timestamp_offsets):
+            raise BundleInvalid(
+                f"column timestamps of {name}", found="of other lengths", expected="one for each of items"
+            )
+        if len(self._items) and not 0 <= self._items.min() <= self._items.max() < n_items:
+            raise BundleInvalid(
+                f"column items of {name}",
+                found=f"from {self._items.min()} to {self._items.max()}",
+                expected=f"0 to {n_items - 1}",
+            )
 
     def get(self, user_id: str) -> History:
         """Returns the history of ``user_id``; an unknown user has an empty one."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ MANIFEST_NAME = "manifest.json"
 # A path inside the bundle: plain relative names only, so that joining it can never leave the folder.
 SAFE_PATH = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+# Far above any model: the loader runs the graph at full length once, and must be able to.
+MAX_HISTORY_LIMIT = 1 << 16
+MAX_INTEGER_DIGITS = 20
 
 T = TypeVar("T")
 
@@ -88,7 +92,13 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """Parses and checks a manifest; raises :class:`BundleInvalid` naming the first wrong field."""
         try:
-            raw = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+            raw = json.loads(
+                text,
+                object_pairs_hook=_unique_keys,
+                parse_constant=_refuse_number,
+                parse_float=_finite,
+                parse_int=_integer,
+            )
         except json.JSONDecodeError as error:
             raise BundleInvalid(
                 f"{MANIFEST_NAME} (line {error.lineno})",
@@ -96,6 +106,8 @@ class Manifest:
                 expected="JSON",
                 cure="Export the bundle again.",
             ) from error
+        except RecursionError as error:
+            raise BundleInvalid(MANIFEST_NAME, found="nested too deeply", expected="a manifest") from error
         if not isinstance(raw, dict):
             raise BundleInvalid(MANIFEST_NAME, found=type(raw).__name__, expected="a JSON object")
         version = raw.get("format_version")
@@ -135,18 +147,38 @@ class Manifest:
         ):
             if value < 1:
                 raise BundleInvalid(name, found=value, expected="1 or more")
+        if self.inputs.max_history > MAX_HISTORY_LIMIT:
+            raise BundleInvalid(
+                "max_history", found=self.inputs.max_history, expected=f"at most {MAX_HISTORY_LIMIT}"
+            )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
             raise BundleInvalid(f"key {key} of {MANIFEST_NAME}", found="given twice", expected="one value")
-    return dict(pairs)
+        if not _is_unicode(key):
+            raise BundleInvalid(
+                f"key {key} of {MANIFEST_NAME}", found="not Unicode", expected="valid Unicode"
+            )
+        values[key] = value
+    return values
 
 
-def _refuse_constant(name: str) -> float:
-    raise BundleInvalid(f"a number of {MANIFEST_NAME}", found=name, expected="a finite number")
+def _refuse_number(text: str) -> float:
+    raise BundleInvalid(f"a number of {MANIFEST_NAME}", found=text, expected="finite")
+
+
+def _finite(text: str) -> float:
+    # 1e999 is valid JSON and infinite.
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
+
+
+def _integer(text: str) -> int:
+    # Python refuses to read thousands of digits with a ValueError of its own.
+    return int(text) if len(text) <= MAX_INTEGER_DIGITS else int(_refuse_number(text))
 
 
 def _build(cls: type[T], raw: Any, where: str) -> T:
@@ -181,8 +213,15 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
         raise BundleInvalid(where, found=value, expected=origin.__name__)
+    if isinstance(value, str) and not _is_unicode(value):
+        raise BundleInvalid(where, found=value, expected="valid Unicode")
     if origin is dict:
         return {key: _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if origin is list:
         return [_convert(arguments[0], entry, where) for entry in value]
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can spell lone surrogates, which no message and no file can carry.
+    return not any("\ud800" <= c <= "\udfff" for c in text)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
-from recserve.engine.bundle.histories import StoredHistories
+from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
 from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
-from recserve.engine.bundle.vocabulary import Vocabulary
+from recserve.engine.bundle.vocabulary import LOOKUP_COLUMNS, Vocabulary
 from recserve.engine.bundle.writer import sha256_of
 from recserve.errors import BundleInvalid
 
@@ -39,7 +40,7 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a listed file, checked against the manifest as they were read."""
-        data = (self.folder / name).read_bytes()
+        data = _read(self.folder / name, name)
         if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
             raise BundleInvalid(f"file {name}", found="changed since it was checked", expected="unchanged")
         return data
@@ -55,40 +56,46 @@ def open_bundle(folder: str | Path) -> Bundle:
     _check_files(folder, manifest)
     for name in (layout.ITEMS, layout.ITEM_LOOKUP, layout.ITEM_EMBEDDINGS, layout.POPULARITY):
         _require(manifest, name)
-    items = _map_table(folder, layout.ITEMS, [ITEM_ID])
-    vocabulary = _vocabulary(items.column(ITEM_ID), folder, layout.ITEM_LOOKUP)
+    items = _map_table(folder, layout.ITEMS, {ITEM_ID: pa.large_string()})
+    _check_rows(layout.ITEMS, items.num_rows, manifest.n_items)
+    vocabulary = _vocabulary(folder, items.column(ITEM_ID), layout.ITEMS, layout.ITEM_LOOKUP)
+    shape = (manifest.n_items, manifest.embedding_size)
     bundle = Bundle(
         folder=folder,
         manifest=manifest,
         catalogue=Catalogue(items, vocabulary),
         histories=_open_histories(folder, manifest),
-        item_embeddings=_map_array(folder, layout.ITEM_EMBEDDINGS, np.dtype(np.float32)),
-        popularity=_map_array(folder, layout.POPULARITY, np.dtype(np.int64)),
+        item_embeddings=_map_array(folder, layout.ITEM_EMBEDDINGS, np.dtype(np.float32), shape),
+        popularity=_map_array(folder, layout.POPULARITY, np.dtype(np.int64), shape[:1]),
     )
-    _check_consistency(bundle)
+    if not np.isfinite(bundle.item_embeddings).all():
+        raise BundleInvalid(layout.ITEM_EMBEDDINGS, found="NaN or infinite", expected="finite numbers")
+    if bundle.popularity.min() < 0:
+        raise BundleInvalid(
+            layout.POPULARITY, found=int(bundle.popularity.min()), expected="counts of 0 or more"
+        )
     return bundle
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads the manifest alone, without checking the files that it names."""
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    # Not through a link, and not blocked by a pipe that nobody writes to.
+    if path.is_symlink() or not path.is_file():
         raise BundleInvalid(
             f"bundle {folder}",
-            found="a folder without manifest.json" if folder.is_dir() else "not a folder",
+            found="a folder without a file manifest.json" if folder.is_dir() else "not a folder",
             expected="a folder that `recserve export` wrote",
             cure="Check the path.",
         )
     try:
-        return Manifest.from_json(path.read_text(encoding="utf-8"))
+        return Manifest.from_json(_read(path, MANIFEST_NAME).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BundleInvalid(MANIFEST_NAME, found="not UTF-8", expected="JSON", cure=EXPORT_AGAIN) from error
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    present = {
-        str(Path(root, name).relative_to(folder)) for root, _, names in os.walk(folder) for name in names
-    } - {MANIFEST_NAME}
+    present = set(_files_in(folder)) - {MANIFEST_NAME}
     for name in sorted(present - set(manifest.files)):
         raise BundleInvalid(f"file {name}", found="in the bundle", expected="only files of the manifest")
     for name, entry in sorted(manifest.files.items()):
@@ -97,11 +104,24 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         _check_file(folder / name, name, entry)
 
 
+def _files_in(folder: Path) -> Iterator[str]:
+    """Yields the path of everything in ``folder`` but folders; a link to a folder counts as a file."""
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        for name in [*names, *links]:
+            yield str(Path(root, name).relative_to(folder))
+
+
 def _check_file(path: Path, name: str, entry: FileEntry) -> None:
     status = path.lstat()
-    # A link or a pipe could point outside the bundle or change under us.
-    if not stat.S_ISREG(status.st_mode):
-        raise BundleInvalid(f"file {name}", found="a link or special file", expected="a regular file")
+    # A link, of either kind, or a pipe could point outside the bundle or change under us.
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        raise BundleInvalid(
+            f"file {name}",
+            found="a link or special file",
+            expected="a regular file with one name",
+            cure="Copy the bundle without links.",
+        )
     if status.st_size != entry.size_bytes:
         raise BundleInvalid(
             f"size of {name}",
@@ -109,11 +129,25 @@ def _check_file(path: Path, name: str, entry: FileEntry) -> None:
             expected=f"{entry.size_bytes} bytes",
             cure=EXPORT_AGAIN,
         )
-    found = sha256_of(path)
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise _unreadable(name, error) from error
     if found != entry.sha256:
         raise BundleInvalid(
             f"SHA-256 of {name}", found=found[:12] + "…", expected=entry.sha256[:12] + "…", cure=EXPORT_AGAIN
         )
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError) -> BundleInvalid:
+    return BundleInvalid(f"file {name}", found=f"not readable ({error.strerror})", expected="readable")
 
 
 def _require(manifest: Manifest, name: str) -> None:
@@ -121,50 +155,73 @@ def _require(manifest: Manifest, name: str) -> None:
         raise BundleInvalid(f"file {name}", found="not listed", expected="in every bundle", cure=EXPORT_AGAIN)
 
 
-def _map_table(folder: Path, name: str, columns: list[str]) -> pa.Table:
+def _check_rows(name: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise BundleInvalid(f"rows of {name}", found=found, expected=str(expected), cure=EXPORT_AGAIN)
+
+
+def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
+    """Maps an Arrow file; ``columns`` must be there, of these types and without nulls."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+        # Arrow trusts what it maps: an offset or an index out of range would read foreign memory.
+        table.validate(full=True)
+        names = table.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise BundleInvalid(f"file {name}", found="unreadable", expected="an Arrow file") from error
-    for column in columns:
-        if column not in table.column_names:
+    for column in names:
+        if names.count(column) > 1:
+            raise BundleInvalid(f"column {column} of {name}", found="there twice", expected="there once")
+    for column, kind in columns.items():
+        if column not in names:
             raise BundleInvalid(f"column {column} of {name}", found="missing", expected="present")
+        found = table.schema.field(column).type
+        if found != kind:
+            raise BundleInvalid(f"column {column} of {name}", found=str(found), expected=str(kind))
+        if _has_nulls(table.column(column)):
+            raise BundleInvalid(f"column {column} of {name}", found="with nulls", expected="without nulls")
     return table
 
 
-def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar]) -> NDArray[Scalar]:
+def _has_nulls(column: pa.ChunkedArray) -> bool:
+    if column.null_count:
+        return True
+    return pa.types.is_large_list(column.type) and any(chunk.values.null_count for chunk in column.chunks)
+
+
+def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[int, ...]) -> NDArray[Scalar]:
     try:
-        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
+        # Not np.load: it also opens archives, and knows more ways to fail.
+        array = np.lib.format.open_memmap(folder / name, mode="r")
+    except (ValueError, OSError, OverflowError, TypeError) as error:
         raise BundleInvalid(f"file {name}", found="unreadable", expected="a .npy array") from error
+    if array.shape != shape:
+        raise BundleInvalid(f"shape of {name}", found=array.shape, expected=str(shape), cure=EXPORT_AGAIN)
     if array.dtype != dtype or not array.flags.c_contiguous:
-        raise BundleInvalid(f"array {name}", found=array.dtype, expected=f"C-order {dtype}")
-    return array  # type: ignore[no-any-return]
+        order = "C" if array.flags.c_contiguous else "Fortran"
+        raise BundleInvalid(
+            f"layout of {name}", found=f"{array.dtype.str}, {order} order", expected=f"{dtype.str}, C order"
+        )
+    return array
 
 
-def _vocabulary(ids: pa.ChunkedArray, folder: Path, lookup_name: str) -> Vocabulary:
-    lookup = _map_table(folder, lookup_name, ["hash", "row"])
-    return Vocabulary(
+def _vocabulary(folder: Path, ids: pa.ChunkedArray, ids_file: str, lookup_file: str) -> Vocabulary:
+    lookup = _map_table(folder, lookup_file, LOOKUP_COLUMNS)
+    _check_rows(lookup_file, lookup.num_rows, len(ids))
+    vocabulary = Vocabulary(
         ids.combine_chunks(),
         lookup.column("hash").combine_chunks().to_numpy(),
         lookup.column("row").combine_chunks().to_numpy(),
     )
+    vocabulary.check(ids_file, lookup_file)
+    return vocabulary
 
 
 def _open_histories(folder: Path, manifest: Manifest) -> StoredHistories:
     _require(manifest, layout.HISTORIES)
     _require(manifest, layout.USER_LOOKUP)
-    table = _map_table(folder, layout.HISTORIES, ["user_id", "items", "timestamps"])
-    return StoredHistories(table, _vocabulary(table.column("user_id"), folder, layout.USER_LOOKUP))
-
-
-def _check_consistency(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    shape = (manifest.n_items, manifest.embedding_size)
-    if bundle.item_embeddings.shape != shape:
-        raise BundleInvalid("item_embeddings", found=bundle.item_embeddings.shape, expected=f"shape {shape}")
-    for name, length in (("items", len(bundle.catalogue)), ("popularity", len(bundle.popularity))):
-        if length != manifest.n_items:
-            raise BundleInvalid(f"{name} rows", found=length, expected=str(manifest.n_items))
-    if not np.isfinite(bundle.item_embeddings).all():
-        raise BundleInvalid("item_embeddings", found="NaN or infinite", expected="finite numbers")
+    table = _map_table(folder, layout.HISTORIES, HISTORY_COLUMNS)
+    vocabulary = _vocabulary(folder, table.column("user_id"), layout.HISTORIES, layout.USER_LOOKUP)
+    histories = StoredHistories(table, vocabulary)
+    histories.check(layout.HISTORIES, manifest.n_items)
+    return histories

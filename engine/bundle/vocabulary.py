@@ -11,9 +11,17 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recserve.errors import BundleInvalid
+
+MAX_ID_BYTES = 256
+# The columns of the lookup's Arrow file.
+LOOKUP_COLUMNS = {"hash": pa.uint64(), "row": pa.int32()}
+# Ids that a loaded lookup must find: enough to notice that it belongs to another set of ids. Hashing all
+# of them would cost a microsecond each.
+N_PROBES = 64
 
 
 class Vocabulary(Sequence[str]):
@@ -33,13 +41,34 @@ class Vocabulary(Sequence[str]):
     def build(cls, ids: Iterable[str]) -> "Vocabulary":
         """Indexes ``ids`` in their order; raises :class:`BundleInvalid` when one stands twice."""
         column = pa.array(ids, type=pa.large_string())
+        _check_lengths(column, "ids")
+        _check_unique(column, "ids")
         hashes = np.fromiter((_hash(text) for text in column.to_pylist()), dtype=np.uint64, count=len(column))
         rows = np.argsort(hashes, kind="stable").astype(np.int32)
-        vocabulary = cls(column, hashes[rows], rows)
-        found = vocabulary.indices(column.to_pylist())
-        for row in np.flatnonzero(found != np.arange(len(column))):
-            raise BundleInvalid(f"id {column[row].as_py()!r}", found="given twice", expected="a unique id")
-        return vocabulary
+        return cls(column, hashes[rows], rows)
+
+    def check(self, ids_file: str, lookup_file: str) -> None:
+        """Raises :class:`BundleInvalid` unless ids and lookup are one bijection.
+
+        Vectorised: of the hashes themselves only a few are computed again.
+        """
+        _check_lengths(self._ids, f"ids of {ids_file}")
+        _check_unique(self._ids, f"ids of {ids_file}")
+        n = len(self)
+        if np.any(self._hashes[1:] < self._hashes[:-1]):
+            raise BundleInvalid(f"column hash of {lookup_file}", found="out of order", expected="ascending")
+        reached = np.zeros(n, np.bool_)
+        if n and self._rows.min() >= 0 and self._rows.max() < n:
+            reached[self._rows] = True
+        if not reached.all():
+            raise BundleInvalid(
+                f"column row of {lookup_file}", found="incomplete", expected=f"each of 0 to {n - 1} once"
+            )
+        probes = np.unique(np.linspace(0, n - 1, min(n, N_PROBES)).astype(np.int32))
+        if not np.array_equal(self.indices(self.ids(probes)), probes):
+            raise BundleInvalid(
+                f"column hash of {lookup_file}", found="of other ids", expected=f"of the ids in {ids_file}"
+            )
 
     def lookup_table(self) -> pa.Table:
         """Returns the columns ``hash`` (uint64, ascending) and ``row`` (int32) that the bundle stores."""
@@ -80,6 +109,24 @@ class Vocabulary(Sequence[str]):
                     break
                 start += 1
         return found
+
+
+def _check_lengths(ids: pa.Array, name: str) -> None:
+    lengths = pc.min_max(pc.binary_length(ids)).as_py()
+    if len(ids) and not 1 <= lengths["min"] <= lengths["max"] <= MAX_ID_BYTES:
+        raise BundleInvalid(
+            name,
+            found=f"{lengths['min']} to {lengths['max']} bytes long",
+            expected=f"1 to {MAX_ID_BYTES} bytes each",
+        )
+
+
+def _check_unique(ids: pa.Array, name: str) -> None:
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return
+    counts = pc.value_counts(ids)
+    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
+    raise BundleInvalid(name, found=f"{twice.as_py()!r} given twice", expected="unique")
 
 
 def _hash(text: str) -> int:
