@@ -171,8 +171,8 @@ class ItemIndex:
         indices = np.empty((batch, k), np.int32)
         counters = np.array([batch, 0, 0])
         arguments = (
-            snapshot.base,
-            snapshot.tail,
+            *snapshot.base,
+            *snapshot.tail,
             words,
             bias,
             bias_bounds,
@@ -185,7 +185,7 @@ class ItemIndex:
             refused = search_rows(*arguments)
         else:
             blocking = self._isa.blocking_for(batch)
-            refused = search_tiles(blocking, self._isa.query_limit, snapshot.tiles, *arguments)
+            refused = search_tiles(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
         with self._counters_lock:
