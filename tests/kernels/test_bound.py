@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recserve.kernels import ItemIndex, isa, reference
+from recserve.kernels import ItemIndex, isa, packing, reference, rows, tiles, topk
 
 FAST = [name for name in isa.available() if name not in ("avx-vnni", isa.PORTABLE)]
-pytestmark = pytest.mark.skipif(not FAST, reason="no int8 first pass here: this machine searches in float32")
+fast_only = pytest.mark.skipif(not FAST, reason="no int8 first pass here: this machine searches in float32")
 
 
 def near_ties(rng: np.random.Generator, dim: int) -> Any:
@@ -49,6 +49,7 @@ def mostly_zero(rng: np.random.Generator, dim: int) -> Any:
     return rng.standard_normal((300, dim)) * (rng.random((300, 1)) < 0.1)
 
 
+@fast_only
 @pytest.mark.parametrize("isa_name", FAST)
 @pytest.mark.parametrize("dim", [1, 3, 8, 17, 64])
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_no_item_is_lost(make: Any, dim: int, isa_name: str) -> None:
             np.testing.assert_array_equal(answer[0], expected[0])
 
 
+@fast_only
 @pytest.mark.parametrize("isa_name", FAST)
 def test_the_largest_dimension(isa_name: str) -> None:
     """Codes of ±127 everywhere: the sums are as large as they get and must not wrap."""
@@ -81,3 +83,69 @@ def test_the_largest_dimension(isa_name: str) -> None:
     expected = reference.exact_top_k(vectors, queries, 3)
     np.testing.assert_array_equal(answer[1], expected[1])
     np.testing.assert_array_equal(answer[0], expected[0])
+
+
+def surplus(vectors: Any, query: Any, limit: int, bias: Any = None) -> Any:
+    """By how many units each of 32 items passes a threshold that is its own score; negative: it is lost."""
+    queries, dim = query[None], vectors.shape[1]
+    norms = np.empty(33, np.float32)
+    packing.row_norms(vectors, norms[:32])
+    packing.row_norms(queries, norms[32:])
+    packed = packing.pack_tiles(vectors, norms[:32])
+    scores = reference.dot_products(queries, vectors)[0]
+    bounds = np.empty((2, 0), np.float32)
+    if bias is not None:
+        scores = scores + bias
+        rounding = 2.0**-22 * np.abs(bias).max()
+        bounds = np.array([[bias.max() + rounding], [bias.max()]], np.float32)
+    biases = np.empty(0, np.float32) if bias is None else bias
+    batch = rows.Batch(queries, norms[32:], np.ones((1, 1), np.uint32), biases, bounds)
+    codes = tiles.make_codes(limit, batch)
+    item_codes = packed.codes.reshape(-1, 32, 4).transpose(1, 0, 2).reshape(32, -1).astype(int)
+    sums = item_codes @ codes.words.view(np.int8)[0].astype(int)
+    margin = 2 + dim // 32
+    out = np.empty(32, int)
+    for item in range(32):
+        threshold = np.array([topk.make_key(scores[item], item)])
+        lists = rows.Lists(1, threshold[None], threshold, threshold, threshold)
+        starts = np.empty(tiles.MAX_CHUNK_TILES, np.int32)
+        tiles.fill_starts(starts, np.zeros(1, np.int32), 0, 1, packed, codes, batch, lists)
+        out[item] = sums[item] + starts[0] - margin
+    return out
+
+
+@pytest.mark.parametrize("limit", [63, 127])
+@pytest.mark.parametrize("dim", [8, 64, 200])
+def test_the_bound_holds_where_the_residual_of_the_item_points_along_the_query(dim: int, limit: int) -> None:
+    """Cauchy–Schwarz is an equality here, so a bound smaller by a hundredth would lose these items."""
+    rng = np.random.default_rng(dim)
+    query = rng.choice([-1.0, 1.0], dim).astype(np.float32)
+    vectors = (rng.integers(-90, 90, (32, dim)) + 0.49 * query) / 127
+    vectors[0, 0] = 1.0  # the step of the tile is 1/127
+    left = surplus(vectors.astype(np.float32), query, limit)[1:]
+    assert (left >= -2).all(), "lost but for the margin, which is there for rounding"
+    assert left.min() <= 0.1 * 127 * dim, "the bound is not as tight as it should be"
+
+
+@pytest.mark.parametrize("limit", [63, 127])
+@pytest.mark.parametrize("dim", [8, 64, 200])
+def test_the_bound_holds_where_the_residual_of_the_query_points_along_the_item(dim: int, limit: int) -> None:
+    rng = np.random.default_rng(dim)
+    vectors = np.broadcast_to(rng.choice([-1.0, 1.0], dim).astype(np.float32), (32, dim)).copy()
+    query = ((rng.integers(-limit // 2, limit // 2, dim) + 0.49 * vectors[0]) / limit).astype(np.float32)
+    query[0] = vectors[0, 0]
+    left = surplus(vectors, query, limit)
+    assert (left >= -2).all()
+    assert left.min() <= 0.1 * 127 * dim
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64, 300])
+def test_the_bound_holds_for_any_item(dim: int) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for make in (near_ties, mixed_norms, outliers, half_steps, denormal, mostly_zero):
+            vectors = np.ascontiguousarray(make(rng, dim)[:32], np.float32)
+            query = np.ascontiguousarray(rng.standard_normal(dim), np.float32)
+            assert (surplus(vectors, query, 127) >= -1).all()
+            bias = (rng.standard_normal(32) * np.abs(vectors).max()).astype(np.float32)
+            assert (surplus(vectors, query, 63, bias) >= -1).all()
