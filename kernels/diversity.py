@@ -105,7 +105,7 @@ def _choose_mmr(scores, candidates, vectors, k, diversity, chosen):
         _inverse_norms(candidates, vectors, slate, inverse)
         free = candidates[slate] >= 0
         for i in range(n):
-            gains[i] = (np.float32(1.0) - diversity) * scores[slate, i]
+            gains[i] = (np.float32(1.0) - diversity) * scores[slate, i] if free[i] else np.float32(0.0)
             largest[i] = -np.inf
         for place in range(k):
             best = _take_best(gains, candidates, slate, free)
@@ -124,7 +124,7 @@ def _choose_mmr(scores, candidates, vectors, k, diversity, chosen):
 def _choose_dpp(scores, candidates, vectors, k, diversity, chosen):
     n = candidates.shape[1]
     inverse, gains = np.empty(n, np.float32), np.empty(n)
-    factor = np.empty((k, n))  # row p: the p-th row of the Cholesky factor of the similarities
+    factor = np.empty((min(k, n), n))  # row p: the p-th row of the Cholesky factor of the similarities
     residuals = np.empty(n)  # what det grows by if this item is chosen next
     for slate in range(candidates.shape[0]):
         _inverse_norms(candidates, vectors, slate, inverse)
@@ -137,6 +137,8 @@ def _choose_dpp(scores, candidates, vectors, k, diversity, chosen):
                 any_independent |= free[i] and residuals[i] > MIN_RESIDUAL
             independent &= any_independent or diversity == 0
             for i in range(n):
+                if not free[i]:
+                    continue
                 gains[i] = (1.0 - diversity) * scores[slate, i]
                 if not independent:
                     gains[i] = scores[slate, i]
