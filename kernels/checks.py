@@ -119,7 +119,7 @@ def check_allow(allow: npt.NDArray[np.bool_], batch: int, n_items: int) -> npt.N
         raise InvalidRequest("allow", found=kind_of(allow), expected="a bool array")
     if allow.shape not in ((n_items,), (batch, n_items)):
         expected = f"shape ({n_items},) or ({batch}, {n_items})"
-        raise InvalidRequest("allow", found=f"of shape {allow.shape}", expected=expected)
+        raise InvalidRequest("allow", found=kind_of(allow), expected=expected)
     return read_only(np.ascontiguousarray(allow.reshape(-1, n_items) if n_items else allow.reshape(1, 0)))
 
 
