@@ -58,7 +58,7 @@ def open_bundle(folder: str | Path) -> Bundle:
         _require(manifest, name)
     items = _map_table(folder, layout.ITEMS, {ITEM_ID: pa.large_string()})
     _check_rows(layout.ITEMS, items.num_rows, manifest.n_items)
-    vocabulary = _vocabulary(items.column(ITEM_ID), folder, layout.ITEM_LOOKUP)
+    vocabulary = _vocabulary(folder, items.column(ITEM_ID), layout.ITEMS, layout.ITEM_LOOKUP)
     shape = (manifest.n_items, manifest.embedding_size)
     bundle = Bundle(
         folder=folder,
@@ -205,15 +205,15 @@ def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[in
     return array
 
 
-def _vocabulary(ids: pa.ChunkedArray, folder: Path, lookup_name: str) -> Vocabulary:
-    lookup = _map_table(folder, lookup_name, LOOKUP_COLUMNS)
-    _check_rows(lookup_name, lookup.num_rows, len(ids))
+def _vocabulary(folder: Path, ids: pa.ChunkedArray, ids_file: str, lookup_file: str) -> Vocabulary:
+    lookup = _map_table(folder, lookup_file, LOOKUP_COLUMNS)
+    _check_rows(lookup_file, lookup.num_rows, len(ids))
     vocabulary = Vocabulary(
         ids.combine_chunks(),
         lookup.column("hash").combine_chunks().to_numpy(),
         lookup.column("row").combine_chunks().to_numpy(),
     )
-    vocabulary.check(lookup_name)
+    vocabulary.check(ids_file, lookup_file)
     return vocabulary
 
 
@@ -221,7 +221,7 @@ def _open_histories(folder: Path, manifest: Manifest) -> StoredHistories:
     _require(manifest, layout.HISTORIES)
     _require(manifest, layout.USER_LOOKUP)
     table = _map_table(folder, layout.HISTORIES, HISTORY_COLUMNS)
-    vocabulary = _vocabulary(table.column("user_id"), folder, layout.USER_LOOKUP)
+    vocabulary = _vocabulary(folder, table.column("user_id"), layout.HISTORIES, layout.USER_LOOKUP)
     histories = StoredHistories(table, vocabulary)
     histories.check(layout.HISTORIES, manifest.n_items)
     return histories
