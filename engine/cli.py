@@ -15,7 +15,7 @@ import typer
 
 import recserve
 from recserve import console
-from recserve.errors import ConfigError, RecserveError, shorten
+from recserve.errors import MAX_NAME_CHARACTERS, ConfigError, RecserveError, shorten
 
 ENTRY_POINTS = "recserve.commands"
 EPILOG = (
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     except OSError as error:
         # A full disk, a missing permission: the system's own words say it best.
-        name = f" {shorten(error.filename)!r}" if error.filename else ""
+        name = f" {shorten(error.filename, MAX_NAME_CHARACTERS)!r}" if error.filename else ""
         console.note(f"error: {error.strerror or error}{name}")
         sys.exit(RecserveError.exit_code)
 
