@@ -15,7 +15,7 @@ import typer
 
 import recserve
 from recserve import console
-from recserve.errors import ConfigError, RecserveError
+from recserve.errors import MAX_NAME_CHARACTERS, ConfigError, RecserveError, shorten
 
 ENTRY_POINTS = "recserve.commands"
 EPILOG = (
@@ -88,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         # The reader of our stdout has gone (`| head`); there is nobody left to tell.
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a missing permission: the system's own words say it best.
+        name = f" {shorten(error.filename, MAX_NAME_CHARACTERS)!r}" if error.filename else ""
+        console.note(f"error: {error.strerror or error}{name}")
+        sys.exit(RecserveError.exit_code)
 
 
 if __name__ == "__main__":

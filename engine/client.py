@@ -58,19 +58,19 @@ class RecommenderClient:
 
     def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
-        message = pb.RecommendManyRequest(requests=[convert.request_to_message(r) for r in requests])
+        message = _many(requests)
         return _results(self._call(self._stub.RecommendMany, message))
 
     def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items nearest to ``item_id``."""
-        message = pb.SimilarItemsRequest(item_id=item_id, k=k, exclude=exclude, variant=variant)
+        message = _similar(item_id, k, exclude, variant)
         return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(self._call(self._stub.GetItems, pb.GetItemsRequest(item_ids=item_ids)))
+        return _items(self._call(self._stub.GetItems, _item_ids(item_ids)))
 
     def _call(self, method: Any, message: Any) -> Any:
         try:
@@ -106,25 +106,37 @@ class AsyncRecommenderClient:
 
     async def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
-        message = pb.RecommendManyRequest(requests=[convert.request_to_message(r) for r in requests])
+        message = _many(requests)
         return _results(await self._call(self._stub.RecommendMany, message))
 
     async def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items nearest to ``item_id``."""
-        message = pb.SimilarItemsRequest(item_id=item_id, k=k, exclude=exclude, variant=variant)
+        message = _similar(item_id, k, exclude, variant)
         return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(await self._call(self._stub.GetItems, pb.GetItemsRequest(item_ids=item_ids)))
+        return _items(await self._call(self._stub.GetItems, _item_ids(item_ids)))
 
     async def _call(self, method: Any, message: Any) -> Any:
         try:
             return await method(message, timeout=self._timeout)
         except grpc.RpcError as error:
             raise error_from_call(error) from None
+
+
+def _many(requests: Iterable[Request]) -> pb.RecommendManyRequest:
+    return pb.RecommendManyRequest(requests=[convert.request_to_message(request) for request in requests])
+
+
+def _similar(item_id: str, k: int, exclude: Sequence[str], variant: str) -> pb.SimilarItemsRequest:
+    return convert.new_message(pb.SimilarItemsRequest, item_id=item_id, k=k, exclude=exclude, variant=variant)
+
+
+def _item_ids(item_ids: Sequence[str]) -> pb.GetItemsRequest:
+    return convert.new_message(pb.GetItemsRequest, item_ids=item_ids)
 
 
 def _results(message: pb.RecommendManyResponse) -> list[Slate | RemoteError]:

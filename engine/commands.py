@@ -142,7 +142,7 @@ def serve(
     configure_logs()
 
     def announce(bound_port: int) -> None:
-        console.stdout.file.write(f"{settings.server.host}:{bound_port}\n")
+        console.stdout.file.write(f"{settings.server.address(bound_port)}\n")
         console.stdout.file.flush()
 
     asyncio.run(run_server(settings.server, lambda: Engine.load(bundle, settings.engine), announce))

@@ -8,7 +8,7 @@ import structlog
 def configure_logs() -> None:
     """Sets structlog up for this process; called by the command line only, never by the library."""
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(pad_event_to=0)
+        structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=structlog.dev.plain_traceback)
         if sys.stderr.isatty()
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )

@@ -65,7 +65,8 @@ def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settin
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(name, found=first.get("input"), expected=first["msg"].lower()) from error
+        expected = first["msg"].lower().removeprefix("input should be ")
+        raise ConfigError(name, found=first.get("input"), expected=expected) from error
 
 
 def _read(file: Path) -> dict[str, Any]:

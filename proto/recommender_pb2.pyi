@@ -4,7 +4,7 @@ isort:skip_file
 The public API of recserve: which items for this user, now?
 
 Errors carry google.rpc.Status details: always one ErrorInfo {reason, domain "recserve"}, and a
-BadRequest with the field for INVALID_ARGUMENT. The list of reasons is in engine/server/status.py.
+BadRequest with the field for INVALID_ARGUMENT. The list of reasons is in engine/wire/status.py.
 """
 
 from collections import abc as _abc

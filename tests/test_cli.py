@@ -184,3 +184,38 @@ def test_a_verb_without_its_libraries_says_how_to_get_them(run: Run, monkeypatch
     code, _, err = run("train", "--data", "x.csv")
     assert code == 3
     assert "Run: pip install 'recserve[train]'" in err
+
+
+def test_wrong_settings_have_their_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSERVE__SERVER__PROT", "1")
+    code, out, err = run("serve", "nothing")
+    assert (code, out) == (3, "")
+    assert "key server.prot (environment) is unknown" in err
+    assert "Did you mean 'port'?" in err
+
+
+def test_what_the_system_refuses_is_one_line(run: Run, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    code, out, err = run("export", run_folder, "--out", tmp_path / "file" / "folder" / "bundle")
+    assert (code, out) == (1, "")
+    assert err.strip().splitlines()[-1].startswith("error: Not a directory")
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_interruption_has_its_exit_code(
+    run: Run, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recserve.engine.bundle.open_bundle", interrupted)
+    code, out, err = run("inspect", bundle_folder)
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+
+
+def test_no_verb_shows_the_help(run: Run) -> None:
+    code, out, err = run()
+    assert code == 2
+    assert "Exit codes: 0 ok" in out + err

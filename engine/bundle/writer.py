@@ -1,5 +1,7 @@
 """Writes a bundle all or nothing: a temporary folder beside the target, fsync, then one rename."""
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -15,6 +17,8 @@ from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from recserve.errors import InvalidRequest
 
 HASH_BLOCK_BYTES = 1 << 20
+# Of Linux's renameat2, which Python does not offer.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class BundleWriter:
@@ -30,12 +34,7 @@ class BundleWriter:
         self.target = target
         self._replace = replace
         if target.exists() and not (replace and (target / MANIFEST_NAME).is_file()):
-            raise InvalidRequest(
-                f"bundle folder {target}",
-                found="there already",
-                expected="a new folder",
-                cure="Choose another one, or replace an older bundle with --replace.",
-            )
+            raise _taken(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         self.folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         self.folder.mkdir()
@@ -86,14 +85,20 @@ class BundleWriter:
         _fsync(self.folder / MANIFEST_NAME)
         for folder, _, _ in os.walk(self.folder):
             _fsync(Path(folder))
-        retired = None
         if self._replace and self.target.exists():
-            retired = self.target.parent / f".{self.target.name}.{uuid.uuid4().hex[:8]}.old"
-            self.target.rename(retired)
-        self.folder.rename(self.target)
+            # The older bundle gets the temporary name, under which leaving the block removes it.
+            _exchange(self.folder, self.target)
+        else:
+            self._rename()
         _fsync(self.target.parent)
-        if retired is not None:
-            shutil.rmtree(retired)
+
+    def _rename(self) -> None:
+        try:
+            self.folder.rename(self.target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise _taken(self.target) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -103,6 +108,28 @@ def sha256_of(path: Path) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _taken(target: Path) -> InvalidRequest:
+    return InvalidRequest(
+        f"bundle folder {target}",
+        found="there already",
+        expected="a new folder",
+        cure="Choose another one, or replace an older bundle with --replace.",
+    )
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swaps the names of two folders, in one step where the system can: a reader finds either, never none."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = (AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old))
+    if renameat2 is not None and renameat2(*names, RENAME_EXCHANGE) == 0:
+        return
+    # Elsewhere (macOS, some network file systems) in three steps.
+    retired = old.with_name(f"{new.name}.old")
+    old.rename(retired)
+    new.rename(old)
+    retired.rename(new)
 
 
 def _fsync(path: Path) -> None:

@@ -30,6 +30,7 @@ SERVICE_NAME = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"].full_n
 # (WorkerPool), with a status that says so, hence these stand far above it.
 MAX_PENDING_REQUESTS = 100_000
 SETTLE_SECONDS = 0.2
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
@@ -61,7 +62,7 @@ class Server:
         Raises :class:`ConfigError` when the address cannot be bound.
         """
         await self._set_health(NOT_SERVING)
-        address = f"{self._config.host}:{self._config.port}"
+        address = self._config.address(self._config.port)
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -105,27 +106,31 @@ async def run_server(
     port = await server.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    engine = None
-    loading = asyncio.ensure_future(loop.run_in_executor(None, load_engine))
+
+    def on_signal() -> None:
+        # Whoever asks a second time wants out now: from here on a signal ends the process.
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    loading = loop.run_in_executor(None, load_engine)
     stopping = asyncio.ensure_future(stop.wait())
     try:
         waiting: list[asyncio.Future[Any]] = [loading, stopping]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
+        if not stop.is_set():
             engine = loading.result()
             await server.serve(engine)
             announce(port)
             log.info("serving", port=port, bundle=engine.manifest.bundle_version)
-        await stopping
-    finally:
-        # Whoever asks a second time wants out now: back to the default action of the signal.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+            await stopping
         log.info("draining")
+    finally:
         await server.stop()
         stopping.cancel()
-        if engine is not None:
-            engine.close()
+    # A load under way cannot be interrupted; its end, good or bad, is waited for.
+    (await loading).close()
     log.info("stopped")

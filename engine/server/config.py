@@ -53,6 +53,10 @@ class ServerConfig:
                 cure="There is no TLS or authentication yet; --insecure-bind accepts that.",
             )
 
+    def address(self, port: int) -> str:
+        """Returns HOST:PORT as gRPC and a caller write it."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
 
 def _is_loopback(host: str) -> bool:
     if host == "localhost":

@@ -57,8 +57,11 @@ class WorkerPool:
         self._idle.clear()
         try:
             future = asyncio.get_running_loop().run_in_executor(self._executor, work_unless_late)
-            return await asyncio.wait_for(future, seconds)
+            async with asyncio.timeout(seconds) as limit:
+                return await future
         except TimeoutError:
+            if not limit.expired():
+                raise  # The work's own: no matter of our deadline.
             raise _late(seconds) from None
         finally:
             self._in_flight -= 1

@@ -1,12 +1,26 @@
 """Protobuf messages ↔ engine types."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import struct_pb2
+from google.protobuf.message import Message
 
 from recserve.engine.types import DEFAULT_K, Request, Slate, SlateItem
+from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
+
+M = TypeVar("M", bound=Message)
+
+
+def new_message(kind: type[M], **fields: Any) -> M:
+    """Builds a message; raises :class:`InvalidRequest` for a value that its field cannot carry."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            "request", found=str(error), expected="numbers and valid Unicode that protobuf can carry"
+        ) from error
 
 
 def request_from_message(message: pb.RecommendRequest) -> Request:
@@ -25,8 +39,9 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
 
 
 def request_to_message(request: Request) -> pb.RecommendRequest:
-    """Writes a request."""
-    return pb.RecommendRequest(
+    """Writes a request; raises :class:`InvalidRequest` for a value that the wire cannot carry."""
+    return new_message(
+        pb.RecommendRequest,
         user_id=request.user_id,
         k=request.k,
         history=request.history or (),

@@ -1,9 +1,11 @@
 """Settings: flag > environment > file > default; unknown keys name the nearest known one."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
+from recserve.engine import Engine, Request
 from recserve.engine.config import EngineConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.settings import load_settings
@@ -34,6 +36,29 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (from_flag.server.port, from_flag.server.worker_threads) == (3, 11)
 
 
+SOURCES = {"file": 1, "environment": 2, "flag": 3}
+
+
+@pytest.mark.parametrize(
+    "given", [c for n in range(4) for c in itertools.combinations(SOURCES, n)], ids="+".join
+)
+def test_the_strongest_source_given_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
+) -> None:
+    file = write(tmp_path, "[server]\nport = 1\n") if "file" in given else None
+    if "environment" in given:
+        monkeypatch.setenv("RECSERVE__SERVER__PORT", "2")
+    flags = {"server": {"port": 3 if "flag" in given else None}}
+    expected = max((SOURCES[source] for source in given), default=ServerConfig().port)
+    assert load_settings(file, flags).server.port == expected
+
+
+def test_low_limits_do_not_keep_the_engine_from_loading(bundle_folder: Path) -> None:
+    limits = EngineConfig(max_k=1, max_requests=1, max_history=1, max_exclude=1)
+    with Engine.load(bundle_folder, limits) as engine:
+        assert len(engine.recommend(Request(k=1)).items) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "named", "cure"),
     [
@@ -44,6 +69,8 @@ def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("[server]\nport = 70000\n", "server.port", "0 to 65535"),
         ("[engine]\nprovider = 'gpu'\n", "engine.provider", "auto, cpu, cuda"),
         ("[server\n", "recserve.toml", "TOML"),
+        ("[server]\nport = 1.5\n", "server.port is 1.5; expected a valid integer", ""),
+        ("[engine]\nmax_k = [1]\n", "engine.max_k is [1]", "integer"),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, text: str, named: str, cure: str) -> None:
@@ -73,3 +100,17 @@ def test_wrong_environment_variables_are_named(
     monkeypatch.setenv(name, "1")
     with pytest.raises(ConfigError, match=f"Did you mean {nearest}"):
         load_settings(None, {})
+
+
+def test_a_wrong_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSERVE__SERVER__PORT", "many")
+    with pytest.raises(ConfigError, match=r"server\.port is many; expected a valid integer"):
+        load_settings(None, {})
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["a folder", "not UTF-8"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "recserve.toml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"recserve\.toml is not readable; expected a TOML file"):
+        load_settings(path, {})

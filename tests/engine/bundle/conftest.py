@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
+from recserve.engine import Engine
+from recserve.errors import BundleInvalid
+
+GRAPH = "variants/fp32/query_encoder.onnx"
+GOLDEN = "variants/fp32/golden.npz"
+VECTORS, POPULARITY = "item_embeddings.npy", "popularity.npy"
+ITEMS, ITEM_LOOKUP = "items.arrow", "item_lookup.arrow"
+HISTORIES, USER_LOOKUP = "histories.arrow", "user_lookup.arrow"
+FILES = (GRAPH, GOLDEN, VECTORS, POPULARITY, ITEMS, ITEM_LOOKUP, HISTORIES, USER_LOOKUP)
 
 
 class BundleCopy:
@@ -64,7 +75,7 @@ class BundleCopy:
         self.write_table(name, table.set_column(table.column_names.index(column), column, values))
 
     def write_golden(self, change: Callable[[dict[str, Any]], object], *, compressed: bool = False) -> None:
-        name = "variants/fp32/golden.npz"
+        name = GOLDEN
         with np.load(self.folder / name) as archive:
             arrays = dict(archive)
         change(arrays)
@@ -76,3 +87,14 @@ class BundleCopy:
 @pytest.fixture
 def bundle(bundle_folder: Path, tmp_path: Path) -> BundleCopy:
     return BundleCopy(shutil.copytree(bundle_folder, tmp_path / "bundle"))
+
+
+def refused(bundle: BundleCopy, names: str) -> None:
+    """Asserts that ``bundle`` is refused with one short sentence in which ``names`` stands."""
+    with pytest.raises(BundleInvalid) as caught:
+        Engine.load(bundle.folder)
+    sentence = str(caught.value)
+    assert names in sentence
+    assert re.fullmatch(r"[^\n]+ is [^\n]+; expected [^\n]+\.( [A-Z][^\n]*[.?])?", sentence)
+    assert len(sentence) < 350
+    assert caught.value.exit_code == 5
