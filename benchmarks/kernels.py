@@ -7,12 +7,13 @@ peer's answer must have the same scores, and the same items up to scores that ti
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
+
+from recserve.benchmarks.environment import environment, machine_line
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # a leftover of these would slow NumPy down
@@ -30,13 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     for name in OVERRIDES:
         os.environ.pop(name, None)
     cases = []
-    machine = machine_line()
-    say(options, machine)
+    machine = {**environment(("numpy", "numba", "onnxruntime-gpu", "faiss-cpu")), "threads used": 1}
+    say(options, machine_line(machine))
     for kind in options.data:
         for n_items in options.items:
             cases += run_catalogue(options, kind, n_items)
     if options.json:
-        result = {"machine": machine, "seed": options.seed, "cases": cases}
+        result = {"environment": machine, "seed": options.seed, "cases": cases}
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
     return 0
 
@@ -59,19 +60,6 @@ def say(options: argparse.Namespace, text: str) -> None:
     stream = sys.stderr if options.json else sys.stdout
     stream.write(text + "\n")
     stream.flush()
-
-
-def machine_line() -> str:
-    """Names the processor and what the answer depends on."""
-    from importlib.metadata import version
-
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = models[0] if models else model
-    versions = " · ".join(f"{name} {version(name)}" for name in ("numpy", "numba"))
-    return f"{model}, {os.cpu_count()} cores, 1 thread used · Python {platform.python_version()} · {versions}"
 
 
 def run_catalogue(options: argparse.Namespace, kind: str, n_items: int) -> list[dict[str, Any]]:
