@@ -32,10 +32,11 @@ test: $(VENV)/.dev  ## the fast tests
 test-all: $(VENV)/.dev  ## every test, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-check: $(VENV)/.dev  ## format, lint, types
+check: $(VENV)/.dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
 format: $(VENV)/.dev  ## rewrite the code in the house format
 	$(BIN)/ruff format .

@@ -85,9 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RecserveError as error:
         console.note(f"error: {error}")
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our stdout has gone (`| head`); there is nobody left to tell.
-        sys.exit(0)
     except OSError as error:
         # A full disk, a missing permission: the system's own words say it best.
         name = f" {shorten(error.filename, MAX_NAME_CHARACTERS)!r}" if error.filename else ""

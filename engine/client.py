@@ -17,6 +17,8 @@ from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
+# The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
 
 
 class RecommenderClient:
@@ -27,7 +29,7 @@ class RecommenderClient:
     """
 
     def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._channel = grpc.insecure_channel(target)
+        self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -83,7 +85,7 @@ class AsyncRecommenderClient:
     """The same client for asyncio."""
 
     def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._channel = grpc.aio.insecure_channel(target)
+        self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 

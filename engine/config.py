@@ -26,6 +26,9 @@ class EngineConfig:
     max_exclude: int = 10_000
     """Most items that a request may exclude."""
 
+    max_items: int = 1000
+    """Most items that one call of get_items may ask for; a slate of max_k must fit."""
+
     max_requests: int = 256
     """Most requests in one call of recommend_many."""
 
@@ -45,6 +48,7 @@ class EngineConfig:
             "max_k",
             "max_history",
             "max_exclude",
+            "max_items",
             "max_requests",
             "max_observed_users",
             "max_observed_items",
@@ -52,3 +56,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"engine.{name}", found=value, expected="1 or more")
+        if self.max_k > self.max_items:
+            raise ConfigError(
+                "engine.max_k", found=self.max_k, expected=f"at most engine.max_items ({self.max_items})"
+            )

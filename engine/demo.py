@@ -13,13 +13,14 @@ from recserve.engine.client import RecommenderClient
 from recserve.engine.engine import Engine
 from recserve.engine.show import attribute_text, show_slate, stage_text
 from recserve.engine.types import Request, Slate
-from recserve.errors import CheckFailed
+from recserve.errors import CheckFailed, InvalidRequest
 
 N_USERS = 3
 N_LAST = 5
 K = 10
 # A first start compiles the kernels.
 START_TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 10.0
 
 
 def run_demo(out: Path, data: str) -> None:
@@ -27,6 +28,13 @@ def run_demo(out: Path, data: str) -> None:
     run, bundle = out / "run", out / "bundle"
     done = out / "done"
     if done.is_file():
+        if done.read_text(encoding="utf-8") != data:
+            raise InvalidRequest(
+                "--data",
+                found=data,
+                expected=f"{done.read_text(encoding='utf-8')}, which {out} was made of",
+                cure="Choose another --out or delete the folder.",
+            )
         console.note(f"{out} has a trained run and a bundle: using them (delete the folder to start again)")
         _step(["evaluate", str(run)])
     else:
@@ -34,10 +42,10 @@ def run_demo(out: Path, data: str) -> None:
         _step(["train", "--data", data, "--model", "sasrec", "--out", str(run), "--resume"])
         _step(["evaluate", str(run)])
         _step(["export", str(run), "--out", str(bundle), "--replace"])
-        done.touch()
+        done.write_text(data, encoding="utf-8")
     with Engine.load(bundle) as engine:
         users = _some_users(engine)
-        with _server(bundle) as address, RecommenderClient(address) as client:
+        with _server(bundle) as address, RecommenderClient(address, timeout=TIMEOUT_SECONDS) as client:
             for user_id in users:
                 _ask(client, engine, user_id)
             show_slate("gRPC answer for somebody nobody knows (cold start)", *_answer(client, Request(k=5)))

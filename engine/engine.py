@@ -172,7 +172,7 @@ class Engine:
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
         self._check_open()
-        check_ids("item_ids", item_ids, self._config.max_exclude)
+        check_ids("item_ids", item_ids, self._config.max_items)
         catalogue = self._loaded.bundle.catalogue
         indices = catalogue.vocabulary.indices(item_ids)
         known = [(id_, index) for id_, index in zip(item_ids, indices.tolist(), strict=True) if index >= 0]

@@ -41,7 +41,7 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> Non
     history = () if request.history is None else request.history
     check_ids("history", history, config.max_history)
     check_ids("exclude", request.exclude, config.max_exclude)
-    if request.history_timestamps and len(request.history_timestamps) != len(history):
+    if len(request.history_timestamps) and len(request.history_timestamps) != len(history):
         raise InvalidRequest(
             "history_timestamps",
             found=f"{len(request.history_timestamps)} long",
@@ -58,7 +58,7 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> Non
 
 def check_k(k: int, config: EngineConfig) -> None:
     """Raises :class:`InvalidRequest` unless ``k`` is an integer in 1..max_k."""
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= config.max_k:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= config.max_k:
         raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
 
 
@@ -85,7 +85,7 @@ def check_id(name: str, id_: str, *, may_be_empty: bool = False) -> None:
 def check_ids(name: str, ids: Sequence[str], limit: int) -> None:
     """Raises :class:`InvalidRequest` unless ``ids`` is a sequence of at most ``limit`` valid ids."""
     # A lone string is a sequence of characters: the classic mistake.
-    if isinstance(ids, str) or not hasattr(ids, "__len__"):
+    if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray):
         raise InvalidRequest(name, found=ids, expected="a list of item ids")
     if len(ids) > limit:
         raise InvalidRequest(name, found=f"{len(ids)} items long", expected=f"at most {limit} items")
@@ -120,7 +120,9 @@ def resolve(request: Request, bundle: Bundle, store: HistoryStore) -> ResolvedRe
         found = vocabulary.indices(request.history)
         known = found >= 0
         n_ignored += int((~known).sum())
-        times = np.asarray(request.history_timestamps or np.zeros(len(found)), np.int64)
+        times = np.zeros(len(found), np.int64)
+        if len(request.history_timestamps):
+            times = np.asarray(request.history_timestamps, np.int64)
         history = History(found[known], times[known])
         if n_ignored:
             warnings.append(f"{n_ignored} of {len(found)} history items are not in the catalogue")

@@ -11,11 +11,9 @@ class Retriever:
     """Exact top-K over a bundle's catalogue; read-only, safe to call from several threads."""
 
     def __init__(self, bundle: Bundle) -> None:
-        vectors = bundle.item_embeddings
-        self._index = ItemIndex.build(vectors)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        self._unit_vectors = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-        self._cosine_index = ItemIndex.build(self._unit_vectors)
+        self._vectors = bundle.item_embeddings
+        self._index = ItemIndex.build(self._vectors)
+        self._cosine_index = ItemIndex.build(_unit(self._vectors))
         self._popularity_order = np.argsort(-bundle.popularity, kind="stable").astype(np.int32)
         total = max(1, int(bundle.popularity.sum()))
         self._popularity_share = (bundle.popularity / total).astype(np.float32)
@@ -30,7 +28,7 @@ class Retriever:
         self, items: NDArray[np.int32], k: int, exclude: list[NDArray[np.int32]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns the items nearest to each of ``items`` (batch,) by cosine, padded as above."""
-        return self._cosine_index.search(self._unit_vectors[items], k, exclude=_to_csr(exclude))
+        return self._cosine_index.search(_unit(self._vectors[items]), k, exclude=_to_csr(exclude))
 
     def popular(self, k: int, exclude: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns at most ``k`` items of the most interactions, and each one's share of all interactions.
@@ -40,6 +38,13 @@ class Retriever:
         candidates = self._popularity_order[: k + len(exclude)]
         kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
         return self._popularity_share[kept], kept
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the rows at length one; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+    return unit
 
 
 def _to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -15,7 +15,8 @@ DEFAULT_K = 10
 class Request:
     """One caller's ask. Ids are external strings; unknown ones are a cold start or ignored, never an error.
 
-    ``history`` (newest last) wins over the history that the engine remembers for ``user_id``.
+    ``history`` (newest last) wins over the history that the engine remembers for ``user_id``; an empty one
+    means a cold start here, but "not given" over gRPC, which cannot tell the two apart.
     ``history_timestamps``: seconds since the epoch, empty or as long as ``history``.
     """
 

@@ -12,7 +12,6 @@ import recserve
 from recserve.engine.bundle import BundleWriter, Manifest, VariantEntry, Vocabulary, layout
 from recserve.engine.bundle.histories import histories_table
 from recserve.engine.bundle.manifest import InputContract, Lineage
-from recserve.engine.bundle.writer import sha256_of
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.exporters.parity import Parity, check_parity, record_golden
 from recserve.training.data import Dataset
@@ -89,7 +88,7 @@ def _metrics_of(run: Run) -> dict[str, float]:
 
 
 def _manifest(run: Run, graph: EncoderGraph, entry: VariantEntry, writer: BundleWriter) -> Manifest:
-    checkpoint = sha256_of(run.checkpoint_path())
+    checkpoint = run.checkpoint_sha256()
     now = datetime.datetime.now(datetime.UTC)
     n_items, embedding_size = graph.item_embeddings.shape
     return Manifest(

@@ -79,8 +79,6 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
     if program is None:
         raise CheckFailed("ONNX export", found="empty", expected="a graph")
     proto = program.model_proto
-    # Before the item table leaves: the checker wants to see every initializer.
-    onnx.checker.check_model(proto)
     table = model.item_embeddings.detach().numpy()
     _refer_to_item_table(proto, table)
     _forget_the_exporter(proto)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
 from recserve.training.data import EvaluationSet
-from recserve.training.evaluate import top_k
+from recserve.training.evaluate import MAX_SCORES_PER_STEP, top_k
 from recserve.training.loop import model_inputs
 from recserve.training.models.sasrec import SASRec
 
@@ -51,8 +51,9 @@ def check_parity(
     """
     n_rows = len(recorded.user_index)
     errors, score_errors, identical, equal = [0.0], [0.0], 0, 0
-    for start in range(0, n_rows, BATCH):
-        rows = np.arange(start, min(start + BATCH, n_rows))
+    batch = max(1, min(BATCH, MAX_SCORES_PER_STEP // len(item_embeddings)))
+    for start in range(0, n_rows, batch):
+        rows = np.arange(start, min(start + batch, n_rows))
         inputs = _inputs(model, recorded, rows)
         expected = _torch_embedding(model, recorded, rows)
         found = session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]

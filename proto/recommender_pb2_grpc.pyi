@@ -3,8 +3,9 @@
 isort:skip_file
 The public API of recserve: which items for this user, now?
 
-Errors carry google.rpc.Status details: always one ErrorInfo {reason, domain "recserve"}, and a
-BadRequest with the field for INVALID_ARGUMENT. The list of reasons is in engine/wire/status.py.
+Refusals carry google.rpc.Status details: one ErrorInfo {reason, domain "recserve"}, and a BadRequest
+where a field is to blame; the list of reasons is in engine/wire/status.py. The largest answers exceed
+4 MiB, gRPC's default limit of a client.
 """
 
 from collections import abc as _abc

@@ -76,7 +76,9 @@ def test_the_grpc_example_runs(folder: Path) -> None:
             address = server.stdout.readline().strip()
             code = block("python", "RecommenderClient")
             assert '"127.0.0.1:50051"' in code
-            output = run_python(code.replace("127.0.0.1:50051", address), folder)
+            # Beside other tests a connection may take longer than the example's second.
+            code = code.replace("127.0.0.1:50051", address).replace("timeout=1.0", "timeout=30.0")
+            output = run_python(code, folder)
         finally:
             server.terminate()
     assert len(output.splitlines()) == 6

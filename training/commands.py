@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
+from recserve.errors import RecserveError
 
 if TYPE_CHECKING:
     from recserve.training.data import Dataset
@@ -63,10 +64,10 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from recserve.training.data import ColumnMap, load_dataset
     from recserve.training.distributed import processes
-    from recserve.training.loop import LoopConfig
+    from recserve.training.loop import LoopConfig, check_learnable
     from recserve.training.models import check_model_name
     from recserve.training.models.sasrec import SASRecConfig
-    from recserve.training.run import Run, RunConfig, create_run, open_run
+    from recserve.training.run import Run, RunConfig, create_run, open_run, resume_run
 
     check_model_name(model)
     config = RunConfig(
@@ -93,24 +94,32 @@ def train(
         split=split,
     )
     folder = out or Path("runs") / f"{Path(data).stem.split(':')[0]}-{model}"
+    failure: RecserveError | None = None
     with processes() as group:
         if group.is_main:
-            if resume and folder.exists():
-                run = open_run(folder)
-            else:
-                dataset = load_dataset(
-                    data,
-                    columns=ColumnMap.parse(columns) if columns else None,
-                    items_path=items,
-                    min_user_interactions=min_user_interactions,
-                    min_item_interactions=min_item_interactions,
-                    on_note=console.note,
-                )
-                # Before anything is written: data that cannot be split leaves no run folder.
-                Run(folder, config, dataset).split()
-                run = create_run(folder, config, dataset, overwrite=overwrite)
-            show_cleaning(run.dataset)
-        group.wait()
+            try:
+                if resume and folder.exists():
+                    run = resume_run(folder, config, data)
+                else:
+                    dataset = load_dataset(
+                        data,
+                        columns=ColumnMap.parse(columns) if columns else None,
+                        items_path=items,
+                        min_user_interactions=min_user_interactions,
+                        min_item_interactions=min_item_interactions,
+                        on_note=console.note,
+                    )
+                    # Before anything is written: data that cannot be learned from leaves no run folder.
+                    check_learnable(Run(folder, config, dataset).split())
+                    run = create_run(folder, config, dataset, overwrite=overwrite, data=data)
+                show_cleaning(run.dataset)
+            except RecserveError as error:
+                failure = error
+        # The others wait here, and must not wait for a run that will never be.
+        if group.same_everywhere(float(failure is not None)):
+            if failure is not None:
+                raise failure
+            raise typer.Exit(1)
         if not group.is_main:
             run = open_run(folder)
         train_run(run, group)
@@ -160,6 +169,11 @@ def evaluate(
     if json:
         console.print_json(result)
         return
+    if unreachable := result["model"]["n_unreachable_targets"]:
+        console.note(
+            f"note: {unreachable} held-out items had been seen before; the filter removes them, "
+            "so they count as missed"
+        )
     names = list(result["model"]["metrics"])
     console.print_table(
         f"{opened.config.model} on {opened.dataset.name}, {result['protocol']}, "
@@ -190,6 +204,7 @@ def evaluate_run(run: "Run") -> dict[str, Any]:
         "protocol": f"{run.config.split}, full ranking, seen items filtered",
         "n_items": run.dataset.n_items,
         "seed": run.config.loop.seed,
+        "checkpoint_sha256": run.checkpoint_sha256(),
     }
     with console.progress("evaluating", len(scorers) * len(split.test.user_index)) as update:
         for name, scorer in scorers.items():

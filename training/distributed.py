@@ -55,7 +55,7 @@ def processes() -> Iterator[Processes]:
     if world_size == 1:
         yield Processes()
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("gloo")
     try:
         yield Processes(distributed.get_rank(), world_size)
     finally:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.errors import CheckFailed
 from recserve.training import metrics
 from recserve.training.data import EvaluationSet
 from recserve.training.metrics import Estimate
@@ -34,19 +35,20 @@ class Evaluation:
         """Returns plain values for JSON."""
         return asdict(self)
 
-    def means(self) -> dict[str, float]:
-        """Returns the metric means by name, as the manifest stores them."""
-        return {name: estimate.mean for name, estimate in self.metrics.items()}
-
 
 def evaluate(
     scorer: Scorer,
     held_out: EvaluationSet,
     n_items: int,
     *,
+    n_bootstrap: int = metrics.N_BOOTSTRAP,
     on_progress: Callable[[int], None] = lambda n_users: None,
 ) -> Evaluation:
-    """Ranks the whole catalogue for every row of ``held_out``; ``on_progress`` gets the users done."""
+    """Ranks the whole catalogue for every row of ``held_out``; ``on_progress`` gets the users done.
+
+    ``n_bootstrap``: samples behind the intervals, 0 for means alone. Raises :class:`CheckFailed` when a
+    score is NaN.
+    """
     n_users = len(held_out.user_index)
     n_rows = max(1, min(512, MAX_SCORES_PER_STEP // max(1, n_items)))
     ranks: list[NDArray[np.float64]] = []
@@ -55,6 +57,8 @@ def evaluate(
     for start in range(0, n_users, n_rows):
         rows = np.arange(start, min(start + n_rows, n_users))
         scores = scorer(rows)
+        if np.isnan(scores).any():
+            raise CheckFailed("scores", found="NaN", expected="numbers", cure="Train with a smaller rate.")
         for row, row_scores in zip(rows.tolist(), scores, strict=True):
             row_scores[held_out.histories.row(row)[0]] = -np.inf
             targets = np.unique(held_out.targets.row(row)[0])
@@ -67,14 +71,17 @@ def evaluate(
         n_users=n_users,
         n_unreachable_targets=n_unreachable,
         n_items_recommended=int(recommended.sum()),
-        metrics=_summarise(ranks, recommended),
+        metrics=_summarise(ranks, recommended, n_bootstrap),
     )
 
 
-def _summarise(ranks: list[NDArray[np.float64]], recommended: NDArray[np.bool_]) -> dict[str, Estimate]:
-    summary = {f"HR@{k}": metrics.bootstrap(metrics.hit_rate(ranks, k)) for k in CUTOFFS}
-    summary |= {f"NDCG@{k}": metrics.bootstrap(metrics.ndcg(ranks, k)) for k in CUTOFFS}
-    summary["MRR"] = metrics.bootstrap(metrics.reciprocal_rank(ranks))
+def _summarise(
+    ranks: list[NDArray[np.float64]], recommended: NDArray[np.bool_], n_bootstrap: int
+) -> dict[str, Estimate]:
+    per_user = {f"HR@{k}": metrics.hit_rate(ranks, k) for k in CUTOFFS}
+    per_user |= {f"NDCG@{k}": metrics.ndcg(ranks, k) for k in CUTOFFS}
+    per_user["MRR"] = metrics.reciprocal_rank(ranks)
+    summary = {name: metrics.bootstrap(values, n_samples=n_bootstrap) for name, values in per_user.items()}
     coverage = float(recommended.mean())
     # Coverage belongs to the whole set of lists: there is nothing to resample by user.
     summary["coverage@10"] = Estimate(coverage, coverage, coverage)
@@ -89,7 +96,7 @@ def ranks_of(scores: NDArray[np.float32], targets: NDArray[np.int32]) -> NDArray
     """
     found = scores[targets]
     ranks = np.array([(scores >= score).sum() for score in found], np.float64)
-    ranks[found == -np.inf] = np.inf
+    ranks[~(found > -np.inf)] = np.inf
     return ranks
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recserve.errors import CheckFailed, InvalidRequest
+from recserve.errors import CheckFailed, DataError, InvalidRequest
 from recserve.training.batches import gaps_of, pad, training_batches
 from recserve.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from recserve.training.data import EvaluationSet, Split
@@ -26,6 +26,7 @@ LOSSES = ("auto", "softmax", "sampled")
 # Above this the score matrix of a batch no longer fits in cache and sampling pays.
 FULL_SOFTMAX_MAX_ITEMS = 50_000
 MAX_GRADIENT_NORM = 1.0
+MAX_LEARNING_RATE = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,11 @@ class LoopConfig:
         for name in ("epochs", "batch_size", "patience", "validate_every", "n_negatives"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
-        if not self.learning_rate > 0:
-            raise InvalidRequest("learning_rate", found=self.learning_rate, expected="above 0")
-        if self.weight_decay < 0:
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
+            raise InvalidRequest(
+                "learning_rate", found=self.learning_rate, expected=f"above 0, at most {MAX_LEARNING_RATE}"
+            )
+        if not self.weight_decay >= 0:
             raise InvalidRequest("weight_decay", found=self.weight_decay, expected="0 or more")
         if self.loss not in LOSSES:
             raise InvalidRequest("loss", found=self.loss, expected=f"one of {', '.join(LOSSES)}")
@@ -81,6 +84,7 @@ class Trainer:
         config: LoopConfig,
         processes: Processes | None = None,
     ) -> None:
+        check_learnable(split)
         self._model = model
         self._split = split
         self._folder = folder
@@ -144,7 +148,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
             self._optimizer.step()
             losses.append(loss.item())
-        mean = float(np.mean(losses)) if losses else 0.0
+        mean = float(np.mean(losses))
         if not np.isfinite(mean):
             raise CheckFailed(
                 "training loss", found=mean, expected="a number", cure="Use a smaller --learning-rate."
@@ -169,7 +173,7 @@ class Trainer:
             return 0.0
         held_out = self._split.validation
         scorer = model_scorer(self._model, held_out, popularity_of(self._split, self._model.n_items))
-        return evaluate(scorer, held_out, self._model.n_items).metrics[VALIDATION_METRIC].mean
+        return evaluate(scorer, held_out, self._model.n_items, n_bootstrap=0).metrics[VALIDATION_METRIC].mean
 
     def _record(self, epoch: int, metric: float | None) -> None:
         improved = metric is not None and metric > self._progress.best_metric
@@ -187,6 +191,18 @@ class Trainer:
         if self._processes.is_main:
             with (self._folder / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"epoch": epoch, "loss": loss, VALIDATION_METRIC: metric}) + "\n")
+
+
+def check_learnable(split: Split) -> None:
+    """Raises :class:`DataError` when no user has an item and one after it to learn from."""
+    longest = int(split.train.lengths.max(initial=0))
+    if longest < 2:
+        raise DataError(
+            "longest training history",
+            found=longest,
+            expected="2 interactions or more of at least one user",
+            cure="Use more events.",
+        )
 
 
 def popularity_of(split: Split, n_items: int) -> NDArray[np.int64]:

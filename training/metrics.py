@@ -40,7 +40,13 @@ def reciprocal_rank(ranks: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int = 0, n_samples: int = N_BOOTSTRAP) -> Estimate:
-    """Returns the mean over users and the 2.5th and 97.5th percentile of the means of resampled users."""
+    """Returns the mean over users and the 2.5th and 97.5th percentile of the means of resampled users.
+
+    Without samples the interval is the mean itself.
+    """
+    if n_samples == 0:
+        mean = float(values.mean())
+        return Estimate(mean, mean, mean)
     rng = np.random.default_rng(seed)
     means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(n_samples)])
     low, high = np.percentile(means, [2.5, 97.5])

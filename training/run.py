@@ -4,6 +4,7 @@ run.json  dataset/  last.safetensors  best.safetensors  epochs.jsonl  evaluation
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
@@ -32,6 +33,8 @@ class RunConfig:
     shape: SASRecConfig
     loop: LoopConfig
     split: str = SPLITS[0]
+    data: str = ""
+    """The data set as it was named when the run began."""
     code_version: str = recserve.__version__
 
     def __post_init__(self) -> None:
@@ -77,21 +80,26 @@ class Run:
         model.eval()
         return model
 
-    def checkpoint_path(self) -> Path:
-        """Returns the file of the best weights."""
-        return self.folder / BEST
+    def checkpoint_sha256(self) -> str:
+        """Returns the SHA-256 of the file of the best weights, as hex."""
+        return hashlib.sha256((self.folder / BEST).read_bytes()).hexdigest()
 
     def read_evaluation(self) -> dict[str, Any] | None:
-        """Returns what ``evaluate`` wrote, if it ran."""
+        """Returns what ``evaluate`` wrote, if it ran on the weights that are the best now."""
         path = self.folder / EVALUATION_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return evaluation if evaluation.get("checkpoint_sha256") == self.checkpoint_sha256() else None
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Stores the result of ``evaluate``, all or nothing."""
         write_json(self.folder / EVALUATION_FILE, evaluation)
 
 
-def create_run(folder: Path, config: RunConfig, dataset: Dataset, *, overwrite: bool = False) -> Run:
+def create_run(
+    folder: Path, config: RunConfig, dataset: Dataset, *, overwrite: bool = False, data: str = ""
+) -> Run:
     """Makes a run folder; raises :class:`InvalidRequest` when it is there, unless it may be overwritten."""
     if folder.exists():
         if not overwrite or not (folder / RUN_FILE).is_file():
@@ -102,6 +110,7 @@ def create_run(folder: Path, config: RunConfig, dataset: Dataset, *, overwrite: 
                 cure="Choose another --out, go on with --resume, or start again with --overwrite.",
             )
         shutil.rmtree(folder)
+    config = dataclasses.replace(config, data=data)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Renamed when it is complete: a kill leaves no folder that looks like a run.
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
@@ -125,6 +134,7 @@ def open_run(folder: Path) -> Run:
             shape=SASRecConfig(**raw["shape"]),
             loop=LoopConfig(**raw["loop"]),
             split=raw["split"],
+            data=raw["data"],
             code_version=raw["code_version"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -135,6 +145,32 @@ def open_run(folder: Path) -> Run:
             cure="Check the path.",
         ) from error
     return Run(folder, config, Dataset.load(folder / DATASET_FOLDER))
+
+
+def resume_run(folder: Path, wanted: RunConfig, data: str) -> Run:
+    """Opens a run to go on with it; the budget may change, nothing else.
+
+    Raises :class:`InvalidRequest` for another setting or another data set than the run began with.
+    """
+    run = open_run(folder)
+    loop = dataclasses.replace(run.config.loop, epochs=wanted.loop.epochs, patience=wanted.loop.patience)
+    config = dataclasses.replace(run.config, loop=loop)
+    begun = _flat(dataclasses.replace(config, code_version=wanted.code_version))
+    for name, value in _flat(dataclasses.replace(wanted, data=data)).items():
+        if value != begun[name]:
+            raise InvalidRequest(
+                f"{name} of the resumed run",
+                found=value,
+                expected=f"{begun[name]}, as it began",
+                cure="Choose another --out, or start again with --overwrite.",
+            )
+    write_json(folder / RUN_FILE, config.as_dict())
+    return Run(folder, config, run.dataset)
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    values = config.as_dict()
+    return {**values.pop("shape"), **values.pop("loop"), **values}
 
 
 def write_json(path: Path, value: Any) -> None:

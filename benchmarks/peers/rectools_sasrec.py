@@ -1,7 +1,7 @@
 """Trains RecTools' SASRecModel (softmax loss) on one split; run by `benchmarks.sequential_quality`.
 
-Usage: ``python rectools_sasrec.py SETTINGS.json``. Reads ``train.npz`` (user, item, timestamp) and the
-held-out items, trains in steps of ``validate_every`` epochs, keeps the step with the best validation
+Usage: ``python rectools_sasrec.py SETTINGS.json``. Reads the ``arrays`` (.npz) that the settings
+name, trains in steps of ``validate_every`` epochs, keeps the step with the best validation
 NDCG@10 and writes its top-10 lists for the test histories to ``output``.
 """
 

@@ -8,7 +8,7 @@ HISTORIES = "histories.arrow"
 USER_LOOKUP = "user_lookup.arrow"
 
 # The query encoder reads the item table through this initializer; it is bound to ITEM_EMBEDDINGS at load,
-# so the vectors exist once on disk and once in memory.
+# so the vectors exist once on disk, and the encoders of all processes share one map.
 ITEM_EMBEDDINGS_INITIALIZER = "item_embeddings"
 # ONNX Runtime looks for outside data below this folder, whatever the graph itself was read from.
 EXTERNAL_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"

@@ -31,6 +31,13 @@ class BundleWriter:
 
     def __init__(self, target: Path, *, replace: bool = False) -> None:
         """Raises :class:`InvalidRequest` when ``target`` exists and may not be replaced."""
+        if target.is_symlink():
+            raise InvalidRequest(
+                f"bundle folder {target}",
+                found="a link",
+                expected="a folder",
+                cure="Export to a new folder and move the link.",
+            )
         self.target = target
         self._replace = replace
         if target.exists() and not (replace and (target / MANIFEST_NAME).is_file()):

@@ -30,6 +30,7 @@ SERVICE_NAME = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"].full_n
 # (WorkerPool), with a status that says so, hence these stand far above it.
 MAX_PENDING_REQUESTS = 100_000
 SETTLE_SECONDS = 0.2
+STREAM_GRACE_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -86,7 +87,9 @@ class Server:
         # The core resets calls that it has received and not handed over yet: let them reach the pool,
         # which refuses them with a status that says why.
         await asyncio.sleep(SETTLE_SECONDS)
-        await self._server.stop(max(0.0, self._config.drain_seconds - (time.monotonic() - start)))
+        remaining = self._config.drain_seconds - (time.monotonic() - start)
+        # Without requests only streams are left (health Watch), which never end by themselves.
+        await self._server.stop(max(0.0, remaining) if self._pool.in_flight else STREAM_GRACE_SECONDS)
         self._pool.close()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -43,7 +43,7 @@ class ServerConfig:
         for name in ("worker_threads", "max_in_flight", "default_deadline_ms", "max_message_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"server.{name}", found=getattr(self, name), expected="1 or more")
-        if self.drain_seconds < 0:
+        if not self.drain_seconds >= 0:
             raise ConfigError("server.drain_seconds", found=self.drain_seconds, expected="0 or more")
         if not self.insecure_bind and not _is_loopback(self.host):
             raise ConfigError(

@@ -12,8 +12,6 @@ from recserve.errors import InvalidRequest, Unavailable
 from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 
-MAX_ITEMS_PER_CALL = 1000
-
 
 class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     """Answers ``recserve.v1.Recommender`` from one engine, UNAVAILABLE until :meth:`serve` gives it."""
@@ -86,10 +84,6 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self, message: pb.GetItemsRequest, context: grpc.aio.ServicerContext
     ) -> pb.GetItemsResponse:
         item_ids = list(message.item_ids)
-        if len(item_ids) > MAX_ITEMS_PER_CALL:
-            raise InvalidRequest(
-                "item_ids", found=f"{len(item_ids)} long", expected=f"at most {MAX_ITEMS_PER_CALL}"
-            )
         return await self._pool.run(lambda: self._get_items(item_ids), self._seconds(context))
 
     def _get_items(self, item_ids: list[str]) -> pb.GetItemsResponse:

@@ -44,7 +44,7 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         pb.RecommendRequest,
         user_id=request.user_id,
         k=request.k,
-        history=request.history or (),
+        history=() if request.history is None else request.history,
         history_timestamps=request.history_timestamps,
         exclude=request.exclude,
         context=request.context,

@@ -1,8 +1,8 @@
 """The one table between errors and gRPC statuses, with google.rpc details, read in both directions.
 
-A reply that fails carries ``google.rpc.Status`` in its trailer: exactly one ``ErrorInfo`` with a reason of
-the table below and domain "recserve", plus ``BadRequest`` for INVALID_ARGUMENT and ``RetryInfo`` where
-trying again helps.
+A refusal of ours carries ``google.rpc.Status`` in its trailer: exactly one ``ErrorInfo`` with a reason of
+the table below and domain "recserve", plus ``BadRequest`` where a field is to blame and ``RetryInfo`` where
+trying again helps. What the gRPC core refuses itself (a message over the limit, an unknown method) has none.
 """
 
 from dataclasses import dataclass
@@ -122,6 +122,9 @@ def error_from_call(call: grpc.RpcError) -> RemoteError:
                 return error_from_status(status_pb2.Status.FromString(value))
             except DecodeError:
                 break  # Not one of our servers: its code and text below are all there is.
+    if call.code() is grpc.StatusCode.UNAVAILABLE:
+        # Nobody answered: the core's own words name its internals.
+        return RemoteError(call.code(), "", "the server is not reachable")
     return RemoteError(call.code(), "", call.details() or code_pb2.Code.Name(code_number(call.code())))
 
 

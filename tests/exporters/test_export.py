@@ -88,7 +88,11 @@ def test_the_engine_answers_as_torch_does_for_every_test_user(run: Run, bundle_f
             scores = model.score(model.encode(newest))[0].numpy()
             scores[seen] = -np.inf
             slate = engine.recommend(Request(history=[item_ids[item] for item in seen], k=10))
-            assert [item.item_id for item in slate.items] == [item_ids[item] for item in top_k(scores, 10)]
+            found = [item_ids.index(item.item_id) for item in slate.items]
+            expected = top_k(scores, 10)
+            # Ties aside: another place is fine only for another item of the same score.
+            np.testing.assert_allclose(scores[found], scores[expected], atol=parity.TIE_MARGIN)
+            assert len(set(found)) == 10
 
 
 def test_the_bundle_says_where_it_comes_from(run: Run, bundle_folder: Path) -> None:

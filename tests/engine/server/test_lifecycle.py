@@ -60,7 +60,7 @@ def test_health_says_when_the_engine_is_warm(start: Callable[..., RunningServer]
         )
         assert next(watch).status == NOT_SERVING
         assert health(server.address) == health(server.address, SERVICE) == NOT_SERVING
-        with RecommenderClient(server.address) as client:
+        with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
             with pytest.raises(RemoteError, match="server is loading") as caught:
                 client.recommend(Request())
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
@@ -93,7 +93,7 @@ def test_reflection_can_be_switched_off(
 def test_a_call_without_deadline_gets_the_default_one(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(default_deadline_ms=50, worker_threads=1)
+    server = start(default_deadline_ms=300, worker_threads=1)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:
