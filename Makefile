@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto clean
+.PHONY: help demo test test-all check format proto bench-kernels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -43,6 +43,9 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 
 proto: $(VENV)/.dev  ## regenerate the protobuf code from proto/*.proto
 	$(BIN)/python proto/generate.py
+
+bench-kernels: $(VENV)/.dev  ## time top-K search against its peers (those that are installed)
+	$(BIN)/python -m recserve.benchmarks.kernels
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -5,8 +5,10 @@ never start threads. Nothing compiles at import; :func:`warmup` compiles or load
 request.
 """
 
+from recserve.kernels.diversity import dpp, mmr
+from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex, exact_top_k
 from recserve.kernels.warmup import warmup
 
-__all__ = ["ItemIndex", "exact_top_k", "fold_in", "warmup"]
+__all__ = ["ItemFilter", "ItemIndex", "dpp", "exact_top_k", "fold_in", "mmr", "warmup"]

@@ -14,7 +14,7 @@ MAX_BIAS = 1e37
 Exclude = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
 
 
-def _kind(array: Any) -> str:
+def kind_of(array: Any) -> str:
     """What an argument is, in a few words."""
     return f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
 
@@ -33,7 +33,7 @@ def check_matrix(
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         raise InvalidRequest(
             name,
-            found=_kind(array),
+            found=kind_of(array),
             expected="a float32 array",
             cure="Convert it with np.asarray(x, np.float32).",
         )
@@ -91,7 +91,7 @@ def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
     for part, array, dtype in (("indptr", indptr, np.int64), ("item_indices", item_indices, np.int32)):
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
             raise InvalidRequest(
-                f"{name} {part}", found=_kind(array), expected=f"a flat {np.dtype(dtype)} array"
+                f"{name} {part}", found=kind_of(array), expected=f"a flat {np.dtype(dtype)} array"
             )
     if len(indptr) != batch + 1 or indptr[0] != 0 or indptr[-1] != len(item_indices):
         found = f"of length {len(indptr)} from {indptr[:1]} to {indptr[-1:]}"
@@ -105,7 +105,7 @@ def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
 def check_items(name: str, item_indices: npt.NDArray[np.int32], limit: int) -> npt.NDArray[np.int32]:
     """Returns a flat int32 array of item indices, all below ``limit``."""
     if not isinstance(item_indices, np.ndarray) or item_indices.dtype != np.int32 or item_indices.ndim != 1:
-        raise InvalidRequest(name, found=_kind(item_indices), expected="a flat int32 array")
+        raise InvalidRequest(name, found=kind_of(item_indices), expected="a flat int32 array")
     bad = np.flatnonzero((item_indices < 0) | (item_indices >= limit))
     if len(bad):
         expected = f"an item_index from 0 to {limit - 1}"
@@ -116,17 +116,17 @@ def check_items(name: str, item_indices: npt.NDArray[np.int32], limit: int) -> n
 def check_allow(allow: npt.NDArray[np.bool_], batch: int, n_items: int) -> npt.NDArray[np.bool_]:
     """Returns the mask as read-only bool of shape (1, n_items) or (batch, n_items)."""
     if not isinstance(allow, np.ndarray) or allow.dtype != np.bool_:
-        raise InvalidRequest("allow", found=_kind(allow), expected="a bool array")
+        raise InvalidRequest("allow", found=kind_of(allow), expected="a bool array")
     if allow.shape not in ((n_items,), (batch, n_items)):
         expected = f"shape ({n_items},) or ({batch}, {n_items})"
-        raise InvalidRequest("allow", found=f"of shape {allow.shape}", expected=expected)
+        raise InvalidRequest("allow", found=kind_of(allow), expected=expected)
     return read_only(np.ascontiguousarray(allow.reshape(-1, n_items) if n_items else allow.reshape(1, 0)))
 
 
 def check_bias(bias: npt.NDArray[np.float32], n_items: int) -> npt.NDArray[np.float32]:
     """Returns the bias as a read-only float32 array; each value is within ±1e37."""
     if not isinstance(bias, np.ndarray) or bias.dtype != np.float32 or bias.shape != (n_items,):
-        raise InvalidRequest("bias", found=_kind(bias), expected=f"float32 of shape ({n_items},)")
+        raise InvalidRequest("bias", found=kind_of(bias), expected=f"float32 of shape ({n_items},)")
     bad = np.flatnonzero(~(np.abs(bias) <= MAX_BIAS))
     if len(bad):
         raise InvalidRequest(

@@ -11,13 +11,13 @@ from recserve.errors import InvalidRequest
 from recserve.kernels import checks, masks, packing, storage
 from recserve.kernels import snapshot as versions
 from recserve.kernels.checks import Exclude, read_only
+from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
 from recserve.kernels.isa import PORTABLE, Isa, choose
 from recserve.kernels.search import search_rows, search_tiles
 from recserve.kernels.snapshot import Snapshot
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
-Words = npt.NDArray[np.uint32]
 
 MAX_ITEMS = 2**31 - 1
 _NO_BIAS = read_only(np.empty(0, np.float32))
@@ -118,6 +118,17 @@ class ItemIndex:
             items = checks.check_items("item_indices", item_indices, self.n_items)
             self._snapshot = versions.remove(self._snapshot, np.unique(items))
 
+    def rebuild(self) -> None:
+        """Packs every item that is there into the fast part of the index; answers do not change."""
+        with self._change_lock:
+            self._snapshot = versions.rebuild(self._snapshot)
+
+    def prepare_filter(self, mask: Mask) -> ItemFilter:
+        """Prepares a mask, (n_items,) bool, to be used in many searches and combined with others."""
+        snapshot = self._snapshot
+        mask = checks.check_allow(mask, 1, len(snapshot.row_of_item))[0].copy()
+        return ItemFilter(read_only(mask), snapshot.base)
+
     def stats(self) -> dict[str, Any]:
         """What the index is and has done: counters of all searches since it was made.
 
@@ -146,21 +157,22 @@ class ItemIndex:
         k: int,
         *,
         exclude: Exclude | None = None,
-        allow: npt.NDArray[np.bool_] | None = None,
+        allow: Allow | None = None,
         bias: Scores | None = None,
     ) -> tuple[Scores, Indices]:
         """Returns (scores, indices), both (batch, k), float32 and int32; short rows end in −inf and −1.
 
-        queries: (batch, d) float32 · exclude: (indptr (batch + 1,) int64, item_indices int32), per query the
-        items never to return, unsorted and repeated as they come · allow: (n_items,) or (batch, n_items)
-        bool, True where an item may be returned · bias: (n_items,) float32 added to the scores, within ±1e37.
-        Raises InvalidRequest, naming the row, for NaN, Inf or item indices out of range.
+        queries: (batch, d) float32 · exclude: (indptr (batch + 1,) int64, item_indices int32), per query
+        the items never to return, unsorted and repeated as they come · allow: (n_items,) or (batch,
+        n_items) bool, True where an item may be returned, or a prepared filter, or one (or None) per query
+        · bias: (n_items,) float32 added to the scores, within ±1e37. Raises InvalidRequest, naming the row,
+        for NaN, Inf or item indices out of range.
         """
         snapshot = self._snapshot
         queries = checks.check_matrix("queries", queries, self._dim)
         k = checks.check_k(k)
         batch = len(queries)
-        words = _words(snapshot, batch, exclude, allow)
+        words = search_words(snapshot, batch, exclude, allow)
         bias_bounds = _NO_BIAS_BOUNDS
         if bias is None:
             bias = _NO_BIAS
@@ -171,8 +183,8 @@ class ItemIndex:
         indices = np.empty((batch, k), np.int32)
         counters = np.array([batch, 0, 0])
         arguments = (
-            snapshot.base,
-            snapshot.tail,
+            *snapshot.base,
+            *snapshot.tail,
             words,
             bias,
             bias_bounds,
@@ -185,7 +197,7 @@ class ItemIndex:
             refused = search_rows(*arguments)
         else:
             blocking = self._isa.blocking_for(batch)
-            refused = search_tiles(blocking, self._isa.query_limit, snapshot.tiles, *arguments)
+            refused = search_tiles(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
         with self._counters_lock:
@@ -202,33 +214,6 @@ def _norms(vectors: Scores) -> Scores:
     return norms
 
 
-def _words(
-    snapshot: Snapshot, batch: int, exclude: Exclude | None, allow: npt.NDArray[np.bool_] | None
-) -> Words:
-    """The mask words of one search: one row for the whole batch where all queries share it."""
-    if exclude is None and allow is None:
-        return snapshot.live
-    n_items = len(snapshot.row_of_item)
-    words = snapshot.live
-    if allow is not None:
-        allow = checks.check_allow(allow, batch, n_items)
-        words = np.repeat(words, len(allow), axis=0)
-        masks.apply_allow(words, 0, allow, snapshot.base.item_of_row)
-        masks.apply_allow(words, snapshot.n_base_words, allow, snapshot.tail.item_of_row)
-    if exclude is not None:
-        indptr, item_indices = checks.check_lists("exclude", exclude, batch)
-        if len(words) != batch or allow is None:
-            words = np.repeat(words, batch, axis=0)
-        refused = masks.apply_exclude(words, indptr, item_indices, snapshot.row_of_item)
-        if refused >= 0:
-            raise InvalidRequest(
-                f"exclude item_indices[{refused}]",
-                found=int(item_indices[refused]),
-                expected=f"an item_index from 0 to {n_items - 1}",
-            )
-    return read_only(words)
-
-
 def _bias_bounds(snapshot: Snapshot, bias: Scores) -> Scores:
     bounds = np.empty((2, snapshot.live.shape[1]), np.float32)
     for rows, first_word in ((snapshot.base, 0), (snapshot.tail, snapshot.n_base_words)):
@@ -242,7 +227,7 @@ def exact_top_k(
     k: int,
     *,
     exclude: Exclude | None = None,
-    allow: npt.NDArray[np.bool_] | None = None,
+    allow: Mask | None = None,
     bias: Scores | None = None,
 ) -> tuple[Scores, Indices]:
     """Searches ``vectors`` once, without keeping an index; arguments and result are ItemIndex.search's."""

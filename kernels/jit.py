@@ -1,5 +1,6 @@
 """The one decorator of every kernel: serial, ``nogil``, compiled once per machine and cached on disk."""
 
+import fcntl
 import functools
 import hashlib
 import warnings
@@ -22,10 +23,27 @@ def kernel(function: Callable[..., Any]) -> Any:
         _warn_without_cache()
         return njit(nogil=True, error_model="numpy")(function)
     if not config.DISABLE_JIT:
-        # Numba looks at the file of the function alone, but the machine code holds the kernels that it calls
-        # as well: after an upgrade of one file, a caller in another would go on with the old code.
-        compiled._cache._cache_file._source_stamp = _sources_digest()
+        _secure_cache(compiled._cache._cache_file)
     return compiled
+
+
+def _secure_cache(cache_file: Any) -> None:
+    """Closes two gaps through which Numba's cache hands out the wrong machine code.
+
+    Numba looks at the source file of the function alone, but the machine code also holds the kernels that it
+    calls: after a change in one file, a caller in another would go on with the old code. And two processes
+    that save different specialisations at once both choose the name of a data file from the index that they
+    read: one's code ends up under the other's signature.
+    """
+    cache_file._source_stamp = _sources_digest()
+    save = cache_file.save
+
+    def save_alone(key: Any, data: Any) -> None:
+        with open(Path(cache_file._cache_path) / "kernels.lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            save(key, data)
+
+    cache_file.save = save_alone
 
 
 @functools.cache

@@ -55,6 +55,49 @@ def fold_in(vectors: Scores, interactions: Exclude, weights: Scores, reg: float)
     return users
 
 
+def mmr(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
+    """Recomputes every gain for every place: the twin of recserve.kernels.mmr."""
+    relevance = np.float32(1) - np.float32(diversity)
+
+    def gain(similarity: Any, score: np.float32, i: int, chosen: list[int]) -> Any:
+        gain = relevance * score
+        return gain - np.float32(diversity) * max(similarity[i, j] for j in chosen) if chosen else gain
+
+    return _choose_greedily(scores, candidates, vectors, k, gain)
+
+
+def dpp(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
+    """Computes every determinant: the twin of recserve.kernels.dpp."""
+
+    def log_det(similarity: Any, items: list[int]) -> Any:
+        matrix = similarity[np.ix_(items, items)].astype(np.float64)
+        np.fill_diagonal(matrix, 1.0)
+        return np.linalg.slogdet(matrix)[1]
+
+    def gain(similarity: Any, score: np.float32, i: int, chosen: list[int]) -> Any:
+        growth = log_det(similarity, [*chosen, i]) - log_det(similarity, chosen)
+        return (1 - diversity) * float(score) + (diversity * growth if diversity else 0.0)
+
+    return _choose_greedily(scores, candidates, vectors, k, gain)
+
+
+def _choose_greedily(scores: Scores, candidates: Indices, vectors: Scores, k: int, gain: Any) -> Indices:
+    slates = np.full((len(scores), k), -1, np.int32)
+    for slate, (row, items) in enumerate(zip(scores, candidates, strict=True)):
+        there = np.flatnonzero(items >= 0)
+        row, items = row[there], items[there]
+        products = dot_products(vectors[items], vectors[items])
+        squares = np.diagonal(products)
+        inverse = np.divide(np.float32(1), np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+        similarity = products * inverse[:, None] * inverse[None, :]
+        chosen: list[int] = []
+        for place in range(min(k, len(items))):
+            free = [i for i in range(len(items)) if i not in chosen]
+            chosen.append(max(free, key=lambda i: (gain(similarity, row[i], i, chosen), -items[i])))
+            slates[slate, place] = items[chosen[-1]]
+    return slates
+
+
 def warmup() -> None:
     """Does nothing: NumPy has nothing to compile. The twin of recserve.kernels.warmup."""
 

@@ -1,31 +1,50 @@
-"""One search, from queries to answer, in one call of a kernel: the portable and the fast form."""
+"""One search, from queries to answer, in one call of a kernel: the portable and the fast form.
+
+The arguments are flat arrays, because Numba takes a tuple of arrays apart more slowly than it takes arrays.
+"""
 
 # mypy: allow-untyped-defs
 
 import numpy as np
 
 from recserve.kernels.jit import kernel
-from recserve.kernels.packing import row_norms
-from recserve.kernels.rows import Batch, Lists, scan_rows
+from recserve.kernels.packing import Tiles, row_norms
+from recserve.kernels.rows import Batch, Lists, Rows, scan_rows
 from recserve.kernels.tiles import scan_tiles
 from recserve.kernels.topk import NO_KEY, write_answer
 
 
 @kernel
-def search_rows(base, tail, words, bias, bias_bounds, queries, out_scores, out_indices, counters):
+def search_rows(
+    base_vectors,
+    base_item_of_row,
+    base_norm_bounds,
+    tail_vectors,
+    tail_item_of_row,
+    tail_norm_bounds,
+    words,
+    bias,
+    bias_bounds,
+    queries,
+    out_scores,
+    out_indices,
+    counters,
+):
     """Writes the exact top-K of every query; returns the first query that is not valid, or −1.
 
-    base, tail: rows.Rows, searched together · words: (1 or batch, n_words) uint32, those of the base, then
-    those of the tail · bias, bias_bounds, queries: as in rows.Batch · out_scores, out_indices: (batch, k)
-    float32 and int32, overwritten · counters: (3,) int64, see tiles.scan_tiles.
+    base, tail: the fields of rows.Rows, searched together · words: (1 or batch, n_words) uint32, those of the
+    base, then those of the tail · bias, bias_bounds, queries: as in rows.Batch · out_scores, out_indices:
+    (batch, k) float32 and int32, overwritten · counters: (3,) int64, see tiles.scan_tiles.
     """
     norms = np.empty(queries.shape[0], np.float32)
     refused = row_norms(queries, norms)
     if refused >= 0:
         return refused
+    base = Rows(base_vectors, base_item_of_row, base_norm_bounds)
+    tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
     batch = Batch(queries, norms, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
-    scan_rows(tail, base.norm_bounds.shape[0], batch, lists)
+    scan_rows(tail, base_norm_bounds.shape[0], batch, lists)
     scan_rows(base, 0, batch, lists)
     write_answers(lists, out_scores, out_indices)
     return -1
@@ -35,9 +54,16 @@ def search_rows(base, tail, words, bias, bias_bounds, queries, out_scores, out_i
 def search_tiles(
     blocking,
     query_limit,
-    tiles,
-    base,
-    tail,
+    codes,
+    inverse_steps,
+    residuals,
+    code_norms,
+    base_vectors,
+    base_item_of_row,
+    base_norm_bounds,
+    tail_vectors,
+    tail_item_of_row,
+    tail_norm_bounds,
     words,
     bias,
     bias_bounds,
@@ -48,15 +74,19 @@ def search_tiles(
 ):
     """Does what :func:`search_rows` does, with the same result, by way of the int8 tiles of the base.
 
-    blocking and query_limit pick the micro-kernel; see isa.Isa.
+    blocking and query_limit pick the micro-kernel, see isa.Isa; the next four are the fields of
+    packing.Tiles.
     """
     norms = np.empty(queries.shape[0], np.float32)
     refused = row_norms(queries, norms)
     if refused >= 0:
         return refused
+    tiles = Tiles(codes, inverse_steps, residuals, code_norms)
+    base = Rows(base_vectors, base_item_of_row, base_norm_bounds)
+    tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
     batch = Batch(queries, norms, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
-    scan_rows(tail, base.norm_bounds.shape[0], batch, lists)
+    scan_rows(tail, base_norm_bounds.shape[0], batch, lists)
     scan_tiles(blocking, query_limit, tiles, base, batch, lists, counters)
     write_answers(lists, out_scores, out_indices)
     return -1

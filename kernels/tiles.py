@@ -61,6 +61,7 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
     starts = np.empty(query_of_slot.shape[0] * MAX_CHUNK_TILES, np.int32)
     passing = np.zeros(n_queries, np.uint32)
 
+    union = join_words(words)
     first, n_tiles = 0, norm_bounds.shape[0]
     while first < n_tiles:
         # Thresholds are read once per chunk: short chunks while they still rise fast.
@@ -76,7 +77,7 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
             pack_slots(code_words, query_of_slot, n_queries, packed)
         fill_starts(starts, query_of_slot, first, end, tiles, codes, batch, lists)
         for tile in range(first, end):
-            if words.shape[0] == 1 and words[0, tile] == 0:
+            if union[tile] == 0:
                 continue
             counters[1] += n_alive
             for block in range(n_blocks):
@@ -110,6 +111,18 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
         first = end
     for query in range(queries.shape[0]):
         score_noted(query, rows, batch, lists, counters)
+
+
+@kernel
+def join_words(words):
+    """The rows that some query may get."""
+    if words.shape[0] == 1:
+        return words[0].copy()
+    union = np.zeros(words.shape[1], np.uint32)
+    for query in range(words.shape[0]):
+        for word in range(words.shape[1]):
+            union[word] |= words[query, word]
+    return union
 
 
 @kernel

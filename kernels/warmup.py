@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex
 
@@ -18,4 +19,7 @@ def warmup() -> None:
     index.search(vectors[:1], 2)
     index.search(np.tile(vectors, (8, 1)), 2)
     index.search(vectors, 2, exclude=lists, allow=np.ones(3, np.bool_), bias=np.zeros(3, np.float32))
+    scores, candidates = index.search(vectors, 2)
+    mmr(scores, candidates, vectors, 2, diversity=0.5)
+    dpp(scores, candidates, vectors, 2, diversity=0.5)
     fold_in(vectors, lists, np.ones(1, np.float32), reg=1.0)

@@ -1,0 +1,159 @@
+"""Slates that are good as a whole: greedy choice between high scores and items unlike those already chosen.
+
+Similarity is the cosine of the item vectors; a zero vector is similar to nothing but itself.
+"""
+
+# mypy: allow-untyped-defs
+
+import numpy as np
+import numpy.typing as npt
+
+from recserve.errors import InvalidRequest
+from recserve.kernels import checks
+from recserve.kernels.jit import kernel
+from recserve.kernels.simd import dot
+
+Scores = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int32]
+
+# Below it, an item is a combination of those already chosen, up to the rounding of float32 vectors.
+MIN_RESIDUAL = 1e-6
+
+
+def mmr(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
+    """Returns (batch, k) int32: the item indices of slates by maximal marginal relevance, in order of choice.
+
+    scores, candidates: (batch, n) float32 and int32, as a search returns them; −1 is no candidate · vectors:
+    (n_items, d) float32 · diversity: from 0 to 1. Each next item has the largest (1 − diversity) · score −
+    diversity · (its largest similarity to an item chosen before), and of equals the smallest item_index
+    (Carbonell, Goldstein, "The Use of MMR", 1998). Short slates end in −1. Raises InvalidRequest where an
+    argument does not fit.
+    """
+    arguments = _check(scores, candidates, vectors, k, diversity)
+    chosen = np.empty((len(scores), arguments[3]), np.int32)
+    _choose_mmr(*arguments, chosen)
+    return chosen
+
+
+def dpp(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
+    """Returns (batch, k) int32: the item indices of slates by greedy MAP of a determinantal point process.
+
+    Arguments as in :func:`mmr`. Each next item adds most to (1 − diversity) · Σ scores + diversity · log
+    det of the similarities of the slate; of equals the smallest item_index comes first. Where every
+    candidate left is a combination of those chosen, the rest follow by score (Chen, Zhang, Zhou, "Fast
+    Greedy MAP Inference for Determinantal Point Process", 2018: O(k² n) per slate). With diversity 0 this
+    is the order of the scores.
+    """
+    arguments = _check(scores, candidates, vectors, k, diversity)
+    chosen = np.empty((len(scores), arguments[3]), np.int32)
+    _choose_dpp(*arguments, chosen)
+    return chosen
+
+
+def _check(
+    scores: Scores, candidates: Indices, vectors: Scores, k: int, diversity: float
+) -> tuple[Scores, Indices, Scores, int, np.float32]:
+    vectors = checks.check_matrix("vectors", vectors)
+    for name, array, dtype in (("scores", scores, np.float32), ("candidates", candidates, np.int32)):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 2:
+            expected = f"{np.dtype(dtype)} of shape (batch, n)"
+            raise InvalidRequest(name, found=checks.kind_of(array), expected=expected)
+    if scores.shape != candidates.shape:
+        raise InvalidRequest(
+            "candidates",
+            found=checks.kind_of(candidates),
+            expected=f"shape {scores.shape}, as the scores have",
+        )
+    checks.check_items("candidates", np.maximum(candidates, 0).ravel(), max(len(vectors), 1))
+    if not np.isfinite(scores[candidates >= 0]).all():
+        raise InvalidRequest("scores", found="NaN or infinite", expected="a finite score for every candidate")
+    if not 0.0 <= diversity <= 1.0:
+        raise InvalidRequest("diversity", found=diversity, expected="a number from 0 to 1")
+    scores, candidates = (checks.read_only(np.ascontiguousarray(array)) for array in (scores, candidates))
+    return scores, candidates, vectors, checks.check_k(k), np.float32(diversity)
+
+
+@kernel
+def _inverse_norms(candidates, vectors, slate, inverse):
+    for i in range(candidates.shape[1]):
+        item = candidates[slate, i]
+        square = dot(vectors, item, vectors, item) if item >= 0 else np.float32(0.0)
+        inverse[i] = np.float32(1.0) / np.sqrt(square) if square > 0 else np.float32(0.0)
+
+
+@kernel
+def _take_best(gains, candidates, slate, free):
+    """Takes the free candidate with the largest gain, then the smallest item_index; −1 if none is left."""
+    best = -1
+    for i in range(candidates.shape[1]):
+        if not free[i]:
+            continue
+        smaller_index = best >= 0 and candidates[slate, i] < candidates[slate, best]
+        if best < 0 or gains[i] > gains[best] or (gains[i] == gains[best] and smaller_index):
+            best = i
+    if best >= 0:
+        free[best] = False
+    return best
+
+
+@kernel
+def _choose_mmr(scores, candidates, vectors, k, diversity, chosen):
+    n = candidates.shape[1]
+    inverse = np.empty(n, np.float32)
+    gains, largest = np.empty(n, np.float32), np.empty(n, np.float32)
+    for slate in range(candidates.shape[0]):
+        _inverse_norms(candidates, vectors, slate, inverse)
+        free = candidates[slate] >= 0
+        for i in range(n):
+            gains[i] = (np.float32(1.0) - diversity) * scores[slate, i] if free[i] else np.float32(0.0)
+            largest[i] = -np.inf
+        for place in range(k):
+            best = _take_best(gains, candidates, slate, free)
+            chosen[slate, place] = candidates[slate, best] if best >= 0 else -1
+            if best < 0:
+                continue
+            for i in range(n):
+                if free[i]:
+                    cosine = dot(vectors, candidates[slate, i], vectors, candidates[slate, best])
+                    largest[i] = max(largest[i], cosine * inverse[i] * inverse[best])
+                    relevance = (np.float32(1.0) - diversity) * scores[slate, i]
+                    gains[i] = relevance - diversity * largest[i]
+
+
+@kernel
+def _choose_dpp(scores, candidates, vectors, k, diversity, chosen):
+    n = candidates.shape[1]
+    inverse, gains = np.empty(n, np.float32), np.empty(n)
+    factor = np.empty((min(k, n), n))  # row p: the p-th row of the Cholesky factor of the similarities
+    residuals = np.empty(n)  # what det grows by if this item is chosen next
+    for slate in range(candidates.shape[0]):
+        _inverse_norms(candidates, vectors, slate, inverse)
+        free = candidates[slate] >= 0
+        residuals[:] = 1.0
+        independent = True
+        for place in range(k):
+            any_independent = False
+            for i in range(n):
+                any_independent |= free[i] and residuals[i] > MIN_RESIDUAL
+            independent &= any_independent or diversity == 0
+            for i in range(n):
+                if not free[i]:
+                    continue
+                gains[i] = (1.0 - diversity) * scores[slate, i]
+                if not independent:
+                    gains[i] = scores[slate, i]
+                elif diversity > 0:
+                    gains[i] += diversity * np.log(residuals[i]) if residuals[i] > MIN_RESIDUAL else -np.inf
+            best = _take_best(gains, candidates, slate, free)
+            chosen[slate, place] = candidates[slate, best] if best >= 0 else -1
+            if best < 0 or not independent or diversity == 0:
+                continue
+            root = np.sqrt(residuals[best])
+            for i in range(n):
+                if free[i]:
+                    cosine = dot(vectors, candidates[slate, i], vectors, candidates[slate, best])
+                    value = np.float64(cosine * inverse[i] * inverse[best])
+                    for p in range(place):
+                        value -= factor[p, i] * factor[p, best]
+                    factor[place, i] = value / root
+                    residuals[i] -= factor[place, i] ** 2
