@@ -219,3 +219,10 @@ def test_no_verb_shows_the_help(run: Run) -> None:
     code, out, err = run()
     assert code == 2
     assert "Exit codes: 0 ok" in out + err
+
+
+def test_a_demo_of_other_data_is_not_shown_as_this_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "done").write_text("ml-100k")
+    code, _, err = run("demo", "--data", "synthetic-shop", "--out", tmp_path)
+    assert code == 2
+    assert "--data is synthetic-shop; expected ml-100k" in err

@@ -174,6 +174,7 @@ BAD_REQUESTS = {
     "a history item of 10 kB": Request(history=["x" * 10_000]),
     "an empty history id": Request(history=[""]),
     "a string as history": Request(history="i1"),  # type: ignore[arg-type]
+    "a set as history": Request(history={"i"}),  # type: ignore[arg-type]
     "too long a history": Request(history=["i"] * 1001),
     "too many excluded": Request(exclude=["i"] * 10_001),
     "times that do not fit": Request(history=["i"], history_timestamps=[1, 2]),
@@ -193,6 +194,23 @@ def test_bad_requests_get_one_clear_sentence(engine: Engine, request_: Request) 
     assert "; expected " in sentence
     assert len(sentence) < 250
     assert engine.stats()["requests"] == 0
+
+
+def test_numpy_arguments_are_numbers_too(engine: Engine) -> None:
+    items = [item.item_id for item in engine.recommend(Request(k=3)).items]
+    times = np.arange(3)
+    slate = engine.recommend(Request(history=items, history_timestamps=times, k=np.int64(4)))  # type: ignore[arg-type]
+    assert item_ids(slate) == item_ids(engine.recommend(Request(history=items, k=4)))
+
+
+def test_items_have_a_limit_of_their_own(bundle_folder: Path) -> None:
+    with Engine.load(bundle_folder, EngineConfig(max_exclude=2)) as engine:
+        shown = item_ids(engine.recommend(Request(k=10)))
+        assert len(engine.get_items(shown)) == 10
+        with pytest.raises(InvalidRequest, match="item_ids is 1001 items long"):
+            engine.get_items(["i"] * 1001)
+    with pytest.raises(ConfigError, match=r"at most engine\.max_items"):
+        EngineConfig(max_k=2000)
 
 
 def test_variant_is_suggested(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 """The training loop: resume after a kill, early stopping, data parallelism, damaged checkpoints."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import subprocess
@@ -12,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from recserve.errors import CheckFailed, DataError, InvalidRequest
-from recserve.training.data import load_dataset
-from recserve.training.loop import BEST, LAST, LOG, LoopConfig, Trainer
+from recserve.training.commands import evaluate_run
+from recserve.training.data import leave_one_out, load_dataset
+from recserve.training.loop import BEST, LAST, LOG, LoopConfig, Trainer, check_learnable
 from recserve.training.models.sasrec import SASRecConfig
-from recserve.training.run import Run, RunConfig, create_run, open_run
+from recserve.training.run import Run, RunConfig, create_run, open_run, resume_run
 
 SHOP = "synthetic-shop:n_items=1000,n_users=80,n_events=2000,seed=5"
 TIMEOUT_SECONDS = 120
@@ -98,10 +100,7 @@ def test_a_killed_training_process_goes_on(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run")
     done = trainer(run).resume()
     assert done.epoch >= 2
-    # A shorter budget ends the resumed run at once.
-    settings = json.loads((run.folder / "run.json").read_text())
-    settings["loop"]["epochs"] = done.epoch + 1
-    (run.folder / "run.json").write_text(json.dumps(settings))
+    command[command.index("500")] = str(done.epoch + 1)
     finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert f"resuming after epoch {done.epoch}" in finished.stderr
@@ -169,6 +168,52 @@ def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
     run.best_model()
 
 
+def test_a_resumed_run_may_change_its_budget_and_nothing_else(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run")
+    longer = dataclasses.replace(run.config.loop, epochs=9, patience=7)
+    assert resume_run(run.folder, dataclasses.replace(run.config, loop=longer), "").config.loop.epochs == 9
+    assert open_run(run.folder).config.loop == longer
+    wider = dataclasses.replace(run.config.shape, embedding_size=32)
+    with pytest.raises(InvalidRequest, match="embedding_size of the resumed run is 32; expected 16"):
+        resume_run(run.folder, dataclasses.replace(run.config, shape=wider), "")
+    with pytest.raises(InvalidRequest, match=r"data of the resumed run is other\.csv"):
+        resume_run(run.folder, run.config, "other.csv")
+
+
+def test_data_without_a_second_item_teaches_nothing(tmp_path: Path) -> None:
+    lines = [f"u{user},i{step},{step}" for user in range(20) for step in range(3)]
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="longest training history is 1"):
+        check_learnable(leave_one_out(load_dataset(tmp_path / "events.csv")))
+
+
+def test_weights_that_are_no_numbers_are_never_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(tmp_path / "run", epochs=1, validate_every=1)
+    ours = trainer(run)
+
+    def diverge(epoch: int) -> float:
+        with torch.no_grad():
+            ours._model.item_embeddings.fill_(float("nan"))
+        return 1.0
+
+    monkeypatch.setattr(ours, "_train_epoch", diverge)
+    with pytest.raises(CheckFailed, match="scores is NaN"):
+        ours.fit()
+    assert not (run.folder / BEST).exists()
+
+
+def test_an_evaluation_of_other_weights_is_not_read(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", epochs=1, validate_every=1)
+    trainer(run).fit()
+    result = evaluate_run(run)
+    run.write_evaluation(result)
+    assert run.read_evaluation() == result
+    (run.folder / BEST).write_bytes((run.folder / BEST).read_bytes() + b"x")
+    assert run.read_evaluation() is None
+
+
 @pytest.mark.parametrize("damage", ["cut", "junk", "empty"])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     run = start_run(tmp_path / "run", epochs=1, validate_every=1)
@@ -209,7 +254,14 @@ def test_a_run_folder_is_not_overwritten_by_accident(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "loop",
-    [{"epochs": 0}, {"learning_rate": 0.0}, {"loss": "hinge"}, {"weight_decay": -1.0}, {"patience": 0}],
+    [
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": 1e19},
+        {"loss": "hinge"},
+        {"weight_decay": -1.0},
+        {"patience": 0},
+    ],
 )
 def test_wrong_settings_are_refused(loop: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(loop))):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from recserve.errors import CheckFailed
 from recserve.training import metrics
 from recserve.training.data import EvaluationSet, Histories
 from recserve.training.evaluate import evaluate, popularity_scorer, ranks_of, top_k
@@ -71,6 +72,19 @@ def test_top_k_is_the_stable_sort(values: list[int], k: int) -> None:
     scores[scores == -3] = -np.inf
     expected = [i for i in np.argsort(-scores, kind="stable") if scores[i] > -np.inf][:k]
     assert top_k(scores, k).tolist() == expected
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    held_out = EvaluationSet(np.array([0], np.int32), histories([[0]]), histories([[2]]))
+    scores = np.array([[1, np.nan, 2]], np.float32)
+    with pytest.raises(CheckFailed, match="scores is NaN"):
+        evaluate(lambda rows: scores[rows].copy(), held_out, 3)
+    assert ranks_of(scores[0], np.array([1], np.int32)).tolist() == [np.inf]
+
+
+def test_without_samples_the_interval_is_the_mean() -> None:
+    estimate = metrics.bootstrap(np.array([0.0, 1.0]), n_samples=0)
+    assert (estimate.mean, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
 
 
 def test_ties_count_against_the_model() -> None:

@@ -163,3 +163,12 @@ def copy_through_writer(source: Path, target: Path, version: str, *, replace: bo
         for name in manifest.files:
             writer.add_bytes(name, (source / name).read_bytes())
         writer.commit(dataclasses.replace(manifest, bundle_version=version, files=writer.files))
+
+
+def test_a_link_is_not_replaced(bundle_folder: Path, tmp_path: Path) -> None:
+    current = tmp_path / "current"
+    current.symlink_to(bundle_folder)
+    with pytest.raises(InvalidRequest, match="Export to a new folder and move the link"):
+        BundleWriter(current, replace=True)
+    assert current.is_symlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["current"]

@@ -191,22 +191,21 @@ def test_sigterm_finishes_what_was_admitted(bundle_folder: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_a_second_signal_ends_at_once(bundle_folder: Path, tmp_path: Path) -> None:
+def test_an_open_watch_does_not_hold_the_server(bundle_folder: Path, tmp_path: Path) -> None:
     settings = tmp_path / "recserve.toml"
+    # Far beyond the test's own limit: waiting for the stream would fail it.
     settings.write_text("[server]\nport = 0\ndrain_seconds = 600.0\n")
     with serve_process(bundle_folder, "--config", str(settings)) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         with grpc.insecure_channel(address) as channel:
-            # An open Watch keeps the drain from ending by itself.
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert next(watch).status == SERVING
             process.send_signal(signal.SIGTERM)
             assert next(watch).status == NOT_SERVING
-            process.send_signal(signal.SIGTERM)
             process.communicate(timeout=TIMEOUT_SECONDS)
             watch.cancel()
-    assert process.returncode == -signal.SIGTERM
+    assert process.returncode == 0
 
 
 def test_a_damaged_bundle_ends_the_server_with_one_line(bundle_folder: Path, tmp_path: Path) -> None:
