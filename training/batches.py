@@ -11,15 +11,14 @@ from recserve.training.data import Histories
 
 
 def pad(
-    histories: Histories, rows: NDArray[np.int64], length: int, ends: NDArray[np.int64] | None = None
+    histories: Histories, rows: NDArray[np.int64], length: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Returns items (batch, length) int32 left-padded with −1, and timestamps (batch, length) int64 with 0.
 
-    Row i holds the newest ``length`` interactions of history ``rows[i]`` before its position ``ends[i]``
-    (its whole length when not given).
+    Row i holds the newest ``length`` interactions of history ``rows[i]``.
     """
     starts = histories.indptr[rows]
-    counts = histories.indptr[rows + 1] - starts if ends is None else ends
+    counts = histories.indptr[rows + 1] - starts
     # Position j of a padded row is interaction counts − length + j of the history.
     positions = counts[:, None] - length + np.arange(length)[None, :]
     real = positions >= 0

@@ -1,7 +1,6 @@
 """Checkpoints as safetensors: weights, optimiser state and progress, written by temp + fsync + rename."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from recserve.errors import DataError
+from recserve.training.files import write_whole
 
 MODEL_PREFIX = "model."
 OPTIMIZER_PREFIX = "optimizer."
@@ -33,13 +33,7 @@ def save_checkpoint(
     tensors = {MODEL_PREFIX + name: value.contiguous() for name, value in model.state_dict().items()}
     if optimizer is not None:
         tensors |= _optimizer_tensors(optimizer)
-    data = save(tensors, metadata={PROGRESS_KEY: json.dumps(asdict(progress))})
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, save(tensors, metadata={PROGRESS_KEY: json.dumps(asdict(progress))}))
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:

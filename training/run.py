@@ -6,7 +6,6 @@ run.json  dataset/  last.safetensors  best.safetensors  epochs.jsonl  evaluation
 import dataclasses
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import recserve
 from recserve.errors import DataError, InvalidRequest
 from recserve.training.checkpoint import load_checkpoint
 from recserve.training.data import Dataset, Split, leave_one_out, temporal_split
+from recserve.training.files import write_whole
 from recserve.training.loop import BEST, LoopConfig
 from recserve.training.models import create_model
 from recserve.training.models.sasrec import SASRec, SASRecConfig
@@ -174,10 +174,5 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by temp + fsync + rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False).encode())
