@@ -109,20 +109,32 @@ class Engine:
         return self.recommend_many([request])[0]
 
     def recommend_many(self, requests: Iterable[Request]) -> list[Slate]:
-        """Answers requests as one batch, in their order; raises as :meth:`recommend`, naming the entry."""
+        """Answers requests as one batch, in their order; one bad entry refuses all, as :meth:`recommend`."""
+        requests = self._accept(requests)
+        for request in requests:
+            check_request(request, self._loaded.bundle, self._config)
+        return self._run(requests)
+
+    def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
+        """Answers requests as one batch, in their order; a bad entry has its error in its place."""
+        requests = self._accept(requests)
+        errors: dict[int, InvalidRequest] = {}
+        for i, request in enumerate(requests):
+            try:
+                check_request(request, self._loaded.bundle, self._config)
+            except InvalidRequest as error:
+                errors[i] = error
+        slates = iter(self._run([request for i, request in enumerate(requests) if i not in errors]))
+        return [errors[i] if i in errors else next(slates) for i in range(len(requests))]
+
+    def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
         self._check_open()
         if len(requests) > self._config.max_requests:
             raise InvalidRequest(
                 "requests", found=f"{len(requests)} long", expected=f"at most {self._config.max_requests}"
             )
-        for request in requests:
-            self.check(request)
-        return self._run(requests)
-
-    def check(self, request: Request) -> None:
-        """Raises :class:`InvalidRequest` if :meth:`recommend` would refuse ``request``; runs nothing."""
-        check_request(request, self._loaded.bundle, self._config)
+        return requests
 
     def _run(self, requests: list[Request]) -> list[Slate]:
         default = self._loaded.bundle.manifest.default_variant

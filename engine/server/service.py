@@ -40,32 +40,12 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     async def RecommendMany(
         self, message: pb.RecommendManyRequest, context: grpc.aio.ServicerContext
     ) -> pb.RecommendManyResponse:
-        limit = self._engine.config.max_requests
-        if len(message.requests) > limit:
-            raise InvalidRequest(
-                "requests", found=f"{len(message.requests)} long", expected=f"at most {limit}"
-            )
         requests = [request_from_message(entry) for entry in message.requests]
         return await self._pool.run(lambda: self._recommend_many(requests), self._seconds(context))
 
     def _recommend_many(self, requests: list[Request]) -> pb.RecommendManyResponse:
-        errors: dict[int, InvalidRequest] = {}
-        for i, request in enumerate(requests):
-            try:
-                self._engine.check(request)
-            except InvalidRequest as error:
-                errors[i] = error
-        valid = [i for i in range(len(requests)) if i not in errors]
-        answered = self._engine.recommend_many([requests[i] for i in valid])
-        slates: dict[int, Slate] = dict(zip(valid, answered, strict=True))
-        return pb.RecommendManyResponse(
-            results=[
-                pb.RecommendResult(error=status_of(errors[i]))
-                if i in errors
-                else pb.RecommendResult(slate=slate_to_message(slates[i]))
-                for i in range(len(requests))
-            ]
-        )
+        answers = self._engine.recommend_each(requests)
+        return pb.RecommendManyResponse(results=[_result(answer) for answer in answers])
 
     async def SimilarItems(
         self, message: pb.SimilarItemsRequest, context: grpc.aio.ServicerContext
@@ -96,3 +76,9 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
     def _seconds(self, context: grpc.aio.ServicerContext) -> float:
         remaining = context.time_remaining()
         return float(self._config.default_deadline_ms / 1000 if remaining is None else remaining)
+
+
+def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:
+    if isinstance(answer, InvalidRequest):
+        return pb.RecommendResult(error=status_of(answer))
+    return pb.RecommendResult(slate=slate_to_message(answer))
