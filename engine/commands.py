@@ -122,8 +122,6 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
-    import asyncio
-
     from recserve.engine.engine import Engine
     from recserve.engine.logs import configure_logs
     from recserve.engine.server.app import run_server
@@ -141,11 +139,11 @@ def serve(
     settings = load_settings(config, flags)
     configure_logs()
 
-    def announce(bound_port: int) -> None:
-        console.stdout.file.write(f"{settings.server.address(bound_port)}\n")
+    def announce(address: str) -> None:
+        console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
-    asyncio.run(run_server(settings.server, lambda: Engine.load(bundle, settings.engine), announce))
+    run_server(settings.server, lambda: Engine.load(bundle, settings.engine), announce)
 
 
 def demo(

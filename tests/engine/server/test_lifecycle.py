@@ -123,7 +123,7 @@ def test_overload_is_said_while_health_still_answers(
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
         with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
             # The second of the two may still be on its way: ask until the server is full.
-            while server.server._pool.in_flight < 2:
+            while server.server.admission.in_flight < 2:
                 assert health(server.address) == SERVING
             with pytest.raises(RemoteError, match="requests in flight") as caught:
                 client.recommend(Request())
@@ -146,7 +146,7 @@ def test_cancelled_calls_leave_nothing_behind(
         for call in calls:
             call.cancel()
         gate.open.set()
-        while server.server._pool.in_flight:
+        while server.server.admission.in_flight:
             assert health(server.address) == SERVING
         assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
     assert gate.n_calls < len(calls)

@@ -60,8 +60,13 @@ def test_every_row_of_the_table_reaches_the_caller(
 
 def test_codes_are_those_that_the_api_documents() -> None:
     assert {kind.__name__: (row.code.name, row.retry) for kind, row in STATUS_TABLE.items()} == {
+        "MalformedRequest": ("INVALID_ARGUMENT", False),
         "UnknownItem": ("NOT_FOUND", False),
         "InvalidRequest": ("INVALID_ARGUMENT", False),
+        "UnknownService": ("NOT_FOUND", False),
+        "MessageTooLarge": ("RESOURCE_EXHAUSTED", False),
+        "Unauthenticated": ("UNAUTHENTICATED", False),
+        "PermissionDenied": ("PERMISSION_DENIED", False),
         "Overloaded": ("RESOURCE_EXHAUSTED", True),
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", False),
         "Unavailable": ("UNAVAILABLE", True),
