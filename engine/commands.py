@@ -8,7 +8,9 @@ import typer
 
 from recserve import console
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [engine] and [server].")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What a person compares variants by; --json has all of them.
@@ -124,7 +126,7 @@ def serve(
     """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
     from recserve.engine.engine import Engine
     from recserve.engine.logs import configure_logs
-    from recserve.engine.server.app import run_server
+    from recserve.engine.server.app import Server, run_server
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -143,7 +145,8 @@ def serve(
         console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
-    run_server(settings.server, lambda: Engine.load(bundle, settings.engine), announce)
+    server = Server(settings.server, settings.batcher)
+    run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
 
 
 def demo(

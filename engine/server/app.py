@@ -10,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
@@ -21,7 +23,7 @@ from recserve.engine.server.reflection import reflection_method
 from recserve.engine.server.service import RecommenderService
 from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import Unavailable
+from recserve.errors import ConfigError, Unavailable
 
 log = structlog.get_logger("recserve.server")
 
@@ -36,17 +38,23 @@ class Server:
     def __init__(
         self,
         config: ServerConfig,
+        batcher: BatcherConfig | None = None,
         *,
         extra_methods: Sequence[Method] = (),
         principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._config = config
+        self._batcher_config = batcher or BatcherConfig()
         self._warm_engine: Engine | None = None
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
         self.health = HealthService()
+        recommender = RecommenderService(self._engine, self._pool)
+        self.batcher = Batcher[Call](
+            recommender.recommend, self._batcher_config, on_exhausted=self._not_ready
+        )
         methods = [
-            *RecommenderService(self._engine, self._pool).methods(),
+            *recommender.methods(self.batcher),
             *extra_methods,
             *self.health.methods(),
         ]
@@ -72,7 +80,16 @@ class Server:
         return self._transport.start()
 
     def serve(self, engine: Engine) -> None:
-        """Answers requests from ``engine`` (loaded and warm) from now on."""
+        """Answers requests from ``engine`` (loaded and warm) from now on.
+
+        Raises :class:`ConfigError` when the engine takes smaller batches than the server makes.
+        """
+        if self._batcher_config.max_size > engine.config.max_requests:
+            raise ConfigError(
+                "batcher.max_size",
+                found=self._batcher_config.max_size,
+                expected=f"at most engine.max_requests ({engine.config.max_requests})",
+            )
         self._warm_engine = engine
         self.health.set(SERVING, *self._health_names())
 
@@ -82,6 +99,7 @@ class Server:
         self.admission.drain()
         self.admission.wait_until_idle(self._config.drain_seconds)
         self._transport.stop(STREAM_GRACE_SECONDS)
+        self.batcher.close()
         self._pool.close()
         self.chain.close()
 
@@ -104,15 +122,12 @@ def new_transport(chain: Chain, config: ServerConfig) -> Transport:
     return GrpcioTransport(chain, config)
 
 
-def run_server(
-    config: ServerConfig, load_engine: Callable[[], Engine], announce: Callable[[str], None]
-) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal stops at once. Main thread only.
+def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
+    """Runs ``server`` until SIGTERM or SIGINT, then drains; a second signal stops at once. Main thread only.
 
     ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
     called with the address when the first request can be answered.
     """
-    server = Server(config)
     address = server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
@@ -16,21 +17,34 @@ PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Recommender"].full_name + "/"
 
 
 class RecommenderService:
-    """Answers from the engine that ``engine_of`` returns; asked anew for every call (or batch)."""
+    """Answers from the engine that ``engine_of`` returns; asked anew for every batch and every other call."""
 
     def __init__(self, engine_of: Callable[[], Engine], pool: WorkerPool) -> None:
         self._engine_of = engine_of
         self._pool = pool
 
-    def methods(self) -> list[Method]:
-        """Returns the rows of the service."""
+    def recommend(self, calls: list[Call]) -> None:
+        """Answers a batch of Recommend calls; a bad one is refused alone."""
+        requests = [request_from_message(call.request) for call in calls]
+        answers = self._engine_of().recommend_each(requests)
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, InvalidRequest):
+                call.fail(answer)
+            else:
+                call.stage_ns.update(answer.stage_ns)
+                call.reply(answer)
+
+    def methods(self, batcher: Batcher[Call]) -> list[Method]:
+        """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
         return [
             Method(
                 path=PREFIX + "Recommend",
                 request=pb.RecommendRequest,
                 response=pb.Slate,
-                handler=self._pool.plain(self._recommend),
+                handler=batcher.submit,
                 scope="recommend",
+                is_batched=True,
+                encode=_encode_slate,
             ),
             Method(
                 path=PREFIX + "RecommendMany",
@@ -54,9 +68,6 @@ class RecommenderService:
                 scope="items:read",
             ),
         ]
-
-    def _recommend(self, message: pb.RecommendRequest, call: Call) -> pb.Slate:
-        return slate_to_message(self._engine_of().recommend(request_from_message(message)))
 
     def _recommend_many(self, message: pb.RecommendManyRequest, call: Call) -> pb.RecommendManyResponse:
         requests = [request_from_message(entry) for entry in message.requests]
@@ -83,3 +94,7 @@ def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:
     if isinstance(answer, InvalidRequest):
         return pb.RecommendResult(error=status_of(answer))
     return pb.RecommendResult(slate=slate_to_message(answer))
+
+
+def _encode_slate(slate: Slate) -> bytes:
+    return slate_to_message(slate).SerializeToString()

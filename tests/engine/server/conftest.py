@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
 from recserve.engine import Engine
+from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 
@@ -13,8 +15,8 @@ from recserve.engine.server.config import ServerConfig
 class RunningServer:
     """A started server; ``serve`` gives it an engine, as the command line does when it is loaded."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self.server = Server(config)
+    def __init__(self, config: ServerConfig, batcher: BatcherConfig | None = None) -> None:
+        self.server = Server(config, batcher)
         self.address = self.server.start()
 
     def serve(self, engine: Engine) -> None:
@@ -25,8 +27,8 @@ class RunningServer:
 
 
 @contextmanager
-def running(config: ServerConfig) -> Iterator[RunningServer]:
-    server = RunningServer(config)
+def running(config: ServerConfig, batcher: BatcherConfig | None = None) -> Iterator[RunningServer]:
+    server = RunningServer(config, batcher)
     try:
         yield server
     finally:
@@ -37,7 +39,11 @@ def running(config: ServerConfig) -> Iterator[RunningServer]:
 def start() -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with settings and stops them at the end of the test."""
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running(ServerConfig(port=0, **settings)))
+
+        def make(batcher: BatcherConfig | None = None, **settings: Any) -> RunningServer:
+            return stack.enter_context(running(ServerConfig(port=0, **settings), batcher))
+
+        yield make
 
 
 @pytest.fixture

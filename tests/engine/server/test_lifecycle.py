@@ -13,7 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from recserve.engine import Engine, Request, Slate
+from recserve.engine import Engine, InvalidRequest, Request, Slate
+from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.client import RecommenderClient
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
@@ -26,6 +27,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "recserve.v1.Recommender"
 TIMEOUT_SECONDS = 60
+# One call at a time, one after the other.
+ONE = BatcherConfig(max_size=1)
 
 
 class Gate:
@@ -35,15 +38,15 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.open = threading.Event()
         self.n_calls = 0
-        recommend = engine.recommend
+        recommend = engine.recommend_each
 
-        def held(request: Request) -> Slate:
-            self.n_calls += 1
+        def held(requests: list[Request]) -> list[Slate | InvalidRequest]:
+            self.n_calls += len(requests)
             self.entered.release()
             assert self.open.wait(TIMEOUT_SECONDS)
-            return recommend(request)
+            return recommend(requests)
 
-        monkeypatch.setattr(engine, "recommend", held)
+        monkeypatch.setattr(engine, "recommend_each", held)
 
 
 def health(address: str, service: str = "") -> int:
@@ -93,7 +96,7 @@ def test_reflection_can_be_switched_off(
 def test_a_call_without_deadline_gets_the_default_one(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(default_deadline_ms=300, worker_threads=1)
+    server = start(default_deadline_ms=300, batcher=ONE)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:
@@ -112,7 +115,7 @@ def test_a_call_without_deadline_gets_the_default_one(
 def test_overload_is_said_while_health_still_answers(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(max_in_flight=2, worker_threads=1, default_deadline_ms=60_000)
+    server = start(max_in_flight=2, batcher=ONE, default_deadline_ms=60_000)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:
@@ -136,7 +139,7 @@ def test_overload_is_said_while_health_still_answers(
 def test_cancelled_calls_leave_nothing_behind(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(worker_threads=1, default_deadline_ms=60_000)
+    server = start(batcher=ONE, default_deadline_ms=60_000)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:

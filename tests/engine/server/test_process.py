@@ -14,7 +14,7 @@ import pytest
 
 from recserve.engine import Request
 from recserve.engine.client import RecommenderClient
-from recserve.engine.server.app import run_server
+from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import BundleInvalid
@@ -26,7 +26,7 @@ SLOW_LOADER = """
 import sys
 from recserve.engine import BundleInvalid, Engine
 from recserve.engine.logs import configure_logs
-from recserve.engine.server.app import run_server
+from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
 
 def load():
@@ -35,7 +35,7 @@ def load():
     return Engine.load(sys.argv[1])
 
 configure_logs()
-run_server(ServerConfig(port=0), load, lambda address: print("announced", flush=True))
+run_server(Server(ServerConfig(port=0)), load, lambda address: print("announced", flush=True))
 """
 
 
@@ -82,7 +82,7 @@ def test_an_error_of_the_load_reaches_the_caller() -> None:
         raise BundleInvalid("bundle", found="broken", expected="whole")
 
     with pytest.raises(BundleInvalid, match="bundle is broken"):
-        run_server(ServerConfig(port=0), load, lambda address: None)  # type: ignore[arg-type]
+        run_server(Server(ServerConfig(port=0)), load, lambda address: None)  # type: ignore[arg-type]
 
 
 def has_ipv6() -> bool:
