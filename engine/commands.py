@@ -113,9 +113,16 @@ def recommend(
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    host: Annotated[str | None, typer.Option(help="Address to bind. Default: 127.0.0.1.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind, or unix:PATH. Default: 127.0.0.1.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 50051.")] = None,
-    worker_threads: Annotated[int | None, typer.Option(help="Requests that run at once. Default: 2.")] = None,
+    transport: Annotated[
+        str | None, typer.Option(help="grpcio, or native (faster; plain text, local only). Default: grpcio.")
+    ] = None,
+    worker_threads: Annotated[
+        int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
         bool | None,
@@ -134,6 +141,7 @@ def serve(
         "server": {
             "host": host,
             "port": port,
+            "transport": transport,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },

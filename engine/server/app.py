@@ -58,7 +58,7 @@ class Server:
             *extra_methods,
             *self.health.methods(),
         ]
-        if config.reflection:
+        if config.with_reflection:
             methods.append(reflection_method(MethodTable(methods).services()))
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
@@ -116,7 +116,11 @@ class Server:
 
 
 def new_transport(chain: Chain, config: ServerConfig) -> Transport:
-    """Returns the transport that the settings name."""
+    """Returns the transport that the settings name; its library is imported here, when it is wanted."""
+    if config.transport == "native":
+        from recserve.engine.server.transports.native import NativeTransport
+
+        return NativeTransport(chain, config)
     from recserve.engine.server.transports.grpcio import GrpcioTransport
 
     return GrpcioTransport(chain, config)

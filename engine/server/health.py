@@ -21,8 +21,9 @@ class HealthService:
     """Statuses by service name ("" is the whole server); safe to call from any thread."""
 
     def __init__(self) -> None:
-        # Guards both, and keeps the messages of a watcher in order.
-        self._lock = threading.Lock()
+        # Guards both, and keeps the messages of a watcher in order. A send may find that the watcher has left
+        # and end the call on the spot, whose callback takes the lock again.
+        self._lock = threading.RLock()
         self._statuses: dict[str, Status] = {}
         self._watchers: dict[str, set[Call]] = {}
 
@@ -53,7 +54,7 @@ class HealthService:
             for service in services:
                 if self._statuses.get(service) != status:
                     self._statuses[service] = status
-                    for call in self._watchers.get(service, ()):
+                    for call in tuple(self._watchers.get(service, ())):
                         call.send(health_pb2.HealthCheckResponse(status=status))
 
     def close(self) -> None:

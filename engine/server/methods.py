@@ -31,8 +31,9 @@ What a call carries
     ``metadata`` (pairs as received, keys in lower case; ``call.header(name)``), ``deadline`` (absolute, of
     ``time.monotonic``; the server's default when the caller set none, infinite for streams), ``peer``,
     ``principal`` (set by the authorising hook), ``request_id``, ``priority`` (0 is the most urgent),
-    ``is_done`` (answered, cancelled or expired: stop working), ``on_done(callback)``, and ``stage_ns``
-    (nanoseconds by stage, for the observers).
+    ``is_done`` (answered, cancelled or expired: stop working), ``on_done(callback)`` (runs on whatever
+    thread ends the call, inside its ``reply`` or ``send``: hold no lock there that it takes), and
+    ``stage_ns`` (nanoseconds by stage, for the observers).
 
 Scopes
     ``scope`` is what a principal needs: "recommend", "items:read", "model:admin", "health", "reflection".

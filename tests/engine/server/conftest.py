@@ -9,7 +9,7 @@ import pytest
 from recserve.engine import Engine
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.server.app import Server
-from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.config import TRANSPORTS, ServerConfig
 
 
 class RunningServer:
@@ -35,13 +35,24 @@ def running(config: ServerConfig, batcher: BatcherConfig | None = None) -> Itera
         server.stop()
 
 
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for it runs once over each transport."""
+    name = str(request.param)
+    if name == "native":
+        pytest.importorskip("pygrpc_native")
+    return name
+
+
 @pytest.fixture
-def start() -> Iterator[Callable[..., RunningServer]]:
+def start(transport: str) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with settings and stops them at the end of the test."""
     with ExitStack() as stack:
 
         def make(batcher: BatcherConfig | None = None, **settings: Any) -> RunningServer:
-            return stack.enter_context(running(ServerConfig(port=0, **settings), batcher))
+            return stack.enter_context(
+                running(ServerConfig(port=0, transport=transport, **settings), batcher)
+            )
 
         yield make
 

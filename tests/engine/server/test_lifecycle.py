@@ -75,6 +75,7 @@ def test_health_says_when_the_engine_is_warm(start: Callable[..., RunningServer]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("transport", ["grpcio"])
 def test_reflection_can_be_switched_off(
     start: Callable[..., RunningServer], engine: Engine, wanted: bool
 ) -> None:
@@ -172,8 +173,8 @@ def serve_process(bundle: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_sigterm_finishes_what_was_admitted(bundle_folder: Path) -> None:
-    with serve_process(bundle_folder, "--port", "0") as process:
+def test_sigterm_finishes_what_was_admitted(bundle_folder: Path, transport: str) -> None:
+    with serve_process(bundle_folder, "--port", "0", "--transport", transport) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert health(address) == SERVING
@@ -194,10 +195,10 @@ def test_sigterm_finishes_what_was_admitted(bundle_folder: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_an_open_watch_does_not_hold_the_server(bundle_folder: Path, tmp_path: Path) -> None:
+def test_an_open_watch_does_not_hold_the_server(bundle_folder: Path, tmp_path: Path, transport: str) -> None:
     settings = tmp_path / "recserve.toml"
     # Far beyond the test's own limit: waiting for the stream would fail it.
-    settings.write_text("[server]\nport = 0\ndrain_seconds = 600.0\n")
+    settings.write_text(f'[server]\nport = 0\ntransport = "{transport}"\ndrain_seconds = 600.0\n')
     with serve_process(bundle_folder, "--config", str(settings)) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
@@ -219,11 +220,12 @@ def test_a_damaged_bundle_ends_the_server_with_one_line(bundle_folder: Path, tmp
     assert "Traceback" not in log
 
 
-def test_a_busy_port_is_a_matter_of_configuration(bundle_folder: Path) -> None:
+def test_a_busy_port_is_a_matter_of_configuration(bundle_folder: Path, transport: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with serve_process(bundle_folder, "--port", str(taken.getsockname()[1])) as process:
+        port = str(taken.getsockname()[1])
+        with serve_process(bundle_folder, "--port", port, "--transport", transport) as process:
             _, log = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 3
     assert "expected free to bind" in log
