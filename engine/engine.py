@@ -1,5 +1,6 @@
 """The face of the embedded engine."""
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -49,6 +50,7 @@ class Engine:
             max_items=config.max_observed_items,
         )
         self._closed = False
+        self._name = os.path.basename(os.path.abspath(loaded.bundle.folder))
         # Guards _counters.
         self._lock = threading.Lock()
         self._counters = dict.fromkeys(
@@ -90,6 +92,11 @@ class Engine:
     def close(self) -> None:
         """Refuses further calls; calls that are running finish. Closing twice is fine."""
         self._closed = True
+
+    @property
+    def name(self) -> str:
+        """The name of the served bundle: that of its folder."""
+        return self._name
 
     @property
     def manifest(self) -> Manifest:

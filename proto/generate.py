@@ -1,7 +1,9 @@
 """Regenerates the committed protobuf code: ``python proto/generate.py [OUTPUT_FOLDER]``.
 
 The virtual path ``recserve/proto=proto`` makes protoc emit ``from recserve.proto import ...`` so that
-nothing has to be rewritten afterwards.
+imports need no rewriting afterwards. One thing is rewritten: the files of ``PRIVATE`` get a descriptor pool
+of their own, because a program may hold another definition of their package (tritonclient, kserve), and the
+pool that all generated code shares takes only one.
 """
 
 import importlib.resources
@@ -13,6 +15,9 @@ from google.rpc import status_pb2
 from grpc_tools import protoc
 
 PROTO_FOLDER = Path(__file__).resolve().parent
+PRIVATE = ("open_inference",)
+SHARED_POOL = "_descriptor_pool.Default()"
+PRIVATE_POOL = "_descriptor_pool.DescriptorPool()"
 
 
 def generate(output: Path) -> None:
@@ -35,6 +40,15 @@ def generate(output: Path) -> None:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed; its message is above")
+    for name in PRIVATE:
+        _make_private(output / "recserve" / "proto" / f"{name}_pb2.py")
+
+
+def _make_private(path: Path) -> None:
+    code = path.read_text()
+    if code.count(SHARED_POOL) != 1:
+        raise SystemExit(f"{path} has no single {SHARED_POOL}: protoc writes other code now")
+    path.write_text(code.replace(SHARED_POOL, PRIVATE_POOL))
 
 
 def main() -> None:

@@ -50,6 +50,14 @@ class UnknownService(RecserveError):
     """The server has no service of that name."""
 
 
+class UnknownModel(RecserveError):
+    """The server has no model, or no version of it, of that name."""
+
+
+class Unsupported(RecserveError):
+    """The protocol has it, this server has not."""
+
+
 class Unauthenticated(RecserveError):
     """Who asks has not said who it is, or not convincingly."""
 

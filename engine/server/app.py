@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import structlog
+from google.protobuf import descriptor_pool
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
@@ -19,11 +20,15 @@ from recserve.engine.server.chain import Chain, Observer, everybody
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
 from recserve.engine.server.methods import Method, MethodTable
-from recserve.engine.server.reflection import reflection_method
-from recserve.engine.server.service import RecommenderService
+from recserve.engine.server.open_inference.models import ServedBundle
+from recserve.engine.server.open_inference.service import OpenInferenceService
+from recserve.engine.server.open_inference.statistics import Statistics
+from recserve.engine.server.reflection import Pools, reflection_method
+from recserve.engine.server.service import RecommenderService, Row
 from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
 from recserve.errors import ConfigError, Unavailable
+from recserve.proto import open_inference_pb2
 
 log = structlog.get_logger("recserve.server")
 
@@ -49,17 +54,23 @@ class Server:
         self._warm_engine: Engine | None = None
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
         self.health = HealthService()
-        recommender = RecommenderService(self._engine, self._pool)
-        self.batcher = Batcher[Call](
+        models = ServedBundle(self._engine, config.model_name)
+        statistics = Statistics(models.states)
+        recommender = RecommenderService(self._engine, self._pool, on_batch=statistics.on_batch)
+        self.batcher = Batcher[Call | Row](
             recommender.recommend, self._batcher_config, on_exhausted=self._not_ready
         )
         methods = [
             *recommender.methods(self.batcher),
+            *OpenInferenceService(models, statistics, self.health, self._batcher_config).methods(
+                self.batcher, self._pool
+            ),
             *extra_methods,
             *self.health.methods(),
         ]
         if config.with_reflection:
-            methods.append(reflection_method(MethodTable(methods).services()))
+            pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
+            methods.append(reflection_method(MethodTable(methods).services(), pools))
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
             MethodTable(methods),
@@ -67,7 +78,7 @@ class Server:
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
             principal_of=principal_of,
-            observers=observers,
+            observers=[statistics, *observers],
         )
         self._transport = new_transport(self.chain, config)
 

@@ -23,6 +23,9 @@ class ServerConfig:
     port: int = 50051
     """Port to bind; 0 takes a free one, which the first line on stdout names."""
 
+    model_name: str = ""
+    """Name of the model for Open Inference clients. Not set: that of the bundle's folder."""
+
     worker_threads: int = 2
     """Threads for the calls that are not batched (RecommendMany, SimilarItems, GetItems)."""
 

@@ -1,13 +1,14 @@
 """``recserve.v1.Recommender``: messages in, engine calls, messages out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
-from recserve.engine.batcher import Batcher
+from recserve.engine.batcher import Batcher, Entry
 from recserve.engine.engine import Engine
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
-from recserve.engine.types import DEFAULT_K, Slate
+from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest
@@ -16,25 +17,58 @@ from recserve.proto import recommender_pb2 as pb
 PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Recommender"].full_name + "/"
 
 
+class Row(Entry, Protocol):
+    """An entry of a batch that is not a Recommend call: one row of a call in another protocol."""
+
+    @property
+    def request(self) -> Request:
+        """What is asked."""
+
+    def take(self, slate: Slate) -> None:
+        """Takes the answer; must not raise."""
+
+
 class RecommenderService:
     """Answers from the engine that ``engine_of`` returns; asked anew for every batch and every other call."""
 
-    def __init__(self, engine_of: Callable[[], Engine], pool: WorkerPool) -> None:
+    def __init__(
+        self,
+        engine_of: Callable[[], Engine],
+        pool: WorkerPool,
+        on_batch: Callable[[str, int, Mapping[str, int]], None] = lambda version, n_rows, stage_ns: None,
+    ) -> None:
+        """``on_batch(bundle_version, n_rows, stage_ns)`` is told of every batch before it is answered."""
         self._engine_of = engine_of
         self._pool = pool
+        self._on_batch = on_batch
 
-    def recommend(self, calls: list[Call]) -> None:
-        """Answers a batch of Recommend calls; a bad one is refused alone."""
-        requests = [request_from_message(call.request) for call in calls]
+    def recommend(self, entries: list[Call | Row]) -> None:
+        """Answers a batch of Recommend calls and rows; a bad one is refused alone."""
+        requests = [
+            request_from_message(entry.request) if isinstance(entry, Call) else entry.request
+            for entry in entries
+        ]
         answers = self._engine_of().recommend_each(requests)
-        for call, answer in zip(calls, answers, strict=True):
+        self._tell(answers)
+        for entry, answer in zip(entries, answers, strict=True):
             if isinstance(answer, InvalidRequest):
-                call.fail(answer)
+                entry.fail(answer)
+            elif isinstance(entry, Call):
+                entry.stage_ns.update(answer.stage_ns)
+                entry.reply(answer)
             else:
-                call.stage_ns.update(answer.stage_ns)
-                call.reply(answer)
+                entry.take(answer)
 
-    def methods(self, batcher: Batcher[Call]) -> list[Method]:
+    def _tell(self, answers: Iterable[Slate | InvalidRequest]) -> None:
+        # The rows that were computed together (those of one variant) share their times.
+        batches: dict[int, list[Slate]] = {}
+        for answer in answers:
+            if isinstance(answer, Slate):
+                batches.setdefault(id(answer.stage_ns), []).append(answer)
+        for rows in batches.values():
+            self._on_batch(rows[0].bundle_version, len(rows), rows[0].stage_ns)
+
+    def methods(self, batcher: Batcher[Any]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
         return [
             Method(

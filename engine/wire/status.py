@@ -25,7 +25,9 @@ from recserve.errors import (
     Unauthenticated,
     Unavailable,
     UnknownItem,
+    UnknownModel,
     UnknownService,
+    Unsupported,
 )
 
 DOMAIN = "recserve"
@@ -49,6 +51,8 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     UnknownItem: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM"),
     InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     UnknownService: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
+    UnknownModel: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
+    Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
     MessageTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     PermissionDenied: StatusRow(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
