@@ -66,7 +66,7 @@ class Engine:
         bundle = open_bundle(path)
         encoders = {name: QueryEncoder(bundle, name, config) for name in bundle.manifest.variants}
         kernels.warmup()
-        engine = cls(LoadedBundle(bundle, encoders, Retriever(bundle)), config)
+        engine = cls(LoadedBundle(bundle, encoders, Retriever(bundle, config.index_folder)), config)
         engine._warm_up()
         return engine
 
