@@ -120,6 +120,9 @@ def serve(
     transport: Annotated[
         str | None, typer.Option(help="grpcio, or native (faster; plain text, local only). Default: grpcio.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on the port; the vectors are in memory once. Default: 1.")
+    ] = None,
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
@@ -131,9 +134,8 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
-    from recserve.engine.engine import Engine
-    from recserve.engine.logs import configure_logs
-    from recserve.engine.server.app import Server, run_server
+    from recserve.engine.server.serve import ServeBundle
+    from recserve.engine.server.serve import serve as serve_bundle
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -142,19 +144,18 @@ def serve(
             "host": host,
             "port": port,
             "transport": transport,
+            "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },
     }
     settings = load_settings(config, flags)
-    configure_logs()
 
     def announce(address: str) -> None:
         console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
-    server = Server(settings.server, settings.batcher)
-    run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
+    serve_bundle(ServeBundle(bundle, settings.engine, settings.server, settings.batcher), announce)
 
 
 def demo(

@@ -38,13 +38,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """A server that answers health checks at once and requests when its engine is warm."""
+    """A server that answers health checks at once and requests when its engine is warm.
+
+    ``reuse_port``: other processes may bind the same port (processes.py).
+    """
 
     def __init__(
         self,
         config: ServerConfig,
         batcher: BatcherConfig | None = None,
         *,
+        reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
@@ -80,7 +84,7 @@ class Server:
             principal_of=principal_of,
             observers=[statistics, *observers],
         )
-        self._transport = new_transport(self.chain, config)
+        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
 
     def start(self) -> str:
         """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
@@ -126,15 +130,15 @@ class Server:
         return ["", *self.chain.methods.services()]
 
 
-def new_transport(chain: Chain, config: ServerConfig) -> Transport:
+def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
     """Returns the transport that the settings name; its library is imported here, when it is wanted."""
     if config.transport == "native":
         from recserve.engine.server.transports.native import NativeTransport
 
-        return NativeTransport(chain, config)
+        return NativeTransport(chain, config, reuse_port=reuse_port)
     from recserve.engine.server.transports.grpcio import GrpcioTransport
 
-    return GrpcioTransport(chain, config)
+    return GrpcioTransport(chain, config, reuse_port=reuse_port)
 
 
 def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:

@@ -5,11 +5,13 @@ from typing import Any, Protocol
 
 from recserve.engine.batcher import Batcher, Entry
 from recserve.engine.engine import Engine
+from recserve.engine.pipeline import Ranked
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
 from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
+from recserve.engine.wire.slates import encode_ranked
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
@@ -24,7 +26,7 @@ class Row(Entry, Protocol):
     def request(self) -> Request:
         """What is asked."""
 
-    def take(self, slate: Slate) -> None:
+    def take(self, ranked: Ranked) -> None:
         """Takes the answer; must not raise."""
 
 
@@ -48,25 +50,30 @@ class RecommenderService:
             request_from_message(entry.request) if isinstance(entry, Call) else entry.request
             for entry in entries
         ]
-        answers = self._engine_of().recommend_each(requests)
+        answers = self._engine_of().rank_each(requests)
         self._tell(answers)
+        answered = []
         for entry, answer in zip(entries, answers, strict=True):
             if isinstance(answer, InvalidRequest):
                 entry.fail(answer)
             elif isinstance(entry, Call):
-                entry.stage_ns.update(answer.stage_ns)
-                entry.reply(answer)
+                answered.append((entry, answer))
             else:
                 entry.take(answer)
+        if answered:
+            slates = encode_ranked([answer for _, answer in answered])
+            for (call, answer), slate in zip(answered, slates, strict=True):
+                call.stage_ns.update(answer.stage_ns)
+                call.reply(slate)
 
-    def _tell(self, answers: Iterable[Slate | InvalidRequest]) -> None:
+    def _tell(self, answers: Iterable[Ranked | InvalidRequest]) -> None:
         # The rows that were computed together (those of one variant) share their times.
-        batches: dict[int, list[Slate]] = {}
+        batches: dict[int, list[Ranked]] = {}
         for answer in answers:
-            if isinstance(answer, Slate):
+            if isinstance(answer, Ranked):
                 batches.setdefault(id(answer.stage_ns), []).append(answer)
         for rows in batches.values():
-            self._on_batch(rows[0].bundle_version, len(rows), rows[0].stage_ns)
+            self._on_batch(rows[0].bundle.manifest.bundle_version, len(rows), rows[0].stage_ns)
 
     def methods(self, batcher: Batcher[Any]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
@@ -78,7 +85,7 @@ class RecommenderService:
                 handler=batcher.submit,
                 scope="recommend",
                 is_batched=True,
-                encode=_encode_slate,
+                encode=bytes,  # The batch writes them: encode_ranked.
             ),
             Method(
                 path=PREFIX + "RecommendMany",
@@ -128,7 +135,3 @@ def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:
     if isinstance(answer, InvalidRequest):
         return pb.RecommendResult(error=status_of(answer))
     return pb.RecommendResult(slate=slate_to_message(answer))
-
-
-def _encode_slate(slate: Slate) -> bytes:
-    return slate_to_message(slate).SerializeToString()

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.open_inference.replies import build_reply
 from recserve.engine.server.open_inference.requests import HISTORY, USER_ID, Ask
@@ -20,9 +21,9 @@ class Inference:
         self.call = call
         self.ask = ask
         self.deadline = min(call.deadline, call.received_at + ask.timeout_seconds)
-        # Guards the two below.
+        # Guards the two below while rows are open.
         self._lock = threading.Lock()
-        self._slates: list[Slate | None] = [None] * len(ask.requests)
+        self._ranked: list[Ranked | None] = [None] * len(ask.requests)
         self._n_open = 0
         self._submit: Callable[[Row], None] = lambda row: None
 
@@ -31,22 +32,22 @@ class Inference:
         self._submit = submit
         self._ask(range(len(self.ask.requests)))
 
-    def take(self, row: "Row", slate: Slate) -> None:
+    def take(self, row: "Row", ranked: Ranked) -> None:
         """Keeps the answer to one row; never raises."""
         try:
             with self._lock:
-                self._slates[row.index] = slate
+                self._ranked[row.index] = ranked
                 self._n_open -= 1
-                slates = [kept for kept in self._slates if kept is not None]
                 if self._n_open:
                     return
+            answers = [kept for kept in self._ranked if kept is not None]
             # A swap of bundles between two batches: the rows of the other version are asked again.
-            stale = [i for i, kept in enumerate(slates) if kept.bundle_version != slate.bundle_version]
+            stale = [i for i, kept in enumerate(answers) if kept.bundle is not ranked.bundle]
             if stale:
                 self._ask(stale)
             else:
                 self.call.stage_ns.update(row.stage_ns)
-                self._reply(slates)
+                self._reply(slates(answers))
         except Exception as error:  # noqa: BLE001 - the batch has other callers; this one gets a status
             self.call.fail(error)
 
@@ -56,16 +57,16 @@ class Inference:
         for i in rows:
             self._submit(Row(self, i))
 
-    def _reply(self, slates: list[Slate]) -> None:
+    def _reply(self, answers: list[Slate]) -> None:
         start = time.perf_counter_ns()
-        version = slates[0].bundle_version
+        version = answers[0].bundle_version
         if self.message.model_version not in ("", version):
             raise UnknownModel(
                 f"version of model {self.message.model_name}",
                 found=f"{self.message.model_version} (not found)",
                 expected=f"{version} or empty",
             )
-        reply = build_reply(self.message, self.ask, slates)
+        reply = build_reply(self.message, self.ask, answers)
         self.call.stage_ns["reply"] = time.perf_counter_ns() - start
         self.call.reply(reply)
 
@@ -94,11 +95,11 @@ class Row:
         """Whether the row has its answer, or the whole call."""
         return self._taken or self._inference.call.is_done
 
-    def take(self, slate: Slate) -> None:
+    def take(self, ranked: Ranked) -> None:
         """Takes the answer."""
         self._taken = True
-        self.stage_ns.update(slate.stage_ns)
-        self._inference.take(self, slate)
+        self.stage_ns.update(ranked.stage_ns)
+        self._inference.take(self, ranked)
 
     def fail(self, error: BaseException) -> bool:
         """Fails the call; what is wrong with this row alone is said to be this row's."""
