@@ -48,7 +48,8 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
         "from recserve import kernels\n"
         "from recserve.kernels import search\n"
         "kernels.warmup()\n"
-        "stats = [kernel.stats for kernel in (search.search_rows, search.search_tiles)]\n"
+        "searches = (search.search_rows, search.search_tiles, search.search_planes)\n"
+        "stats = [kernel.stats for kernel in searches]\n"
         "print(sum(len(s.cache_hits) for s in stats), sum(len(s.cache_misses) for s in stats))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_DISABLE_JIT"}
