@@ -1,7 +1,9 @@
 """Approximate indices with their one knob turned: the recall that each setting reaches, and at what time.
 
-Those that know distances only get the inner product by augmentation: an item x becomes (x, √(M² − |x|²)), M
-the largest norm, and a query q becomes (q, 0), so that the nearest in L2 is the largest inner product.
+Graphs are built from the items in random order: the catalogues are sorted by topic, from which a graph that
+grows item by item would suffer. For one that searches by distance the items are augmented: x becomes
+(x, √(M² − |x|²)), M the largest norm, and a query q becomes (q, 0), so that the nearest in L2 is the largest
+inner product.
 """
 
 import time
@@ -14,8 +16,9 @@ from recserve.benchmarks.kernels.peers import Search, Vectors
 
 LISTS = 1024
 TRAINING_ITEMS = 100_000  # faiss and scann learn their partition from at most that many
-FAISS_SEED = 1234
+SEED = 1234
 GRAPH_DEGREE, BUILD_WIDTH = 16, 100
+WIDTHS = (32, 128, 512)
 
 Setting = tuple[str, Search]
 Make = Callable[[Vectors, int], Iterator[Setting]]
@@ -60,46 +63,57 @@ def faiss_pq(vectors: Vectors, threads: int) -> Iterator[Setting]:
 
 
 def faiss_hnsw(vectors: Vectors, threads: int) -> Iterator[Setting]:
-    """A navigable graph over the augmented vectors; efSearch is the width of the search."""
+    """A navigable graph by inner product; efSearch is the width of the search."""
     import faiss
 
-    items = augmented(vectors)
-    index = faiss.IndexHNSWFlat(items.shape[1], GRAPH_DEGREE)
+    order = _shuffled(vectors)
+    index = faiss.IndexHNSWFlat(vectors.shape[1], GRAPH_DEGREE, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = BUILD_WIDTH
     faiss.omp_set_num_threads(threads)
-    index.add(items)
+    index.add(vectors[order])
 
     def search_with(width: int) -> Search:
         def search(queries: Vectors, k: int) -> tuple[Any, Any]:
             index.hnsw.efSearch = width
-            found: tuple[Any, Any] = index.search(_padded(queries), k)
-            return found
+            scores, rows = index.search(queries, k)
+            return scores, np.where(rows < 0, -1, order[rows])
 
         return search
 
-    for width in (32, 128, 512):
+    for width in WIDTHS:
         yield f"efSearch {width}", search_with(width)
 
 
-def hnswlib_graph(vectors: Vectors, threads: int) -> Iterator[Setting]:
-    """The reference implementation of HNSW, over the augmented vectors."""
+def hnswlib_ip(vectors: Vectors, threads: int) -> Iterator[Setting]:
+    """The reference implementation of HNSW, by inner product."""
+    yield from _hnswlib("ip", vectors, lambda queries: queries, threads)
+
+
+def hnswlib_l2(vectors: Vectors, threads: int) -> Iterator[Setting]:
+    """The same by L2 over the augmented vectors: the better where norms differ little."""
+    yield from _hnswlib("l2", augmented(vectors), _padded, threads)
+
+
+def _hnswlib(
+    space: str, items: Vectors, prepare: Callable[[Vectors], Vectors], threads: int
+) -> Iterator[Setting]:
     import hnswlib
 
-    items = augmented(vectors)
-    index = hnswlib.Index(space="l2", dim=items.shape[1])
-    index.init_index(len(items), M=GRAPH_DEGREE, ef_construction=BUILD_WIDTH, random_seed=FAISS_SEED)
+    order = _shuffled(items)
+    index = hnswlib.Index(space=space, dim=items.shape[1])
+    index.init_index(len(items), M=GRAPH_DEGREE, ef_construction=BUILD_WIDTH, random_seed=SEED)
     index.set_num_threads(threads)
-    index.add_items(items)
+    index.add_items(items[order], order)
 
     def search_with(width: int) -> Search:
         def search(queries: Vectors, k: int) -> tuple[Any, Any]:
             index.set_ef(max(width, k))
-            indices, distances = index.knn_query(_padded(queries), k)
+            indices, distances = index.knn_query(prepare(queries), k)
             return -distances, indices
 
         return search
 
-    for width in (32, 128, 512):
+    for width in WIDTHS:
         yield f"ef {width}", search_with(width)
 
 
@@ -138,7 +152,8 @@ APPROXIMATE: dict[str, Make] = {
     "faiss-pq": faiss_pq,
     "faiss-hnsw": faiss_hnsw,
     "scann": scann_tree,
-    "hnswlib": hnswlib_graph,
+    "hnswlib": hnswlib_ip,
+    "hnswlib-l2": hnswlib_l2,
 }
 
 
@@ -186,6 +201,10 @@ def _padded(queries: Vectors) -> Vectors:
     return np.column_stack([queries, np.zeros(len(queries), np.float32)])
 
 
+def _shuffled(vectors: Vectors) -> Any:
+    return np.random.default_rng(SEED).permutation(len(vectors))
+
+
 def _n_lists(vectors: Vectors) -> int:
     # faiss wants 39 items per list to learn from.
     return max(1, min(LISTS, len(vectors) // 39))
@@ -196,6 +215,6 @@ def _trained(description: str, vectors: Vectors, threads: int) -> Any:
 
     faiss.omp_set_num_threads(threads)
     index = faiss.index_factory(vectors.shape[1], description, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors[np.random.default_rng(FAISS_SEED).permutation(len(vectors))[:TRAINING_ITEMS]])
+    index.train(vectors[_shuffled(vectors)[:TRAINING_ITEMS]])
     index.add(vectors)
     return index

@@ -82,9 +82,8 @@ def _speed_up(data: str, batch: int) -> Measured:
 
 
 def _fp32_share(result: Result) -> float | None:
-    """Percent of the FMA peak. The kernels have no fp32 micro-kernel yet whose rate could be measured: a
-    measuring process that has one writes ``fp32_kernel_gflops``."""
-    rate = result.get("fp32_kernel_gflops")
+    """Percent of the FMA peak; the measuring process writes None while the kernels have no such kernel."""
+    rate = result["fp32_kernel_gflops"]
     limits = result["limits"].get("1")
     return 100 * rate / limits["fp32_gflops"] if rate and limits else None
 

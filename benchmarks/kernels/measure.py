@@ -62,6 +62,8 @@ def run(options: Options, threads: int, cache: Path) -> dict[str, Any]:
         "cases": [],
         "approximate": [],
         "dispatch_us": {},
+        # To be measured here once the kernels have an fp32 micro-kernel that can be called alone.
+        "fp32_kernel_gflops": None,
     }
     for grid in options.grids:
         for kind in grid.data:
@@ -129,6 +131,7 @@ def _time_case(
         "hot_median_ms": hot,
         "best_peer": peer,
         "ratio": median[peer] / median[timing.OURS] if peer else None,
+        "min_ratio": min(times[peer]) / min(times[timing.OURS]) if peer else None,
         "hot_ratio": hot[peer] / hot[timing.OURS] if peer else None,
         **work,
     }

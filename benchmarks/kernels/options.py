@@ -8,7 +8,7 @@ from recserve.errors import InvalidRequest, nearest
 
 DATA = ("gaussian", "als", "als-shop", "als-ml-100k", "two-tower")
 EXACT_PEERS = ("numpy", "torch", "onnxruntime", "faiss", "implicit", "usearch")
-APPROXIMATE_PEERS = ("faiss-ivf", "faiss-pq", "faiss-hnsw", "scann", "hnswlib")
+APPROXIMATE_PEERS = ("faiss-ivf", "faiss-pq", "faiss-hnsw", "scann", "hnswlib", "hnswlib-l2")
 PEERS = EXACT_PEERS + APPROXIMATE_PEERS
 # No structure, and a factorised catalogue: the two ends between which approximate indices live.
 APPROXIMATE_DATA = ("gaussian", "als")

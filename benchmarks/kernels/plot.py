@@ -73,7 +73,7 @@ def draw(result: Result) -> Any:
 
 def _draw_ratios(panel: Any, shown: list[dict[str, Any]]) -> None:
     labels = [
-        f"{case['data']} {case['n_items'] // 1000}k×{case['dim']} B{case['batch']} K{case['k']}"
+        f"{case['data']} {_count(case['n_items'])} × {case['dim']} B{case['batch']} K{case['k']}"
         for case in shown
     ]
     bars = panel.barh(range(len(shown)), [case["ratio"] for case in shown], color=BAR_COLOUR)
@@ -84,7 +84,7 @@ def _draw_ratios(panel: Any, shown: list[dict[str, Any]]) -> None:
     panel.invert_yaxis()
     panel.set_xscale("log")
     panel.axvline(1, color="black", linewidth=0.8)
-    panel.margins(x=0.25)
+    panel.set_xlim(0.5, 10 * max([1.0, *(case["ratio"] for case in shown)]))
     panel.set_title("times faster than the best exact peer, 1 thread", fontsize=9)
 
 
@@ -107,6 +107,10 @@ def _draw_recall(panel: Any, rows: list[dict[str, Any]], batch: str) -> None:
     panel.set_title(f"{rows[0]['data']} {rows[0]['n_items']:,} × {rows[0]['dim']}", fontsize=9)
     panel.grid(alpha=0.3)
     panel.legend(fontsize=6)
+
+
+def _count(n_items: int) -> str:
+    return f"{n_items / 1e6:.3g}M" if n_items >= 1_000_000 else f"{n_items / 1e3:.3g}k"
 
 
 def _page(result: Result, svg: str) -> str:

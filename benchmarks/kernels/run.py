@@ -46,11 +46,14 @@ def run(options: Options, cache: Path, *, start_processes: int) -> dict[str, Any
         "cases": [],
         "approximate": [],
         "dispatch_us": {},
+        "fp32_kernel_gflops": None,
     }
     for threads in sorted({grid.threads for grid in options.grids}):
         measured = _measure(options.of_threads(threads), threads, cache)
         result["limits"][str(threads)] = measured["limits"]
         result["dispatch_us"] |= measured["dispatch_us"]
+        if threads == 1:
+            result["fp32_kernel_gflops"] = measured["fp32_kernel_gflops"]
         for name in ("catalogues", "cases", "approximate"):
             result[name] += measured[name]
     result["start"] = start.measure(start_processes) if start_processes else None

@@ -20,7 +20,11 @@ Search = Callable[[Vectors, int], tuple[Any, Any]]
 OURS = "recserve"
 ONE_THREAD = "recserve, one thread"
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
-HOPELESS = 4.0  # a peer this many times slower than the fastest is not timed any further
+# A peer this many times slower than the fastest is not timed any further: after one call if it takes long,
+# else after three, so that one disturbed call of a fast peer decides nothing.
+HOPELESS = 4.0
+LONG_MS = 250.0
+ROUNDS_TO_JUDGE = 3
 DISPATCH_CALLS = 2000
 DISPATCH_BATCH = 65
 
@@ -31,8 +35,8 @@ def interleaved(
     """Returns the milliseconds of every call by method, the first of each left out.
 
     Goes on for ``seconds``, and for 5 rounds at least. ``drop``: a peer that is 4 times slower than the
-    fastest is called once and drops out, so that it does not use up everybody's time. Call every method once
-    before: a first call that sets something up is not to be held against it.
+    fastest drops out soon, so that it does not use up everybody's time. Call every method once before: a
+    first call that sets something up is not to be held against it.
     """
     times: dict[str, list[float]] = {name: [] for name in methods}
     active = list(methods)
@@ -44,8 +48,9 @@ def interleaved(
         turn = n_rounds % len(active)
         for name in active[turn:] + active[:turn]:
             times[name].append(_call_ms(methods[name], part, k))
-        if drop and n_rounds == 0:
-            active = [name for name in active if not _is_hopeless(name, times)]
+        if drop and n_rounds < ROUNDS_TO_JUDGE:
+            surely = n_rounds == ROUNDS_TO_JUDGE - 1
+            active = [name for name in active if not _is_hopeless(name, times, surely)]
         n_rounds += 1
     return {name: values[1:] or values for name, values in times.items()}
 
@@ -110,9 +115,12 @@ def _parts(queries: Vectors, batch: int) -> Iterator[Vectors]:
         first = (first + batch) % (len(queries) - batch + 1)
 
 
-def _is_hopeless(name: str, times: Mapping[str, list[float]]) -> bool:
-    fastest = min((min(values) for peer, values in times.items() if not is_ours(peer)), default=0.0)
-    return not is_ours(name) and min(times[name]) > HOPELESS * fastest
+def _is_hopeless(name: str, times: Mapping[str, list[float]], surely: bool) -> bool:
+    if is_ours(name):
+        return False
+    fastest = min(min(values) for peer, values in times.items() if not is_ours(peer))
+    least = min(times[name])
+    return least > HOPELESS * fastest and (surely or least > LONG_MS)
 
 
 def is_ours(name: str) -> bool:

@@ -28,6 +28,7 @@ def catalogue() -> tuple[Any, Any]:
 def result_with(**fields: Any) -> dict[str, Any]:
     """A result without anything measured but ``fields``."""
     empty = {"limits": {}, "catalogues": [], "cases": [], "approximate": [], "dispatch_us": {}, "start": None}
+    empty |= {"fp32_kernel_gflops": None}
     return {**empty, **fields}
 
 
@@ -59,8 +60,7 @@ def test_it_runs_from_the_command_line_to_the_picture(
         assert case["ratio"] == case["median_ms"][case["best_peer"]] / case["median_ms"]["recserve"]
         assert all(0 < case["min_ms"][name] <= median for name, median in case["median_ms"].items())
     for peer in options.PEERS:
-        module = {"faiss-ivf": "faiss", "faiss-pq": "faiss", "faiss-hnsw": "faiss"}.get(peer, peer)
-        if importlib.util.find_spec(module) is None:
+        if importlib.util.find_spec(peer.partition("-")[0]) is None:
             assert f"skipped {peer}: " in err
     exact = [row for row in result["approximate"] if row["method"] == "recserve"]
     assert [row["recall"] for row in exact] == [1.0, 1.0]
@@ -145,29 +145,37 @@ def test_a_split_batch_gives_the_answer_of_one_thread(catalogue: tuple[Any, Any]
             assert np.array_equal(found, wanted)
 
 
-def test_a_hopeless_peer_drops_out_and_ours_never(catalogue: tuple[Any, Any]) -> None:
+@pytest.mark.parametrize(("slow_ms", "n_calls"), [(5.0, 3), (500.0, 1)])
+def test_a_hopeless_peer_drops_out_and_ours_never(
+    slow_ms: float, n_calls: int, catalogue: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, queries = catalogue
-    calls = {"recserve": 0, "fast": 0, "slow": 0}
+    milliseconds = {"recserve": 900.0, "fast": 1.0, "slow": slow_ms}
+    calls = dict.fromkeys(milliseconds, 0)
 
-    def method(name: str, work: int) -> timing.Search:
-        def search(part: Any, k: int) -> tuple[Any, Any]:
-            calls[name] += 1
-            return sum(range(work)), len(part)
+    def method(name: str) -> timing.Search:
+        return lambda part, k: (name, len(part))
 
-        return search
+    def call_ms(search: timing.Search, part: Any, k: int) -> float:
+        name, n_queries = search(part, k)
+        assert n_queries == 4
+        calls[name] += 1
+        return milliseconds[name]
 
-    methods = {name: method(name, work) for name, work in (("recserve", 10**6), ("fast", 1), ("slow", 10**5))}
+    monkeypatch.setattr(timing, "_call_ms", call_ms)
+    methods = {name: method(name) for name in milliseconds}
     times = timing.interleaved(methods, queries, 4, 3, 0.0)
-    assert calls == {"recserve": 1 + timing.MIN_ROUNDS, "fast": 1 + timing.MIN_ROUNDS, "slow": 1}
-    assert {name: len(values) for name, values in times.items()} == {
-        "recserve": timing.MIN_ROUNDS,
-        "fast": timing.MIN_ROUNDS,
-        "slow": 1,
-    }
+    all_rounds = 1 + timing.MIN_ROUNDS
+    assert calls == {"recserve": all_rounds, "fast": all_rounds, "slow": n_calls}
+    assert {len(times["recserve"]), len(times["fast"])} == {timing.MIN_ROUNDS}
+    assert times["slow"] == [slow_ms] * max(1, n_calls - 1)
     timing.interleaved(methods, queries, 4, 3, 0.0, drop=False)
-    assert calls["slow"] == 2 + timing.MIN_ROUNDS
+    assert calls["slow"] == n_calls + all_rounds
+
+
+def test_a_batch_cannot_be_longer_than_the_queries(catalogue: tuple[Any, Any]) -> None:
     with pytest.raises(InvalidRequest, match="at most 256"):
-        timing.interleaved(methods, queries, 257, 3, 0.0)
+        timing.alone(lambda part, k: (part, k), catalogue[1], 257, 3, 0.0)
 
 
 @pytest.mark.skipif(available()[0] == PORTABLE, reason="the portable path has no micro-kernels")
