@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from recserve.benchmarks.environment import check_compiled
 from recserve.errors import CheckFailed
 
 N_ITEMS, DIM, K = 100_000, 64, 10
@@ -32,6 +33,7 @@ def measure(processes: int, *, cold: bool = False) -> dict[str, Any]:
     first_by_median: their ratio. ``cold`` starts one more before, with an empty cache of its own:
     cold_ready_s and cold_compiled are its figures.
     """
+    check_compiled()
     result: dict[str, Any] = {"processes": processes, "n_items": N_ITEMS, "dim": DIM}
     with tempfile.TemporaryDirectory() as folder:
         vectors = Path(folder) / "vectors.npy"

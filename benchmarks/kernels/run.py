@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recserve.benchmarks import start
-from recserve.benchmarks.environment import environment
+from recserve.benchmarks.environment import check_compiled, environment
 from recserve.benchmarks.kernels import bars
 from recserve.benchmarks.kernels.options import Options
 from recserve.errors import CheckFailed
@@ -21,6 +21,7 @@ PACKAGES = (
     "numba",
     "torch",
     "onnxruntime-gpu",
+    "onnxruntime",
     "faiss-cpu",
     "implicit",
     "usearch",
@@ -37,6 +38,7 @@ def run(options: Options, cache: Path, *, start_processes: int) -> dict[str, Any
     ``cache``: where learned catalogues are kept · start_processes: how many fresh processes are started to
     measure the cold start (0: none). Raises CheckFailed where a measuring process fails; it has said why.
     """
+    check_compiled()
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "environment": environment(PACKAGES),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import config
 
 from recserve.benchmarks.kernels import approximate, bars, data, limits, options, plot, run, timing
 from recserve.benchmarks.kernels.measure import MIN_SPLIT, Ours
@@ -14,6 +15,8 @@ from recserve.benchmarks.kernels.peers import EXACT, load
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.kernels import ItemIndex
 from recserve.kernels.isa import PORTABLE, available
+
+needs_jit = pytest.mark.skipif(config.DISABLE_JIT, reason="Numba is switched off: there is nothing to time")
 
 N_ITEMS, DIM = 1000, 16
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,6 +35,7 @@ def result_with(**fields: Any) -> dict[str, Any]:
     return {**empty, **fields}
 
 
+@needs_jit
 def test_it_runs_from_the_command_line_to_the_picture(
     run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +79,7 @@ def test_it_runs_from_the_command_line_to_the_picture(
     ]
 
 
+@needs_jit
 def test_the_table_shows_every_case_and_the_bars(
     run_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,11 +117,20 @@ def test_wrong_arguments_are_refused_in_one_sentence(
     assert "Traceback" not in err
 
 
+@needs_jit
 def test_a_measuring_process_that_fails_has_said_why(run_cli: Any) -> None:
     code, out, err = run_cli("bench", "kernels", "--items", "100", "--isa", "sse")
     assert (code, out) == (1, "")
     assert "error: isa is sse; expected one of" in err
     assert "measuring process is exit code 2; expected 0" in err
+
+
+def test_python_is_not_timed(run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    for verb in ("kernels", "start"):
+        code, out, err = run_cli("bench", verb)
+        assert (code, out) == (3, "")
+        assert "NUMBA_DISABLE_JIT is set; expected not set" in err
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba import config
+
+needs_jit = pytest.mark.skipif(config.DISABLE_JIT, reason="Numba is switched off: nothing is compiled")
 
 
+@needs_jit
 def test_a_fresh_process_compiles_nothing(run_cli: Any) -> None:
     code, out, err = run_cli("bench", "start", "--processes", "2", "--json")
     assert code == 0, err
@@ -17,6 +21,7 @@ def test_a_fresh_process_compiles_nothing(run_cli: Any) -> None:
     assert result["first_by_median"] > 0
 
 
+@needs_jit
 @pytest.mark.slow
 def test_an_empty_cache_is_filled_once(run_cli: Any) -> None:
     code, out, err = run_cli("bench", "start", "--processes", "1", "--cold")
