@@ -15,6 +15,7 @@ import numpy.typing as npt
 from recserve import console
 from recserve.benchmarks.kernels import two_tower
 from recserve.benchmarks.kernels.interactions import Interactions, Lists, of_dataset, topic_mixture
+from recserve.benchmarks.kernels.options import ML_100K, ML_100K_ITEMS
 from recserve.errors import InvalidRequest
 from recserve.kernels import fold_in
 
@@ -27,7 +28,6 @@ CONFIDENCE = 20.0
 REG = 0.05
 ALS_ROUNDS = 3  # further rounds change the distribution of norms and scores little
 SMALL_ROUNDS = 10
-ML_100K_ITEMS = 1682
 
 
 def make(kind: str, n_items: int, dim: int, seed: int, cache: Path) -> Catalogue:
@@ -39,7 +39,7 @@ def make(kind: str, n_items: int, dim: int, seed: int, cache: Path) -> Catalogue
         rng = np.random.default_rng(seed)
         vectors = rng.standard_normal((n_items, dim), dtype=np.float32)
         return vectors, rng.standard_normal((N_QUERIES, dim), dtype=np.float32)
-    if kind == "als-ml-100k" and n_items != ML_100K_ITEMS:
+    if kind == ML_100K and n_items != ML_100K_ITEMS:
         raise InvalidRequest(f"items of {kind}", found=n_items, expected=str(ML_100K_ITEMS))
     folder = cache / "benchmarks"
     name = f"{kind}-v{FORMAT}-items{n_items}-dim{dim}-seed{seed}"
@@ -86,7 +86,7 @@ def _two_tower(n_items: int, dim: int, seed: int) -> Catalogue:
 LEARNED: dict[str, Callable[[int, int, int], Catalogue]] = {
     "als": _als,
     "als-shop": _als_shop,
-    "als-ml-100k": _als_ml_100k,
+    ML_100K: _als_ml_100k,
     "two-tower": _two_tower,
 }
 

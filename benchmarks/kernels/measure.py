@@ -115,7 +115,9 @@ def _time_case(
     for name, answer in answers.items():
         timing.check_same(name, answers[timing.OURS], answer)
     before = index.stats()
+    wall, cpu = time.perf_counter(), time.process_time()
     times = timing.interleaved(methods, queries, batch, k, options.seconds)
+    cpu_share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     work = _work_done(before, index.stats())
     median = {name: statistics.median(values) for name, values in times.items()}
     peer = min((name for name in median if not timing.is_ours(name)), key=median.__getitem__, default=None)
@@ -129,6 +131,8 @@ def _time_case(
         "min_ms": {name: min(values) for name, values in times.items()},
         "calls": {name: len(values) for name, values in times.items()},
         "hot_median_ms": hot,
+        # With one thread: below 1 where another program had the core for a part of the time.
+        "cpu_share": cpu_share,
         "best_peer": peer,
         "ratio": median[peer] / median[timing.OURS] if peer else None,
         "min_ratio": min(times[peer]) / min(times[timing.OURS]) if peer else None,

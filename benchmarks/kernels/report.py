@@ -8,6 +8,7 @@ from recserve.benchmarks.environment import machine_line
 from recserve.benchmarks.kernels.timing import OURS
 
 Result = dict[str, Any]
+QUIET_SHARE = 0.97
 LEGEND = (
     "ms / hot: median in turns with the peers / alone, call after call; limit %: least possible time of the "
     "int8 pass by the hot median; scan %: of the tiles; rows: scored in float32, per query; below: median/min"
@@ -26,6 +27,16 @@ def show(result: Result) -> None:
     if result["start"]:
         show_start(result["start"])
     show_bars(result["bars"])
+    if disturbed := n_disturbed(result["cases"]):
+        console.note(
+            f"note: {disturbed} of {len(result['cases'])} cases had less than {QUIET_SHARE:.0%} of a core: "
+            "other programs ran beside them. Run it again on a quiet machine."
+        )
+
+
+def n_disturbed(cases: Sequence[dict[str, Any]]) -> int:
+    """The number of cases of one thread that had to share the core."""
+    return sum(case["threads"] == 1 and case["cpu_share"] < QUIET_SHARE for case in cases)
 
 
 def show_catalogue(catalogue: dict[str, Any], cases: Sequence[dict[str, Any]]) -> None:

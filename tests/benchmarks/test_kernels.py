@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numba import config
 
-from recserve.benchmarks.kernels import approximate, bars, data, limits, options, plot, run, timing
+from recserve.benchmarks.kernels import approximate, bars, data, limits, options, plot, report, run, timing
 from recserve.benchmarks.kernels.measure import MIN_SPLIT, Ours
 from recserve.benchmarks.kernels.peers import EXACT, load
 from recserve.errors import CheckFailed, InvalidRequest
@@ -265,6 +265,11 @@ def test_the_default_run_measures_every_bar_but_the_fp32_kernel() -> None:
     start = {"ready_s": 1.0, "first_by_median": 1.0}
     judged = bars.judge(result_with(cases=cases, catalogues=catalogues, dispatch_us={"64": 1.0}, start=start))
     assert [bar["case"] for bar in judged if bar["measured"] is None] == ["fp32 micro-kernel, of FMA peak"]
+
+
+def test_cases_that_shared_the_core_are_counted() -> None:
+    cases = [{"threads": threads, "cpu_share": share} for threads, share in ((1, 1.0), (1, 0.5), (2, 0.5))]
+    assert report.n_disturbed(cases) == 1
 
 
 def test_options_survive_json() -> None:
