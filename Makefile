@@ -45,8 +45,12 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 proto: $(VENV)/.dev  ## regenerate the protobuf code from proto/*.proto
 	$(BIN)/python proto/generate.py
 
-bench-kernels: $(VENV)/.dev  ## time top-K search against its peers (those that are installed)
-	$(BIN)/python -m recserve.benchmarks.kernels
+$(VENV)/.bench: $(PROJECT) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@ $(VENV)/.train
+
+bench-kernels: $(VENV)/.bench  ## time top-K search against its peers and the machine (make bench-kernels ARGS=--quick)
+	$(BIN)/recserve bench kernels --out benchmarks/results/kernels.json --plot benchmarks/results/kernels.png $(ARGS)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist *.egg-info
