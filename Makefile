@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels clean
+.PHONY: help demo test test-all check format proto bench-kernels gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -51,6 +51,13 @@ $(VENV)/.bench: $(PROJECT) | $(VENV)/pyvenv.cfg
 
 bench-kernels: $(VENV)/.bench  ## time top-K search against its peers and the machine (make bench-kernels ARGS=--quick)
 	$(BIN)/recserve bench kernels --out benchmarks/results/kernels.json --plot benchmarks/results/kernels.png $(ARGS)
+
+$(VENV)/.cuda: $(PROJECT) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda]'
+	@touch $@
+
+gpu-check: $(VENV)/.cuda  ## check the GPU's answers against the CPU's, and time them; fails without a GPU
+	$(BIN)/python -m recserve.benchmarks.gpu_check
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist *.egg-info
