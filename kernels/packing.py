@@ -176,6 +176,13 @@ def _split_codes(codes, tile, high, low):
                 low[tile, pair, item, byte] = (first & 0x0F) | ((second & 0x0F) << 4)
 
 
+def whole_codes(tiles: Tiles, n_tiles: int) -> npt.NDArray[np.uint8]:
+    """The codes plus 128 in one plane: (n_tiles, n_steps, 32, 4) uint8."""
+    high, low = (plane.reshape(n_tiles, -1, TILE, STEP_DIMS) for plane in (tiles.high, tiles.low))
+    steps = np.stack([high << 4 | low & 0x0F, high & 0xF0 | low >> 4], axis=2)
+    return steps.reshape(n_tiles, 2 * high.shape[1], TILE, STEP_DIMS)
+
+
 @kernel
 def quantise_queries(queries, query_norms, limit, codes, factors, code_sums):
     """Writes the codes of the queries and what the bound needs of them.

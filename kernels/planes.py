@@ -18,9 +18,9 @@ from recserve.kernels.firstpass import (
     score_noted,
 )
 from recserve.kernels.jit import kernel
-from recserve.kernels.micro import next_passing_tile
 from recserve.kernels.rows import TILE
 from recserve.kernels.simd import prefetch_row, trailing_zeros
+from recserve.kernels.stream import next_passing_tile
 from recserve.kernels.topk import NO_KEY
 
 COARSE_SHARE = 3  # one tile in so many may have an item that passes

@@ -7,6 +7,7 @@ The arguments are flat arrays, because Numba takes a tuple of arrays apart more 
 
 import numpy as np
 
+from recserve.kernels.floats import scan_vectors
 from recserve.kernels.jit import kernel
 from recserve.kernels.packing import Tiles, row_norms
 from recserve.kernels.planes import scan_planes
@@ -45,8 +46,8 @@ def search_rows(
     tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
     batch = Batch(queries, norms, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
-    scan_rows(tail, base_norm_bounds.shape[0], batch, lists)
-    scan_rows(base, 0, batch, lists)
+    scan_vectors(tail, base_norm_bounds.shape[0], batch, lists)
+    scan_vectors(base, 0, batch, lists)
     write_answers(lists, out_scores, out_indices)
     return -1
 
@@ -86,7 +87,7 @@ def search_tiles(
     tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
     batch = Batch(queries, norms, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
-    scan_rows(tail, base_norm_bounds.shape[0], batch, lists)
+    scan_vectors(tail, base_norm_bounds.shape[0], batch, lists)
     scan_tiles(blocking, query_limit, tiles, base, batch, lists, counters)
     write_answers(lists, out_scores, out_indices)
     return -1

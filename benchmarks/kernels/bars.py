@@ -82,7 +82,7 @@ def _speed_up(data: str, batch: int) -> Measured:
 
 
 def _fp32_share(result: Result) -> float | None:
-    """Percent of the FMA peak; the measuring process writes None while the kernels have no such kernel."""
+    """Percent of the FMA peak."""
     rate = result["fp32_kernel_gflops"]
     limits = result["limits"].get("1")
     return 100 * rate / limits["fp32_gflops"] if rate and limits else None

@@ -1,7 +1,8 @@
 """What the machine can do at most, measured, and the least time that follows for a search.
 
-A full scan of the first pass reads n_items · d bytes of 8-bit codes and does 2 · n_items · d · batch
-operations on them. It takes at least the longer of
+A full scan of the first pass reads n_items · d bytes of 8-bit codes, or half of that for so few queries that
+their upper halves alone are read, and does 2 · n_items · d · batch operations on them. It takes at least the
+longer of
 
     bytes / (read bandwidth at that size)    and    operations / (int8 peak),
 
@@ -15,12 +16,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from recserve.benchmarks.kernels import peaks
+from recserve.kernels import floats
+from recserve.kernels.checks import read_only
+from recserve.kernels.index import MAX_FEW
 from recserve.kernels.isa import PORTABLE
 
 REPETITIONS = 15  # the best counts: a limit is what nothing disturbed
 MULTIPLY_TURNS = 1 << 20
+KERNEL_ROWS = 64
 READ_SIZES = tuple(size << 10 for size in (256, 2048, 8192, 16384, 32768, 262144))
 MIN_READ_BYTES = 1 << 27  # of one timing: small sizes are read again and again
 
@@ -47,7 +53,8 @@ class Limits:
     def bound_ms(self, n_items: int, dim: int, batch: int, scanned: float) -> float:
         """The least milliseconds of an int8 pass over the fraction ``scanned`` of the items."""
         n_bytes = n_items * dim
-        reading = n_bytes / self.bandwidth(n_bytes)
+        n_read = n_bytes / 2 if batch <= MAX_FEW else n_bytes
+        reading = n_read / self.bandwidth(n_read)
         computing = 2 * n_bytes * batch / self.int8_gops
         return 1e-6 * scanned * max(reading, computing)
 
@@ -72,6 +79,28 @@ def measure(isa: str, threads: int) -> Limits | None:
         read = peaks.read_loop()
         bandwidth = {size: _read_rate(pool, read, memory, size, threads) for size in READ_SIZES}
     return Limits(threads, isa, rates["fp32"], rates["int8"], bandwidth)
+
+
+def fp32_kernel_gflops(dim: int = 64) -> float:
+    """10⁹ operations per second of the float32 micro-kernel on rows in the first-level cache, one thread."""
+    rng = np.random.default_rng(0)
+    vectors = read_only(rng.standard_normal((KERNEL_ROWS, dim), np.float32))
+    columns = floats.side_by_side(rng.standard_normal((floats.WIDTH, dim), np.float32), 1)
+    limits = np.full(floats.WIDTH, np.inf, np.float32)  # nothing passes
+    passing = np.zeros(floats.ROWS, np.uint32)
+    passes = MULTIPLY_TURNS // dim
+    calls = [(_sum_floats, (vectors, columns, limits, passing, passes))]
+    with ThreadPoolExecutor(1) as pool:
+        return 2 * KERNEL_ROWS * dim * floats.WIDTH * passes / _best_ns(pool, calls)
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def _sum_floats(vectors: Any, columns: Any, limits: Any, passing: Any, passes: Any) -> Any:
+    hits = 0
+    for _ in range(passes):
+        for row in range(0, KERNEL_ROWS, floats.ROWS):
+            hits += floats.passing_rows(vectors, row, columns, 0, limits, passing)
+    return hits
 
 
 def _read_rate(pool: ThreadPoolExecutor, read: Any, memory: Any, size: int, threads: int) -> float:

@@ -62,8 +62,7 @@ def run(options: Options, threads: int, cache: Path) -> dict[str, Any]:
         "cases": [],
         "approximate": [],
         "dispatch_us": {},
-        # To be measured here once the kernels have an fp32 micro-kernel that can be called alone.
-        "fp32_kernel_gflops": None,
+        "fp32_kernel_gflops": limits.fp32_kernel_gflops() if threads == 1 else None,
     }
     for grid in options.grids:
         for kind in grid.data:

@@ -20,7 +20,6 @@ _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32, _POINTER = ir.FloatType(), ir.PointerType()
 LINE = 64
 READ_BYTES = 4 * LINE  # of one turn of the reading loop
-PREFETCH_BYTES = 4096
 OPERAND_BYTES = 4096  # what is multiplied: it stays in the first-level cache
 N_ITEMS = 2  # vectors of items of a turn
 
@@ -52,14 +51,10 @@ def read_loop() -> Loop:
 
     def turn_of(builder: Any, data: Any, turn: Any, accumulators: list[Any]) -> list[Any]:
         words = ir.VectorType(_I32, 16)
-        prefetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [_POINTER, _I32, _I32, _I32])
-        hints = [ir.Constant(_I32, value) for value in (0, 3, 1)]
         at = builder.gep(data, [builder.mul(turn, ir.Constant(_I64, READ_BYTES))], source_etype=_I8)
         read = []
         for i, accumulator in enumerate(accumulators):
             line = builder.gep(at, [ir.Constant(_I64, LINE * i)], source_etype=_I8)
-            ahead = builder.gep(at, [ir.Constant(_I64, LINE * i + PREFETCH_BYTES)], source_etype=_I8)
-            builder.call(prefetch, [ahead, *hints])
             read.append(builder.xor(accumulator, _load(builder, line, words)))
         return read
 

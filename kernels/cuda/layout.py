@@ -147,5 +147,6 @@ def float16_tiles(tiles: Vectors) -> tuple[npt.NDArray[np.float16], Vectors]:
 
 def int8_tiles(tiles: packing.Tiles, n_tiles: int) -> tuple[npt.NDArray[np.uint32], Vectors]:
     """Codes and bounds, see Coarse: the CPU's tiles as they are, four codes to a word."""
-    codes = tiles.codes.view(np.uint32).reshape(n_tiles, -1, TILE)
-    return codes, np.stack([1 / tiles.inverse_steps, tiles.residuals, tiles.code_norms]).astype(np.float32)
+    codes = packing.whole_codes(tiles, n_tiles).view(np.uint32).reshape(n_tiles, -1, TILE)
+    inverse_steps, residuals, code_norms, _ = tiles.bounds
+    return codes, np.stack([1 / inverse_steps, residuals, code_norms]).astype(np.float32)

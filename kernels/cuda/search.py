@@ -248,21 +248,13 @@ def quantise(queries: Scores, norms: Scores, n_rows: int) -> tuple[Any, Any, Any
     """The queries' codes, bounds and offsets as scan_int8 reads them, with rows of zeros at their end."""
     n_words = packing.padded_dim(queries.shape[1]) // packing.STEP_DIMS
     codes = np.zeros((n_rows, n_words), np.int32)
-    bounds = np.zeros((3, n_rows), np.float32)
-    offsets = np.zeros(n_rows, np.int32)
+    factors = np.zeros((n_rows, 4), np.float32)
+    sums = np.zeros(n_rows, np.int32)
     part = slice(len(queries))
-    packing.quantise_queries(
-        queries,
-        norms,
-        QUERY_LIMIT,
-        codes[part],
-        bounds[0, part],
-        bounds[1, part],
-        bounds[2, part],
-        offsets[part],
-    )
+    packing.quantise_queries(queries, norms, QUERY_LIMIT, codes[part], factors[part], sums[part])
+    bounds = np.ascontiguousarray(factors[:, :3].T)
     bounds[0, part] = 1 / bounds[0, part]
-    return codes, bounds, offsets
+    return codes, bounds, 128 * sums
 
 
 def scores_of(keys: npt.NDArray[np.uint64]) -> Scores:
