@@ -10,6 +10,7 @@ import numpy.typing as npt
 from recserve.errors import InvalidRequest
 from recserve.kernels import checks, metrics, packing, storage
 from recserve.kernels import snapshot as versions
+from recserve.kernels.calibration import Calibration, measure
 from recserve.kernels.checks import Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
 from recserve.kernels.isa import PORTABLE, Isa, choose
@@ -36,9 +37,12 @@ class ItemIndex:
     while others change it: a search answers from the version that is there when it begins.
     """
 
-    def __init__(self, snapshot: Snapshot, isa: Isa | None, metric: Metric) -> None:
+    def __init__(
+        self, snapshot: Snapshot, isa: Isa | None, metric: Metric, calibration: Calibration | None = None
+    ) -> None:
         """Use :meth:`build` or :meth:`open`."""
         self._metric = metric
+        self._calibration = calibration
         self._snapshot = snapshot  # replaced as a whole, read once per search
         self._dim = int(snapshot.base.vectors.shape[1])
         self._isa = isa
@@ -73,13 +77,13 @@ class ItemIndex:
         Raises BundleInvalid, naming the file, if the folder does not hold a whole index.
         """
         choice = choose(isa)
-        snapshot, metric = storage.load(Path(folder))
-        return cls(snapshot, choice, metric)
+        snapshot, metric, calibration = storage.load(Path(folder))
+        return cls(snapshot, choice, metric, calibration)
 
     def save(self, folder: str | Path) -> None:
         """Writes the index to ``folder``, which must be new or empty; all or nothing."""
         with self._change_lock:
-            storage.save(versions.rebuild(self._snapshot), self._metric, Path(folder))
+            storage.save(versions.rebuild(self._snapshot), self._metric, self._calibration, Path(folder))
 
     @property
     def n_items(self) -> int:
@@ -188,15 +192,57 @@ class ItemIndex:
         exclude: Exclude | None = None,
         allow: Allow | None = None,
         bias: Scores | None = None,
+        recall: float | None = None,
     ) -> tuple[Scores, Indices]:
         """Returns (scores, indices), both (batch, k), float32 and int32; short rows end in −inf and −1.
 
         queries: (batch, d) float32 · exclude: (indptr (batch + 1,) int64, item_indices int32), per query
         the items never to return, unsorted and repeated as they come · allow: (n_items,) or (batch,
         n_items) bool, True where an item may be returned, or a prepared filter, or one (or None) per query
-        · bias: (n_items,) float32 added to the scores, within ±1e37. Raises InvalidRequest, naming the row,
-        for NaN, Inf or item indices out of range.
+        · bias: (n_items,) float32 added to the scores, within ±1e37 · recall: not given, the answer is exact;
+        else about this share of the exact answer is found, as :meth:`calibrate` has measured it. Raises
+        InvalidRequest, naming the row, for NaN, Inf or item indices out of range.
         """
+        reach = 1.0
+        if recall is not None:
+            if self._calibration is None:
+                raise InvalidRequest(
+                    "recall",
+                    found=recall,
+                    expected="none",
+                    cure="Measure it first: index.calibrate(queries).",
+                )
+            reach = self._calibration.choose(recall).reach
+        scores, indices, counters = self._search(queries, k, exclude, allow, bias, reach)
+        with self._counters_lock:
+            self._counters += counters
+        return scores, indices
+
+    def calibrate(self, queries: Scores, k: int = 10) -> Calibration:
+        """Measures what ``search(…, recall=…)`` may leave out.
+
+        queries: (n, d) float32, at least 64, like those to come · k: the list length. Returns the measured
+        recall and the share of the tiles scanned for each reach; the index keeps it, and saves it. Where
+        leaving out saves nothing, as in a catalogue without structure, on the portable path or for a recall
+        that was not reached, such a search stays exact. Measure again when catalogue or queries have changed.
+        """
+
+        def search(reach: float) -> tuple[Indices, float]:
+            _, indices, counters = self._search(queries, k, None, None, None, reach)
+            return indices, float(counters[1])
+
+        self._calibration = measure(search, k, len(checks.check_matrix("queries", queries, self._dim)))
+        return self._calibration
+
+    def _search(
+        self,
+        queries: Scores,
+        k: int,
+        exclude: Exclude | None,
+        allow: Allow | None,
+        bias: Scores | None,
+        reach: float,
+    ) -> tuple[Scores, Indices, npt.NDArray[np.int64]]:
         snapshot = self._snapshot
         queries = checks.check_matrix("queries", queries, self._dim)
         k = checks.check_k(k)
@@ -220,6 +266,7 @@ class ItemIndex:
             biases,
             bias_bounds,
             queries,
+            np.float32(reach),
             scores,
             indices,
             counters,
@@ -232,9 +279,7 @@ class ItemIndex:
             refused = search(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
-        with self._counters_lock:
-            self._counters += counters
-        return scores, indices
+        return scores, indices, counters
 
 
 def _norms(vectors: Scores, name: str = "vectors") -> Scores:
