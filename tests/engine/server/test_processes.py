@@ -69,9 +69,10 @@ def test_a_killed_worker_is_replaced_and_sigterm_ends_all(
         assert len(first) == 2
         assert all(answers(address) for _ in range(8))
         os.kill(first[0], signal.SIGKILL)
+        assert has_ended(first[0])
         end = time.monotonic() + TIMEOUT_SECONDS
         while len(events(log, "serving")) < 3:
-            # Its connections are gone with it: the other one answers.
+            # The other one answers; the new one takes no connection before it is warm.
             assert answers(address)
             assert time.monotonic() < end
         assert [event["exit_code"] for event in events(log, "worker died")] == [-signal.SIGKILL]
