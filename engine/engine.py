@@ -22,7 +22,7 @@ from recserve.engine.features import (
 )
 from recserve.engine.pipeline import Batch, LoadedBundle, run, slate_items
 from recserve.engine.retrieval import Retriever
-from recserve.engine.session import QueryEncoder
+from recserve.engine.sources import open_source
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
@@ -64,9 +64,9 @@ class Engine:
         """
         config = config or EngineConfig()
         bundle = open_bundle(path)
-        encoders = {name: QueryEncoder(bundle, name, config) for name in bundle.manifest.variants}
         kernels.warmup()
-        engine = cls(LoadedBundle(bundle, encoders, Retriever(bundle)), config)
+        sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
+        engine = cls(LoadedBundle(bundle, sources, Retriever(bundle)), config)
         engine._warm_up()
         return engine
 
@@ -147,7 +147,7 @@ class Engine:
             slates.update(zip(rows, run(batch, self._store), strict=True))
             self._count(
                 requests=len(rows),
-                cold_starts=len(rows) - len(batch.rows_with_history()),
+                cold_starts=len(rows) - len(batch.model_rows()),
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
         return [slates[i] for i in range(len(requests))]

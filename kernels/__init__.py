@@ -7,8 +7,18 @@ request.
 
 from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.filters import ItemFilter
-from recserve.kernels.foldin import fold_in
+from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
 from recserve.kernels.warmup import warmup
 
-__all__ = ["ItemFilter", "ItemIndex", "dpp", "exact_top_k", "fold_in", "mmr", "warmup"]
+__all__ = [
+    "ItemFilter",
+    "ItemIndex",
+    "count_repeats",
+    "dpp",
+    "exact_top_k",
+    "fold_in",
+    "gram_matrix",
+    "mmr",
+    "warmup",
+]

@@ -41,18 +41,43 @@ def exact_top_k(
     return out_scores, out_indices
 
 
-def fold_in(vectors: Scores, interactions: Exclude, weights: Scores, reg: float) -> Scores:
+def fold_in(
+    vectors: Scores,
+    interactions: Exclude,
+    weights: Scores,
+    reg: float,
+    *,
+    reg_exponent: float = 0.0,
+    gram: npt.NDArray[np.float64] | None = None,
+) -> Scores:
     """Solves one user at a time with numpy.linalg: the twin of recserve.kernels.fold_in."""
     indptr, item_indices = interactions
     items = vectors.astype(np.float64)
+    gram = items.T @ items if gram is None else gram
     users = np.zeros((len(indptr) - 1, items.shape[1]), np.float32)
     for user in range(len(users)):
         part = slice(indptr[user], indptr[user + 1])
         history, weight = items[item_indices[part]], weights[part].astype(np.float64)
         if len(history):
-            left = items.T @ items + (history.T * weight) @ history + reg * np.eye(items.shape[1])
+            ridge = reg * (len(items) + weight.sum()) ** reg_exponent
+            left = gram + (history.T * weight) @ history + ridge * np.eye(items.shape[1])
             users[user] = np.linalg.solve(left, history.T @ (1.0 + weight))
     return users
+
+
+def count_repeats(interactions: Exclude) -> tuple[Exclude, Scores]:
+    """Counts one user at a time: the twin of recserve.kernels.count_repeats."""
+    indptr, item_indices = interactions
+    rows = [np.unique(row, return_counts=True) for row in np.split(item_indices, indptr[1:-1])]
+    once = np.cumsum([0] + [len(items) for items, _ in rows[: len(indptr) - 1]]).astype(np.int64)
+    items = np.concatenate([items for items, _ in rows]).astype(np.int32)
+    return (once, items), np.concatenate([counts for _, counts in rows]).astype(np.float32)
+
+
+def gram_matrix(vectors: Scores) -> npt.NDArray[np.float64]:
+    """Multiplies in one piece: the twin of recserve.kernels.gram_matrix."""
+    items = vectors.astype(np.float64)
+    return items.T @ items
 
 
 def mmr(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:

@@ -24,6 +24,10 @@ class EvaluationSet:
     histories: Histories
     targets: Histories
 
+    def take(self, rows: npt.NDArray[np.integer]) -> "EvaluationSet":
+        """Returns the users of the rows ``rows``, in their order."""
+        return EvaluationSet(self.user_index[rows], self.histories.take(rows), self.targets.take(rows))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
