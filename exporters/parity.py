@@ -36,6 +36,11 @@ class Parity:
     top10_identical: int
     top10_equal_up_to_ties: int
 
+    @classmethod
+    def of_nothing(cls) -> "Parity":
+        """A model that computes nothing at serving time: there is nothing to compare."""
+        return cls(0, 0.0, 0.0, 0, 0)
+
     def as_dict(self) -> dict[str, float]:
         """Returns plain numbers for the manifest."""
         return {name: float(value) for name, value in asdict(self).items()}

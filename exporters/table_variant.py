@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import BundleWriter, FoldIn, VariantEntry, layout
 from recserve.engine.bundle.manifest import TABLE, InputContract
-from recserve.exporters.parity import N_GOLDEN, check_parity, evenly_spaced
+from recserve.exporters.parity import N_GOLDEN, Parity, check_parity, evenly_spaced
 from recserve.exporters.variant import GOLDEN, Variant
-from recserve.kernels import count_repeats, reference
+from recserve.kernels import reference
 from recserve.training.batches import pad
 from recserve.training.data import EvaluationSet, Histories
 from recserve.training.models.tables import MAX_HISTORY, TableModel
@@ -33,36 +33,31 @@ def write_table(
     writer.add_array(layout.ITEM_EMBEDDINGS, items)
     writer.add_array(layout.USER_EMBEDDINGS, users)
     sample = recorded.take(evenly_spaced(len(recorded.user_index), MAX_COMPARED))
-    parity = check_parity(
-        "fold-in parity",
-        lambda rows: model.fold(sample.histories.take(rows)),
-        lambda rows: _fold_by_twin(model, sample.histories.take(rows)),
-        items,
-        sample,
-    )
+    parity = _compare_fold_in(model, items, sample)
     golden = io.BytesIO()
     np.savez(golden, **_record(model, users, sample.histories))  # type: ignore[arg-type]
     writer.add_bytes(GOLDEN, golden.getvalue())
+    settings = model.fold_in_settings
     entry = VariantEntry(
         query=TABLE,
         golden=GOLDEN,
         size_bytes=items.nbytes + users.nbytes,
         gate=parity.as_dict(),
-        fold_in=FoldIn(**dataclasses.asdict(model.fold_in_settings)),
+        fold_in=FoldIn(**dataclasses.asdict(settings)) if settings else None,
     )
     inputs = InputContract(max_history=MAX_HISTORY, features=[layout.HISTORY_INPUT])
     return Variant(entry, inputs, items, parity)
 
 
-def _fold_by_twin(model: TableModel, histories: Histories) -> NDArray[np.float32]:
-    newest, settings = histories.last(MAX_HISTORY), model.fold_in_settings
-    interactions, counts = count_repeats((newest.indptr, newest.item_index))
-    return reference.fold_in(
-        model.item_embeddings.numpy(),
-        interactions,
-        counts * np.float32(settings.weight),
-        settings.reg,
-        reg_exponent=settings.reg_exponent,
+def _compare_fold_in(model: TableModel, items: NDArray[np.float32], sample: EvaluationSet) -> Parity:
+    if model.fold_in_settings is None:
+        return Parity.of_nothing()
+    return check_parity(
+        "fold-in parity",
+        lambda rows: model.fold(sample.histories.take(rows)),
+        lambda rows: model.fold(sample.histories.take(rows), solve=reference.fold_in),
+        items,
+        sample,
     )
 
 
@@ -71,12 +66,13 @@ def _record(
 ) -> dict[str, NDArray[np.generic]]:
     """Returns a few rows of the table and a few fold-ins, which the loader of the bundle replays."""
     user_rows = evenly_spaced(len(users), N_GOLDEN)
-    recorded = histories.take(evenly_spaced(len(histories), N_GOLDEN)).last(MAX_HISTORY)
-    rows = np.arange(len(recorded))
-    padded, _ = pad(recorded, rows, max(1, int(recorded.lengths.max(initial=0))))
-    return {
+    record: dict[str, NDArray[np.generic]] = {
         layout.USER_ROW_RECORD: user_rows,
         layout.USER_EMBEDDING_RECORD: users[user_rows],
-        layout.HISTORY_INPUT: padded,
-        layout.QUERY_EMBEDDING_OUTPUT: model.fold(recorded),
     }
+    if model.fold_in_settings is not None:
+        recorded = histories.take(evenly_spaced(len(histories), N_GOLDEN)).last(MAX_HISTORY)
+        longest = max(1, int(recorded.lengths.max(initial=0)))
+        record[layout.HISTORY_INPUT], _ = pad(recorded, np.arange(len(recorded)), longest)
+        record[layout.QUERY_EMBEDDING_OUTPUT] = model.fold(recorded)
+    return record

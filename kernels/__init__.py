@@ -5,6 +5,9 @@ never start threads. Nothing compiles at import; :func:`warmup` compiles or load
 request.
 """
 
+from recserve.kernels.als import als_step
+from recserve.kernels.bpr import bpr_steps
+from recserve.kernels.cooccurrence import co_occurrences
 from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
@@ -14,6 +17,9 @@ from recserve.kernels.warmup import warmup
 __all__ = [
     "ItemFilter",
     "ItemIndex",
+    "als_step",
+    "bpr_steps",
+    "co_occurrences",
     "count_repeats",
     "dpp",
     "exact_top_k",

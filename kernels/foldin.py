@@ -39,12 +39,9 @@ def fold_in(
     """
     vectors = checks.check_matrix("vectors", vectors)
     indptr, item_indices = checks.check_interactions(interactions, len(vectors))
-    _check_weights(weights, item_indices.shape)
-    if not (np.isfinite(reg) and reg > 0):
-        raise InvalidRequest("reg", found=reg, expected="a number above 0")
-    if not 0 <= reg_exponent <= 1:
-        raise InvalidRequest("reg_exponent", found=reg_exponent, expected="0 to 1")
-    gram = gram_matrix(vectors) if gram is None else _check_gram(gram, vectors.shape[1])
+    check_weights(weights, item_indices.shape)
+    check_reg(reg, reg_exponent)
+    gram = gram_matrix(vectors) if gram is None else check_gram(gram, vectors.shape[1])
     users = np.zeros((len(indptr) - 1, vectors.shape[1]), np.float32)
     _solve_users(
         vectors,
@@ -83,7 +80,16 @@ def count_repeats(interactions: Exclude) -> tuple[Exclude, Vectors]:
     return (once, (pairs & 0xFFFFFFFF).astype(np.int32)), counts.astype(np.float32)
 
 
-def _check_weights(weights: Vectors, shape: tuple[int, ...]) -> None:
+def check_reg(reg: float, reg_exponent: float) -> None:
+    """Raises InvalidRequest unless the regularisation makes every system positive definite."""
+    if not (np.isfinite(reg) and reg > 0):
+        raise InvalidRequest("reg", found=reg, expected="a number above 0")
+    if not 0 <= reg_exponent <= 1:
+        raise InvalidRequest("reg_exponent", found=reg_exponent, expected="0 to 1")
+
+
+def check_weights(weights: Vectors, shape: tuple[int, ...]) -> None:
+    """Raises InvalidRequest unless there is one weight of at least 0 for each interaction."""
     if not isinstance(weights, np.ndarray) or weights.dtype != np.float32 or weights.shape != shape:
         raise InvalidRequest(
             "weights",
@@ -94,7 +100,8 @@ def _check_weights(weights: Vectors, shape: tuple[int, ...]) -> None:
         raise InvalidRequest("weights", found="negative or not finite", expected="numbers of at least 0")
 
 
-def _check_gram(gram: Gram, dim: int) -> Gram:
+def check_gram(gram: Gram, dim: int) -> Gram:
+    """Returns the gram matrix as a C-order array, if it is one of ``dim``."""
     if not isinstance(gram, np.ndarray) or gram.dtype != np.float64 or gram.shape != (dim, dim):
         raise InvalidRequest(
             "gram", found=checks.kind_of(gram), expected=f"a float64 array of shape ({dim}, {dim})"

@@ -41,7 +41,9 @@ def train(
     ] = None,
     min_user_interactions: Annotated[int, typer.Option(help="k-core: interactions a user needs.")] = 1,
     min_item_interactions: Annotated[int, typer.Option(help="k-core: interactions an item needs.")] = 1,
-    split: Annotated[str, typer.Option(help="leave-one-out or temporal.")] = "leave-one-out",
+    split: Annotated[
+        str, typer.Option(help="leave-one-out, temporal, or random (8:1:1 of each user).")
+    ] = "leave-one-out",
     embedding_size: Annotated[int | None, typer.Option(help="Width of the user and item vectors.")] = None,
     blocks: Annotated[int | None, typer.Option(help="Transformer blocks (sasrec).")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads (sasrec).")] = None,
@@ -55,9 +57,13 @@ def train(
     weight: Annotated[
         float | None, typer.Option(help="Confidence of an interaction above that of none (als).")
     ] = None,
-    reg: Annotated[float | None, typer.Option(help="Regularisation (als).")] = None,
+    reg: Annotated[float | None, typer.Option(help="Regularisation (als, bpr, ease).")] = None,
     reg_exponent: Annotated[
         float | None, typer.Option(help="How regularisation grows with the interactions, 0 to 1 (als).")
+    ] = None,
+    neighbours: Annotated[int | None, typer.Option(help="Neighbours of an item (item-knn).")] = None,
+    shrinkage: Annotated[
+        float | None, typer.Option(help="Damping of neighbours with few users (item-knn).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Users per step of one process.")] = None,
@@ -97,6 +103,8 @@ def train(
         "weight": weight,
         "reg": reg,
         "reg_exponent": reg_exponent,
+        "neighbours": neighbours,
+        "shrinkage": shrinkage,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,

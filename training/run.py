@@ -15,7 +15,7 @@ from typing import Any
 import recserve
 from recserve.errors import DataError, InvalidRequest
 from recserve.training.checkpoint import load_checkpoint
-from recserve.training.data import Dataset, Split, leave_one_out, temporal_split
+from recserve.training.data import Dataset, Split, leave_one_out, random_split, temporal_split
 from recserve.training.files import write_whole
 from recserve.training.loop import BEST
 from recserve.training.loop_config import LoopConfig
@@ -23,7 +23,7 @@ from recserve.training.models import family_of
 from recserve.training.models.base import RankingModel
 
 RUN_FILE, DATASET_FOLDER, EVALUATION_FILE = "run.json", "dataset", "evaluation.json"
-SPLITS = ("leave-one-out", "temporal")
+SPLITS = {"leave-one-out": leave_one_out, "temporal": temporal_split, "random": random_split}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class RunConfig:
     shape: Any
     """The settings of the model family, see ``Family.settings``."""
     loop: LoopConfig
-    split: str = SPLITS[0]
+    split: str = "leave-one-out"
     data: str = ""
     """The data set as it was named when the run began."""
     code_version: str = recserve.__version__
@@ -58,11 +58,8 @@ class Run:
 
     def split(self) -> Split:
         """Returns the run's split of its dataset; the same every time."""
-        return (
-            leave_one_out(self.dataset)
-            if self.config.split == "leave-one-out"
-            else temporal_split(self.dataset)
-        )
+        split: Split = SPLITS[self.config.split](self.dataset)
+        return split
 
     def new_model(self) -> RankingModel:
         """Returns an untrained model of the run's shape; the caller seeds torch."""

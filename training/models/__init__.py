@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 MODULES = {
     "sasrec": "sasrec",
     "als": "als",
+    "bpr": "bpr",
+    "ease": "ease",
+    "item-knn": "item_knn",
+    "popularity": "popularity",
 }
 
 

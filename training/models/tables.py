@@ -1,7 +1,9 @@
 """Models that are two tables: a vector per user and a vector per item, whose inner product is the score."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,6 @@ class TableModel(FittedModel):
 
     user_embeddings: Tensor
     item_embeddings: Tensor
-    # Whether the user table follows from the item table and the histories by fold-in alone.
-    user_table_is_folded: bool
 
     def __init__(self, users: NDArray[np.float32], items: NDArray[np.float32]) -> None:
         super().__init__()
@@ -41,20 +41,27 @@ class TableModel(FittedModel):
 
     @property
     @abstractmethod
-    def fold_in_settings(self) -> FoldInSettings:
-        """The arguments of the fold-in."""
+    def fold_in_settings(self) -> FoldInSettings | None:
+        """The arguments of the fold-in; without it a new history is answered by popularity."""
 
-    def fold(self, histories: Histories) -> NDArray[np.float32]:
-        """Returns the vectors (n, d) float32 that the item table gives to the newest of ``histories``."""
-        newest, settings = histories.last(MAX_HISTORY), self.fold_in_settings
+    def fold(self, histories: Histories, solve: Callable[..., Any] = fold_in) -> NDArray[np.float32]:
+        """Returns the vectors (n, d) float32 that the item table gives to the newest of ``histories``.
+
+        ``solve``: the kernel or its twin. Only for a family that has fold-in settings.
+        """
+        settings = self.fold_in_settings
+        if settings is None:
+            raise TypeError(f"{type(self).__name__} has no fold-in")
+        newest = histories.last(MAX_HISTORY)
         interactions, counts = count_repeats((newest.indptr, newest.item_index))
-        return fold_in(
+        users: NDArray[np.float32] = solve(
             self.item_embeddings.numpy(),
             interactions,
             counts * np.float32(settings.weight),
             settings.reg,
             reg_exponent=settings.reg_exponent,
         )
+        return users
 
     @abstractmethod
     def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
