@@ -26,7 +26,10 @@ def register(add: Callable[..., Any]) -> None:
 
 def train(
     data: Annotated[
-        str, typer.Option(help="ml-100k, synthetic-shop[:n_items=...,seed=...] or a file of events.")
+        str,
+        typer.Option(
+            help="ml-100k, synthetic-shop[:n_items=...,seed=...], a file of events, or sequences:FILE."
+        ),
     ],
     model: Annotated[str, typer.Option(help=f"Model family: {', '.join(MODULES)}.")] = "sasrec",
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/DATA-MODEL.")] = None,

@@ -19,9 +19,12 @@ from recserve.training.models.tables import FoldInSettings, TableModel
 # Triples drawn at once: bounds the memory of an epoch, whatever the number of interactions.
 TRIPLES_PER_STEP = 1 << 20
 MAX_REDRAWS = 10
-# Of users unseen in training. The items were not made for least squares: a small ridge keeps the solution
-# from following their weakest directions.
-FOLD_IN = FoldInSettings(weight=10.0, reg=10.0)
+# Of a table that nothing was learned into: a fold-in needs some regularisation.
+MIN_EIGENVALUE = 1e-6
+# Of users unseen in training. The items were not made for least squares, whose solution would follow their
+# weakest directions: with a ridge of this many times the gram matrix' mean eigenvalue, validation NDCG@10 of
+# users folded in is 0.228 on ml-100k (0.230 looked up), with one time 0.186.
+FOLD_IN_WEIGHT, FOLD_IN_REG = 5.0, 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +52,14 @@ class BPR(TableModel):
         size = config.embedding_size
         super().__init__(np.zeros((n_users, size), np.float32), np.zeros((n_items, size), np.float32))
         self.config = config
+        self._had: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]] | None = None
 
     @property
     def fold_in_settings(self) -> FoldInSettings:
-        """Least squares onto the item table."""
-        return FOLD_IN
+        """Least squares onto the item table as it is now."""
+        items = self.item_embeddings.numpy()
+        mean_eigenvalue = float(np.vdot(items, items)) / items.shape[1]
+        return FoldInSettings(FOLD_IN_WEIGHT, FOLD_IN_REG * max(mean_eigenvalue, MIN_EIGENVALUE))
 
     def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
         """Returns the rows of the users that were trained and the fold-in of the others."""
@@ -69,9 +75,7 @@ class BPR(TableModel):
         users, items = self.user_embeddings.numpy(), self.item_embeddings.numpy()
         if epoch == 1:
             self._start(train, rng)
-        (indptr, had), _ = count_repeats((train.indptr, train.item_index))
-        who = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
-        pairs = who.astype(np.int64) * self.n_items + had
+        who, had, pairs = self._interactions(train)
         total = 0.0
         for start in range(0, len(had), TRIPLES_PER_STEP):
             rows = rng.integers(0, len(had), min(TRIPLES_PER_STEP, len(had) - start))
@@ -79,6 +83,16 @@ class BPR(TableModel):
             loss = bpr_steps(users, items, triples, self.config.learning_rate, self.config.reg)
             total += loss * len(rows)
         return total / max(1, len(had))
+
+    def _interactions(
+        self, train: Histories
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        """Returns user and item of each pair of ``train``, once, and a number for it, ascending."""
+        if self._had is None:
+            (indptr, had), _ = count_repeats((train.indptr, train.item_index))
+            who = np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
+            self._had = who, had, who.astype(np.int64) * self.n_items + had
+        return self._had
 
     def _start(self, train: Histories, rng: np.random.Generator) -> None:
         users, items = self.user_embeddings.numpy(), self.item_embeddings.numpy()
@@ -114,6 +128,6 @@ class BPR(TableModel):
 FAMILY = Family(
     settings=BPRConfig,
     create=BPR,
-    budget={"epochs": 100, "validate_every": 5, "patience": 4},
+    budget={"epochs": 500, "validate_every": 10, "patience": 5},
     loop_options=EPOCH_OPTIONS,
 )
