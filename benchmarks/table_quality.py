@@ -48,11 +48,14 @@ WIDTH = 64
 GRIDS: dict[str, list[dict[str, float]]] = {
     "als": [
         {"factors": WIDTH, "alpha": alpha, "regularization": reg}
-        for alpha, reg in [(1.0, 0.01), *product([2.0, 5.0, 10.0, 20.0], [0.01, 1.0, 10.0, 30.0, 60.0])]
+        for alpha, reg in [
+            (1.0, 0.01),
+            *product([2.0, 5.0, 10.0, 20.0], [1.0, 10.0, 30.0, 60.0, 120.0, 240.0]),
+        ]
     ],
     "bpr": [
         {"factors": WIDTH - 1, "learning_rate": rate, "regularization": reg, "iterations": iterations}
-        for rate, reg, iterations in product([0.01, 0.03, 0.1], [0.003, 0.01, 0.03], [100, 300])
+        for rate, reg, iterations in product([0.003, 0.01, 0.03], [0.01, 0.03, 0.1], [100, 300])
     ],
 }
 CONTENDERS = (

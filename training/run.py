@@ -170,7 +170,8 @@ def resume_run(folder: Path, wanted: RunConfig, data: str) -> Run:
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     values = config.as_dict()
-    return {**values.pop("shape"), **values.pop("loop"), **values}
+    # A name that both have is the family's own: the loop's cannot be set there.
+    return {**values.pop("loop"), **values.pop("shape"), **values}
 
 
 def write_json(path: Path, value: Any) -> None:

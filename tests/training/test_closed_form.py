@@ -16,7 +16,7 @@ from recserve.training.models.bpr import BPR, BPRConfig
 from recserve.training.models.ease import EASE, EASEConfig
 from recserve.training.models.item_knn import ItemKNN, ItemKNNConfig
 from recserve.training.models.popularity import Popularity, PopularityConfig
-from recserve.training.run import create_run, open_run
+from recserve.training.run import create_run, open_run, resume_run
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 N_ITEMS = 15
@@ -168,3 +168,9 @@ def test_it_is_better_than_popularity(model: str, tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(settings: type, values: dict[str, float]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(values))):
         settings(**values)
+
+
+def test_a_resumed_bpr_keeps_its_rate(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", run_config("bpr", "random", {}), load_dataset(SHOP))
+    with pytest.raises(InvalidRequest, match=r"learning_rate of the resumed run is 0\.1; expected 0\.05"):
+        resume_run(run.folder, run_config("bpr", "random", {"learning_rate": 0.1}), "")

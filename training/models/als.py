@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import als_step, count_repeats, gram_matrix
+from recserve.kernels import als_step, count_repeats
 from recserve.training.data import Histories
 from recserve.training.models.base import EPOCH_OPTIONS, Family
 from recserve.training.models.interactions import Lists, n_threads, transposed
 from recserve.training.models.tables import FoldInSettings, TableModel
 
 # Rows that one task solves: enough of them for the threads to end together, each long enough to pay.
-TASKS_PER_THREAD = 8
+TASKS_PER_THREAD = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +117,8 @@ def _improve(
 ) -> float:
     """Takes ``table`` (n, d) closer to its solution for ``fixed``, in place; returns the loss before."""
     indptr, others = side.lists
-    gram = gram_matrix(fixed)
+    # In float32, as the steps themselves: they start anew from its errors in the next epoch.
+    gram = (fixed.T @ fixed).astype(np.float64)
 
     def improve(part: slice) -> float:
         start, stop = indptr[part.start], indptr[part.stop]
