@@ -152,20 +152,22 @@ def run(
     for _ in range(options.rounds):
         for shape in SHAPES:
             for name in SERVERS:
-                figures = h2load(addresses[name], shape, body, options.seconds)
-                found.setdefault((name, shape), []).append(figures)
+                one = h2load(addresses[name], shape, body, options.seconds)
+                found.setdefault((name, shape), []).append(one)
     rows = []
     for (name, shape), figures in found.items():
-        pairs = zip(figures, found["echo", shape], strict=True)
+        ceiling = found["echo", shape]
         rows.append(
             {
                 "transport": transport,
                 "server": name,
                 "in_flight": str(shape),
                 "requests_per_second": statistics.median(rate for rate, _, _ in figures),
-                "p50_us": statistics.median(p50 for _, p50, _ in figures),
-                "p99_us": statistics.median(p99 for _, _, p99 in figures),
-                "of_echo": statistics.median(own[0] / echo[0] for own, echo in pairs),
+                "p50_us": statistics.median(middle for _, middle, _ in figures),
+                "p99_us": statistics.median(high for _, _, high in figures),
+                "of_echo": statistics.median(
+                    own[0] / echo[0] for own, echo in zip(figures, ceiling, strict=True)
+                ),
             }
         )
     return rows

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recserve import console
+
+if TYPE_CHECKING:
+    from recserve.engine.bundle import VariantEntry
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
@@ -46,6 +49,10 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            *(
+                [f"query embeddings of {name}", _query_text(variant)]
+                for name, variant in manifest.variants.items()
+            ),
         ],
     )
     metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
@@ -65,6 +72,16 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             for name, variant in manifest.variants.items()
         ],
     )
+
+
+def _query_text(variant: "VariantEntry") -> str:
+    if variant.fold_in is not None:
+        fold_in = variant.fold_in
+        return (
+            f"user {variant.query}, fold-in with weight {fold_in.weight:g}, reg {fold_in.reg:g} "
+            f"(exponent {fold_in.reg_exponent:g})"
+        )
+    return variant.query_encoder or f"user {variant.query}, others by popularity"
 
 
 def recommend(
