@@ -91,7 +91,7 @@ class QueryEncoder:
         return self.run(padded, gaps)
 
     def stats(self) -> dict[str, int]:
-        """Returns how many positions (rows × length) were encoded since the load, and how many were padding."""
+        """Returns the positions (rows × length) encoded since the load, and how many of them were padding."""
         with self._counting:
             return {"encoded_positions": self._positions, "padding_positions": self._padding}
 
