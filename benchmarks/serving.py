@@ -1,10 +1,10 @@
 """Times the server: ``python -m recserve.benchmarks.serving BUNDLE`` (`make bench-serving BUNDLE=…`).
 
-For each transport three servers run as processes of their own: ``echo`` (the transport alone, its ceiling),
-``chain`` (an echo through the whole chain of the server) and ``recommend`` (``recserve serve``). The client
-is h2load, written in C; a Python client would measure itself. h2load does not look at gRPC statuses, so a
-checking client compares answers with the embedded engine's before and after. Rounds are interleaved;
-figures are medians, ratios are made within a round.
+For each transport four servers run as processes of their own: ``echo`` (the transport alone, its ceiling),
+``chain`` (an echo through the whole chain of the server), ``recommend`` (``recserve serve``), and
+``unbatched`` (the same with batches of one). The client is h2load, written in C; a Python client would
+measure itself. h2load does not look at gRPC statuses, so a checking client compares answers with the embedded
+engine's before and after. Rounds are interleaved; figures are medians, ratios are made within a round.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from recserve.engine.wire.convert import request_to_message
 from recserve.errors import CheckFailed, ConfigError
 
 PATH = "/recserve.v1.Recommender/Recommend"
-SERVERS = ("echo", "chain", "recommend")
+SERVERS = ("echo", "chain", "unbatched", "recommend")
 N_CHECKED = 20
 START_TIMEOUT_SECONDS = 120
 CLIENT_TIMEOUT_SECONDS = 30.0
@@ -103,7 +103,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 @contextlib.contextmanager
 def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[str]:
     """Runs one of the servers; yields its address when it is ready."""
-    if name == "recommend":
+    if name in ("recommend", "unbatched"):
         command = [
             "recserve.engine.cli",
             "serve",
@@ -116,13 +116,14 @@ def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[
         command += ["--provider", "cpu"]
     else:
         command = ["recserve.benchmarks.serving_echo", name, transport]
-    extra = {} if options.batcher_threads is None else {"RECSERVE__BATCHER__THREADS": options.batcher_threads}
+    settings = {"THREADS": options.batcher_threads, "MAX_SIZE": 1 if name == "unbatched" else None}
+    extra = {f"RECSERVE__BATCHER__{key}": str(value) for key, value in settings.items() if value is not None}
     with subprocess.Popen(
         [sys.executable, "-m", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, **{key: str(value) for key, value in extra.items()}},
+        env={**os.environ, **extra},
     ) as process:
         try:
             assert process.stdout is not None
