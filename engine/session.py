@@ -71,6 +71,8 @@ class QueryEncoder:
 
         Histories of about the same length go through the graph together (buckets.py).
         """
+        if len(histories) == 1:
+            return self._encode_group(histories, now)
         lengths = np.array([min(len(history.items), self.max_history) for history in histories])
         groups = length_groups(lengths)
         if len(groups) == 1:
@@ -84,7 +86,9 @@ class QueryEncoder:
         padded = pad_histories([history.items for history in histories], self.max_history)
         with self._counting:
             self._positions += padded.size
-            self._padding += int(np.count_nonzero(padded < 0))
+            self._padding += padded.size - sum(
+                min(len(history.items), self.max_history) for history in histories
+            )
         gaps = None
         if layout.TIME_GAPS_INPUT in self.features:
             gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], now)
