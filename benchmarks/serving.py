@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
 from recserve.engine import Engine, EngineConfig, Request
@@ -32,7 +34,9 @@ from recserve.errors import CheckFailed, ConfigError
 PATH = "/recserve.v1.Recommender/Recommend"
 SERVERS = ("echo", "chain", "unbatched", "recommend")
 N_CHECKED = 20
-START_TIMEOUT_SECONDS = 120
+FRAME_BYTES = 5
+SIZE_TOLERANCE = 0.05
+WARM_UP_SECONDS = 1.0
 CLIENT_TIMEOUT_SECONDS = 30.0
 
 
@@ -149,11 +153,14 @@ def run(
     transport: str, addresses: dict[str, str], body: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Measures each server under each load, in interleaved rounds."""
+    sizes = {name: reply_bytes(address, body) for name, address in addresses.items()}
+    for name, address in addresses.items():
+        h2load(address, SHAPES[-1], body, WARM_UP_SECONDS, sizes[name])
     found: dict[tuple[str, Shape], list[tuple[float, float, float]]] = {}
     for _ in range(options.rounds):
         for shape in SHAPES:
             for name in SERVERS:
-                one = h2load(addresses[name], shape, body, options.seconds)
+                one = h2load(addresses[name], shape, body, options.seconds, sizes[name])
                 found.setdefault((name, shape), []).append(one)
     rows = []
     for (name, shape), figures in found.items():
@@ -174,25 +181,39 @@ def run(
     return rows
 
 
-def h2load(address: str, shape: Shape, body: Path, seconds: float) -> tuple[float, float, float]:
-    """Returns requests per second, and the median and 99th percentile of the latency in microseconds."""
+def reply_bytes(address: str, body: Path) -> int:
+    """Returns how long one reply is on the wire, its frame included."""
+    with grpc.insecure_channel(address) as channel:
+        reply = channel.unary_unary(PATH)(body.read_bytes()[FRAME_BYTES:], timeout=CLIENT_TIMEOUT_SECONDS)
+    return FRAME_BYTES + len(reply)
+
+
+def h2load(address: str, shape: Shape, body: Path, seconds: float, size: int) -> tuple[float, float, float]:
+    """Returns requests per second, and the median and 99th percentile of the latency in microseconds.
+
+    ``size``: bytes of a reply. A failed call has none but counts as a success of HTTP, so the sum is checked.
+    """
     log = body.with_suffix(".log")
     command = [
-        "h2load", "-D", f"{seconds:g}", "--warm-up-time", "1", "-t", "1", "-c", str(shape.connections),
+        "h2load", "-D", f"{seconds:g}", "-t", "1", "-c", str(shape.connections),
         "-m", str(shape.streams), "-d", str(body), "-H", "content-type: application/grpc",
         "-H", "te: trailers", f"--log-file={log}", f"http://{address}{PATH}",
     ]  # fmt: skip
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    succeeded = re.search(r"status codes: (\d+) 2xx", output)
-    if succeeded is None:
-        raise CheckFailed("output of h2load", found=output[-200:], expected="a count of replies")
-    # Column 3 of the log is the latency in microseconds; the log has no request of the warm-up.
+    counts = re.search(r"status codes: (\d+) 2xx.*\ntraffic: .* \((\d+)\) data", output)
+    if counts is None:
+        raise CheckFailed("output of h2load", found=output[-200:], expected="counts of replies and bytes")
+    succeeded, data = map(int, counts.groups())
+    # Stage times make replies a few bytes longer or shorter.
+    if data < (1 - SIZE_TOLERANCE) * size * succeeded:
+        raise CheckFailed(f"bytes of {succeeded} replies", found=data, expected=f"about {size} each")
+    # Column 3 of the log is the latency in microseconds.
     latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
     log.unlink()
     if not latencies:
         raise CheckFailed(f"replies of {address}", found=0, expected="some")
     return (
-        int(succeeded[1]) / seconds,
+        succeeded / seconds,
         float(latencies[len(latencies) // 2]),
         float(latencies[len(latencies) * 99 // 100]),
     )

@@ -29,7 +29,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "recserve.v1.Recommender"
 TIMEOUT_SECONDS = 60
 # One call at a time, one after the other.
-ONE = BatcherConfig(max_size=1)
+ONE = BatcherConfig(max_size=1, threads=1)
 
 
 class Gate:
