@@ -11,7 +11,9 @@ from recserve import console
 if TYPE_CHECKING:
     from recserve.engine.bundle import VariantEntry
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with [engine] and [server].")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What a person compares variants by; --json has all of them.
@@ -129,9 +131,19 @@ def recommend(
 
 def serve(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
-    host: Annotated[str | None, typer.Option(help="Address to bind. Default: 127.0.0.1.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind, or unix:PATH. Default: 127.0.0.1.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 50051.")] = None,
-    worker_threads: Annotated[int | None, typer.Option(help="Requests that run at once. Default: 2.")] = None,
+    transport: Annotated[
+        str | None, typer.Option(help="grpcio, or native (faster; plain text, local only). Default: grpcio.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on the port; the vectors are in memory once. Default: 1.")
+    ] = None,
+    worker_threads: Annotated[
+        int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
         bool | None,
@@ -140,11 +152,8 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
-    import asyncio
-
-    from recserve.engine.engine import Engine
-    from recserve.engine.logs import configure_logs
-    from recserve.engine.server.app import run_server
+    from recserve.engine.server.serve import ServeBundle
+    from recserve.engine.server.serve import serve as serve_bundle
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -152,18 +161,19 @@ def serve(
         "server": {
             "host": host,
             "port": port,
+            "transport": transport,
+            "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },
     }
     settings = load_settings(config, flags)
-    configure_logs()
 
-    def announce(bound_port: int) -> None:
-        console.stdout.file.write(f"{settings.server.address(bound_port)}\n")
+    def announce(address: str) -> None:
+        console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
-    asyncio.run(run_server(settings.server, lambda: Engine.load(bundle, settings.engine), announce))
+    serve_bundle(ServeBundle(bundle, settings.engine, settings.server, settings.batcher), announce)
 
 
 def demo(

@@ -1,6 +1,7 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine] and [server]; the environment says RECSERVE__SERVER__PORT=8000.
+The file is TOML with the sections [engine], [server] and [batcher]; the environment says
+RECSERVE__SERVER__PORT=8000.
 An unknown key is an error that names the nearest known one.
 """
 
@@ -18,12 +19,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.errors import ConfigError, nearest
 
 ENV_PREFIX = "RECSERVE__"
-SECTIONS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig}
+SECTIONS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig, "batcher": BatcherConfig}
 
 
 class Settings(BaseSettings):
@@ -33,6 +35,7 @@ class Settings(BaseSettings):
 
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
+    batcher: BatcherConfig = BatcherConfig()
 
 
 def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:

@@ -9,6 +9,7 @@ from recserve.kernels.als import als_step
 from recserve.kernels.bpr import bpr_steps
 from recserve.kernels.cooccurrence import co_occurrences
 from recserve.kernels.diversity import dpp, mmr
+from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
@@ -22,6 +23,7 @@ __all__ = [
     "co_occurrences",
     "count_repeats",
     "dpp",
+    "encode_slate_items",
     "exact_top_k",
     "fold_in",
     "gram_matrix",

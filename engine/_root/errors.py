@@ -34,8 +34,28 @@ class InvalidRequest(RecserveError):
     exit_code = 2
 
 
+class MalformedRequest(InvalidRequest):
+    """The bytes of the request are not the message that they should be."""
+
+
+class MessageTooLarge(RecserveError):
+    """The request has more bytes than the server takes."""
+
+
 class UnknownItem(InvalidRequest):
     """The one item that the request is about is not in the catalogue."""
+
+
+class UnknownService(RecserveError):
+    """The server has no service of that name."""
+
+
+class Unauthenticated(RecserveError):
+    """Who asks has not said who it is, or not convincingly."""
+
+
+class PermissionDenied(RecserveError):
+    """Who asks may not do this."""
 
 
 class ConfigError(RecserveError):

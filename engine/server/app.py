@@ -1,139 +1,185 @@
-"""Starts, watches and stops the gRPC server."""
+"""Puts a server together, starts, watches and stops it."""
 
-import asyncio
 import signal
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 
+from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
+from recserve.engine.server.admission import Admission
+from recserve.engine.server.call import Call
+from recserve.engine.server.chain import Chain, Observer, everybody
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.interceptor import ErrorInterceptor
+from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
+from recserve.engine.server.methods import Method, MethodTable
+from recserve.engine.server.reflection import reflection_method
 from recserve.engine.server.service import RecommenderService
+from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import ConfigError
-from recserve.proto import recommender_pb2, recommender_pb2_grpc
+from recserve.errors import ConfigError, Unavailable
 
 log = structlog.get_logger("recserve.server")
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-SERVICE_NAME = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"].full_name
-# The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours
-# (WorkerPool), with a status that says so, hence these stand far above it.
-MAX_PENDING_REQUESTS = 100_000
-SETTLE_SECONDS = 0.2
+# Without requests only streams are left (health Watch), which never end by themselves.
 STREAM_GRACE_SECONDS = 0.5
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """A gRPC server that answers health checks at once and requests when its engine is warm."""
+    """A server that answers health checks at once and requests when its engine is warm.
 
-    def __init__(self, config: ServerConfig) -> None:
+    ``reuse_port``: other processes bind the same port (processes.py). Then this one binds it only when it is
+    warm: until then the kernel would send it connections that the others could serve.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        batcher: BatcherConfig | None = None,
+        *,
+        reuse_port: bool = False,
+        extra_methods: Sequence[Method] = (),
+        principal_of: Callable[[Call], Any] = everybody,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._config = config
-        self._pool = WorkerPool(config.worker_threads, config.max_in_flight)
-        self._service = RecommenderService(self._pool, config)
-        self._health = health_aio.HealthServicer()
-        self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
-                ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
-            ],
+        self._batcher_config = batcher or BatcherConfig()
+        self._warm_engine: Engine | None = None
+        self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
+        self.health = HealthService()
+        recommender = RecommenderService(self._engine, self._pool)
+        self.batcher = Batcher[Call](
+            recommender.recommend, self._batcher_config, on_exhausted=self._not_ready
         )
-        recommender_pb2_grpc.add_RecommenderServicer_to_server(self._service, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if config.reflection:
-            names = [SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, self._server)
+        methods = [
+            *recommender.methods(self.batcher),
+            *extra_methods,
+            *self.health.methods(),
+        ]
+        if config.with_reflection:
+            methods.append(reflection_method(MethodTable(methods).services()))
+        self.admission = Admission(config.max_in_flight)
+        self.chain = Chain(
+            MethodTable(methods),
+            self.admission,
+            default_deadline_seconds=config.default_deadline_ms / 1000,
+            max_message_bytes=config.max_message_bytes,
+            principal_of=principal_of,
+            observers=observers,
+        )
+        self.binds_when_warm = reuse_port
+        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
+        self._not_ready()
 
-    async def start(self) -> int:
-        """Binds and returns the port; Health answers NOT_SERVING until :meth:`serve`.
+    def start(self) -> str:
+        """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
 
         Raises :class:`ConfigError` when the address cannot be bound.
         """
-        await self._set_health(NOT_SERVING)
-        address = self._config.address(self._config.port)
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
+        return self._transport.start()
+
+    def serve(self, engine: Engine) -> None:
+        """Answers requests from ``engine`` (loaded and warm) from now on.
+
+        Raises :class:`ConfigError` when the engine takes smaller batches than the server makes.
+        """
+        if self._batcher_config.max_size > engine.config.max_requests:
             raise ConfigError(
-                "server address", found=address, expected="free to bind", cure="Choose another --port."
-            ) from error
-        await self._server.start()
-        return int(port)
+                "batcher.max_size",
+                found=self._batcher_config.max_size,
+                expected=f"at most engine.max_requests ({engine.config.max_requests})",
+            )
+        self._warm_engine = engine
+        self.health.set(SERVING, *self._health_names())
 
-    async def serve(self, engine: Engine) -> None:
-        """Answers requests from ``engine`` (loaded and warm) from now on."""
-        self._service.serve(engine)
-        await self._set_health(SERVING)
-
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Says NOT_SERVING, refuses new requests, finishes the admitted ones, closes."""
-        await self._set_health(NOT_SERVING)
-        self._pool.drain()
-        start = time.monotonic()
-        await self._pool.wait_until_idle(self._config.drain_seconds)
-        # The core resets calls that it has received and not handed over yet: let them reach the pool,
-        # which refuses them with a status that says why.
-        await asyncio.sleep(SETTLE_SECONDS)
-        remaining = self._config.drain_seconds - (time.monotonic() - start)
-        # Without requests only streams are left (health Watch), which never end by themselves.
-        await self._server.stop(max(0.0, remaining) if self._pool.in_flight else STREAM_GRACE_SECONDS)
+        self._not_ready()
+        self.admission.drain()
+        self.admission.wait_until_idle(self._config.drain_seconds)
+        self._transport.stop(STREAM_GRACE_SECONDS)
+        self.batcher.close()
         self._pool.close()
+        self.chain.close()
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE_NAME):
-            await self._health.set(name, status)
+    def _engine(self) -> Engine:
+        if self._warm_engine is None:
+            raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
+        return self._warm_engine
+
+    def _not_ready(self) -> None:
+        self.health.set(NOT_SERVING, *self._health_names())
+
+    def _health_names(self) -> list[str]:
+        return ["", *self.chain.methods.services()]
 
 
-async def run_server(
-    config: ServerConfig, load_engine: Callable[[], Engine], announce: Callable[[int], None]
-) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal stops at once.
+def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
+    """Returns the transport that the settings name; its library is imported here, when it is wanted."""
+    if config.transport == "native":
+        from recserve.engine.server.transports.native import NativeTransport
+
+        return NativeTransport(chain, config, reuse_port=reuse_port)
+    from recserve.engine.server.transports.grpcio import GrpcioTransport
+
+    return GrpcioTransport(chain, config, reuse_port=reuse_port)
+
+
+def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
+    """Runs ``server`` until SIGTERM or SIGINT, then drains; a second signal stops at once. Main thread only.
 
     ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
-    called with the port when the first request can be answered.
+    called with the address when the first request can be answered.
     """
-    server = Server(config)
-    port = await server.start()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    address = "" if server.binds_when_warm else server.start()
+    # Both end up here; put() may be called by a signal handler while its thread is inside get().
+    events: SimpleQueue[str] = SimpleQueue()
+    loading = Future[Engine]()
 
-    def on_signal() -> None:
-        # Whoever asks a second time wants out now: from here on a signal ends the process.
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        stop.set()
+    def load() -> None:
+        try:
+            loading.set_result(load_engine())
+        except BaseException as error:  # noqa: BLE001 - raised again on the main thread
+            loading.set_exception(error)
+        events.put("loaded")
 
-    for number in SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    loading = loop.run_in_executor(None, load_engine)
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        waiting: list[asyncio.Future[Any]] = [loading, stopping]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set():
-            engine = loading.result()
-            await server.serve(engine)
-            announce(port)
-            log.info("serving", port=port, bundle=engine.manifest.bundle_version)
-            await stopping
-        log.info("draining")
-    finally:
-        await server.stop()
-        stopping.cancel()
-    # A load under way cannot be interrupted; its end, good or bad, is waited for.
-    (await loading).close()
+    with _on_signals(lambda: events.put("stop")):
+        threading.Thread(target=load, name="recserve-load", daemon=True).start()
+        try:
+            if events.get() == "loaded":
+                engine = loading.result()
+                server.serve(engine)
+                address = address or server.start()
+                announce(address)
+                log.info("serving", address=address, bundle=engine.manifest.bundle_version)
+                events.get()
+            log.info("draining")
+        finally:
+            server.stop()
+        # A load under way cannot be interrupted; its end, good or bad, is waited for.
+        loading.result().close()
     log.info("stopped")
+
+
+@contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Calls ``act`` on the first signal to stop. Whoever sends a second one wants out now: it kills."""
+
+    def on_signal(number: int, frame: Any) -> None:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+        act()
+
+    before = [signal.signal(number, on_signal) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)

@@ -1,81 +1,99 @@
-"""The Recommender service: messages in, engine calls on the worker pool, messages out."""
+"""``recserve.v1.Recommender``: messages in, engine calls, messages out."""
 
-import grpc
+from collections.abc import Callable
 
+from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
-from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.call import Call
+from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
-from recserve.engine.types import DEFAULT_K, Request, Slate
+from recserve.engine.types import DEFAULT_K, Slate
 from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
+from recserve.engine.wire.slates import encode_ranked
 from recserve.engine.wire.status import status_of
-from recserve.errors import InvalidRequest, Unavailable
+from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
-from recserve.proto import recommender_pb2_grpc
+
+PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Recommender"].full_name + "/"
 
 
-class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
-    """Answers ``recserve.v1.Recommender`` from one engine, UNAVAILABLE until :meth:`serve` gives it."""
+class RecommenderService:
+    """Answers from the engine that ``engine_of`` returns; asked anew for every batch and every other call."""
 
-    def __init__(self, pool: WorkerPool, config: ServerConfig) -> None:
-        self._warm_engine: Engine | None = None
+    def __init__(self, engine_of: Callable[[], Engine], pool: WorkerPool) -> None:
+        self._engine_of = engine_of
         self._pool = pool
-        self._config = config
 
-    def serve(self, engine: Engine) -> None:
-        """Answers from ``engine`` from now on."""
-        self._warm_engine = engine
+    def recommend(self, calls: list[Call]) -> None:
+        """Answers a batch of Recommend calls; a bad one is refused alone."""
+        requests = [request_from_message(call.request) for call in calls]
+        answers = self._engine_of().rank_each(requests)
+        answered = []
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, InvalidRequest):
+                call.fail(answer)
+            else:
+                answered.append((call, answer))
+        if answered:
+            slates = encode_ranked([answer for _, answer in answered])
+            for (call, answer), slate in zip(answered, slates, strict=True):
+                call.stage_ns.update(answer.stage_ns)
+                call.reply(slate)
 
-    @property
-    def _engine(self) -> Engine:
-        if self._warm_engine is None:
-            raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
-        return self._warm_engine
+    def methods(self, batcher: Batcher[Call]) -> list[Method]:
+        """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
+        return [
+            Method(
+                path=PREFIX + "Recommend",
+                request=pb.RecommendRequest,
+                response=pb.Slate,
+                handler=batcher.submit,
+                scope="recommend",
+                is_batched=True,
+                encode=bytes,  # The batch writes them: encode_ranked.
+            ),
+            Method(
+                path=PREFIX + "RecommendMany",
+                request=pb.RecommendManyRequest,
+                response=pb.RecommendManyResponse,
+                handler=self._pool.plain(self._recommend_many),
+                scope="recommend",
+            ),
+            Method(
+                path=PREFIX + "SimilarItems",
+                request=pb.SimilarItemsRequest,
+                response=pb.Slate,
+                handler=self._pool.plain(self._similar_items),
+                scope="recommend",
+            ),
+            Method(
+                path=PREFIX + "GetItems",
+                request=pb.GetItemsRequest,
+                response=pb.GetItemsResponse,
+                handler=self._pool.plain(self._get_items),
+                scope="items:read",
+            ),
+        ]
 
-    async def Recommend(self, message: pb.RecommendRequest, context: grpc.aio.ServicerContext) -> pb.Slate:
-        request = request_from_message(message)
-        return await self._pool.run(
-            lambda: slate_to_message(self._engine.recommend(request)), self._seconds(context)
-        )
-
-    async def RecommendMany(
-        self, message: pb.RecommendManyRequest, context: grpc.aio.ServicerContext
-    ) -> pb.RecommendManyResponse:
+    def _recommend_many(self, message: pb.RecommendManyRequest, call: Call) -> pb.RecommendManyResponse:
         requests = [request_from_message(entry) for entry in message.requests]
-        return await self._pool.run(lambda: self._recommend_many(requests), self._seconds(context))
-
-    def _recommend_many(self, requests: list[Request]) -> pb.RecommendManyResponse:
-        answers = self._engine.recommend_each(requests)
+        answers = self._engine_of().recommend_each(requests)
         return pb.RecommendManyResponse(results=[_result(answer) for answer in answers])
 
-    async def SimilarItems(
-        self, message: pb.SimilarItemsRequest, context: grpc.aio.ServicerContext
-    ) -> pb.Slate:
+    def _similar_items(self, message: pb.SimilarItemsRequest, call: Call) -> pb.Slate:
         k = message.k if message.HasField("k") else DEFAULT_K
-        return await self._pool.run(
-            lambda: slate_to_message(
-                self._engine.similar_items(
-                    message.item_id, k, exclude=list(message.exclude), variant=message.variant
-                )
-            ),
-            self._seconds(context),
+        slate = self._engine_of().similar_items(
+            message.item_id, k, exclude=list(message.exclude), variant=message.variant
         )
+        return slate_to_message(slate)
 
-    async def GetItems(
-        self, message: pb.GetItemsRequest, context: grpc.aio.ServicerContext
-    ) -> pb.GetItemsResponse:
+    def _get_items(self, message: pb.GetItemsRequest, call: Call) -> pb.GetItemsResponse:
         item_ids = list(message.item_ids)
-        return await self._pool.run(lambda: self._get_items(item_ids), self._seconds(context))
-
-    def _get_items(self, item_ids: list[str]) -> pb.GetItemsResponse:
-        found = self._engine.get_items(item_ids)
+        found = self._engine_of().get_items(item_ids)
         return pb.GetItemsResponse(
             items=[item_to_message(id_, found[id_]) for id_ in item_ids if id_ in found],
             unknown_item_ids=[id_ for id_ in item_ids if id_ not in found],
         )
-
-    def _seconds(self, context: grpc.aio.ServicerContext) -> float:
-        remaining = context.time_remaining()
-        return float(self._config.default_deadline_ms / 1000 if remaining is None else remaining)
 
 
 def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:

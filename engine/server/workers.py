@@ -1,88 +1,51 @@
-"""Runs engine calls on a few threads, under a deadline and a bound on what is admitted."""
+"""A few threads for handlers that take time."""
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any
 
-from recserve.errors import DeadlineExceeded, Overloaded, Unavailable
-
-T = TypeVar("T")
+from recserve.engine.server.call import Call
+from recserve.engine.threads import Crew
+from recserve.errors import Unavailable
 
 
 class WorkerPool:
-    """Admits at most ``max_in_flight`` calls; used from one event loop.
+    """Runs ordinary functions for calls; a call that is done or late when its turn comes is never run."""
 
-    A call whose deadline passes while it waits is never run.
-    """
+    def __init__(self, n_threads: int, on_exhausted: Callable[[], None] = lambda: None) -> None:
+        self._n_threads = n_threads
+        self._queue: SimpleQueue[tuple[Callable[[Any, Call], Any], Call] | None] = SimpleQueue()
+        self._crew = Crew("recserve-worker", n_threads, self._work, on_exhausted=on_exhausted)
 
-    def __init__(self, threads: int, max_in_flight: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="recserve-worker")
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+    def plain(self, function: Callable[[Any, Call], Any]) -> Callable[[Any, Call], None]:
+        """Returns a handler that answers with ``function(request, call)``, run on a thread."""
 
-    @property
-    def in_flight(self) -> int:
-        """Calls admitted and not yet answered."""
-        return self._in_flight
+        def handler(request: Any, call: Call) -> None:
+            self._queue.put((function, call))
 
-    async def run(self, work: Callable[[], T], seconds: float) -> T:
-        """Runs ``work`` on a thread; ``seconds`` from now its answer is no longer wanted.
-
-        Raises :class:`Overloaded` when too much is admitted, :class:`DeadlineExceeded` when the time
-        passes, :class:`Unavailable` while draining.
-        """
-        if self._draining:
-            raise Unavailable("server", found="shutting down", expected="serving", cure="Ask another one.")
-        if self._in_flight >= self._max_in_flight:
-            raise Overloaded(
-                "requests in flight",
-                found=self._in_flight,
-                expected=f"below {self._max_in_flight}",
-                cure="Try again after a pause.",
-            )
-        deadline = time.monotonic() + seconds
-
-        def work_unless_late() -> T:
-            if time.monotonic() >= deadline:
-                raise _late(seconds)
-            return work()
-
-        self._in_flight += 1
-        self._idle.clear()
-        try:
-            future = asyncio.get_running_loop().run_in_executor(self._executor, work_unless_late)
-            async with asyncio.timeout(seconds) as limit:
-                return await future
-        except TimeoutError:
-            if not limit.expired():
-                raise  # The work's own: no matter of our deadline.
-            raise _late(seconds) from None
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-
-    def drain(self) -> None:
-        """Refuses new calls; the admitted ones go on."""
-        self._draining = True
-
-    async def wait_until_idle(self, seconds: float) -> None:
-        """Returns when no admitted call is left, or after ``seconds``."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), seconds)
+        return handler
 
     def close(self) -> None:
-        """Waits for the running calls and ends the threads."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads after the work that is queued."""
+        for _ in range(self._n_threads):
+            self._queue.put(None)
+        self._crew.join()
 
-
-def _late(seconds: float) -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "answer", found="not ready", expected=f"within {seconds * 1000:.0f} ms", cure="Allow more time."
-    )
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
+            function, call = work
+            if call.is_done:
+                continue
+            if time.monotonic() >= call.deadline:
+                call.expire()
+                continue
+            try:
+                call.reply(function(call.request, call))
+            except Exception as error:  # noqa: BLE001 - the caller gets a status for whatever it is
+                call.fail(error)
+            except BaseException:
+                call.fail(
+                    Unavailable("worker", found="ended", expected="running", cure="Try again after a moment.")
+                )
+                raise

@@ -17,16 +17,20 @@ from recserve.errors import (
     ConfigError,
     DeadlineExceeded,
     InvalidRequest,
+    MalformedRequest,
+    MessageTooLarge,
     Overloaded,
+    PermissionDenied,
     RecserveError,
+    Unauthenticated,
     Unavailable,
     UnknownItem,
+    UnknownService,
 )
 
 DOMAIN = "recserve"
 DETAILS_KEY = "grpc-status-details-bin"
 RETRY_AFTER_SECONDS = 1
-REASON_MALFORMED = "MALFORMED_REQUEST"
 REASON_INTERNAL = "INTERNAL"
 
 
@@ -41,8 +45,13 @@ class StatusRow:
 
 # The first row whose class matches wins: subclasses stand before their bases.
 STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
+    MalformedRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     UnknownItem: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM"),
     InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    UnknownService: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
+    MessageTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
+    Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    PermissionDenied: StatusRow(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", retry=True),

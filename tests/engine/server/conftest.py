@@ -1,7 +1,5 @@
-"""A real gRPC server over a real engine, on a loop of its own, for blocking tests."""
+"""A real gRPC server over a real engine."""
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,53 +7,54 @@ from typing import Any
 import pytest
 
 from recserve.engine import Engine
+from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.server.app import Server
-from recserve.engine.server.config import ServerConfig
-
-TIMEOUT_SECONDS = 60
+from recserve.engine.server.config import TRANSPORTS, ServerConfig
 
 
 class RunningServer:
-    """A server on a thread; ``serve`` gives it an engine, as the command line does when it is loaded."""
+    """A started server; ``serve`` gives it an engine, as the command line does when it is loaded."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.server = self.call(self._make(config))
-        self.address = f"127.0.0.1:{self.call(self.server.start())}"
-
-    async def _make(self, config: ServerConfig) -> Server:
-        return Server(config)
-
-    def call(self, work: Any) -> Any:
-        """Runs a coroutine on the server's loop and returns its result."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_SECONDS)
+    def __init__(self, config: ServerConfig, batcher: BatcherConfig | None = None) -> None:
+        self.server = Server(config, batcher)
+        self.address = self.server.start()
 
     def serve(self, engine: Engine) -> None:
-        self.call(self.server.serve(engine))
+        self.server.serve(engine)
 
     def stop(self) -> None:
-        self.call(self.server.stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self.server.stop()
 
 
 @contextmanager
-def running(config: ServerConfig) -> Iterator[RunningServer]:
-    server = RunningServer(config)
+def running(config: ServerConfig, batcher: BatcherConfig | None = None) -> Iterator[RunningServer]:
+    server = RunningServer(config, batcher)
     try:
         yield server
     finally:
         server.stop()
 
 
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for it runs once over each transport."""
+    name = str(request.param)
+    if name == "native":
+        pytest.importorskip("pygrpc_native")
+    return name
+
+
 @pytest.fixture
-def start() -> Iterator[Callable[..., RunningServer]]:
+def start(transport: str) -> Iterator[Callable[..., RunningServer]]:
     """Starts servers with settings and stops them at the end of the test."""
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running(ServerConfig(port=0, **settings)))
+
+        def make(batcher: BatcherConfig | None = None, **settings: Any) -> RunningServer:
+            return stack.enter_context(
+                running(ServerConfig(port=0, transport=transport, **settings), batcher)
+            )
+
+        yield make
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from recserve.engine import Engine, Request, Slate
+from recserve.engine import Engine, InvalidRequest, Request
+from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.client import RecommenderClient
+from recserve.engine.pipeline import Ranked
+from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import ConfigError
@@ -26,6 +29,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "recserve.v1.Recommender"
 TIMEOUT_SECONDS = 60
+# One call at a time, one after the other.
+ONE = BatcherConfig(max_size=1, threads=1)
 
 
 class Gate:
@@ -35,15 +40,15 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.open = threading.Event()
         self.n_calls = 0
-        recommend = engine.recommend
+        rank = engine.rank_each
 
-        def held(request: Request) -> Slate:
-            self.n_calls += 1
+        def held(requests: list[Request]) -> list[Ranked | InvalidRequest]:
+            self.n_calls += len(requests)
             self.entered.release()
             assert self.open.wait(TIMEOUT_SECONDS)
-            return recommend(request)
+            return rank(requests)
 
-        monkeypatch.setattr(engine, "recommend", held)
+        monkeypatch.setattr(engine, "rank_each", held)
 
 
 def health(address: str, service: str = "") -> int:
@@ -72,6 +77,7 @@ def test_health_says_when_the_engine_is_warm(start: Callable[..., RunningServer]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("transport", ["grpcio"])
 def test_reflection_can_be_switched_off(
     start: Callable[..., RunningServer], engine: Engine, wanted: bool
 ) -> None:
@@ -93,7 +99,7 @@ def test_reflection_can_be_switched_off(
 def test_a_call_without_deadline_gets_the_default_one(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(default_deadline_ms=300, worker_threads=1)
+    server = start(default_deadline_ms=300, batcher=ONE)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:
@@ -112,7 +118,7 @@ def test_a_call_without_deadline_gets_the_default_one(
 def test_overload_is_said_while_health_still_answers(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(max_in_flight=2, worker_threads=1, default_deadline_ms=60_000)
+    server = start(max_in_flight=2, batcher=ONE, default_deadline_ms=60_000)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:
@@ -123,7 +129,7 @@ def test_overload_is_said_while_health_still_answers(
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
         with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
             # The second of the two may still be on its way: ask until the server is full.
-            while server.server._pool.in_flight < 2:
+            while server.server.admission.in_flight < 2:
                 assert health(server.address) == SERVING
             with pytest.raises(RemoteError, match="requests in flight") as caught:
                 client.recommend(Request())
@@ -136,7 +142,7 @@ def test_overload_is_said_while_health_still_answers(
 def test_cancelled_calls_leave_nothing_behind(
     start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = start(worker_threads=1, default_deadline_ms=60_000)
+    server = start(batcher=ONE, default_deadline_ms=60_000)
     server.serve(engine)
     gate = Gate(engine, monkeypatch)
     with grpc.insecure_channel(server.address) as channel:
@@ -145,9 +151,10 @@ def test_cancelled_calls_leave_nothing_behind(
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
         for call in calls:
             call.cancel()
-        gate.open.set()
-        while server.server._pool.in_flight:
+        # All of them are gone on the server's side before the first one could end.
+        while server.server.admission.in_flight:
             assert health(server.address) == SERVING
+        gate.open.set()
         assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
     assert gate.n_calls < len(calls)
 
@@ -169,8 +176,8 @@ def serve_process(bundle: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_sigterm_finishes_what_was_admitted(bundle_folder: Path) -> None:
-    with serve_process(bundle_folder, "--port", "0") as process:
+def test_sigterm_finishes_what_was_admitted(bundle_folder: Path, transport: str) -> None:
+    with serve_process(bundle_folder, "--port", "0", "--transport", transport) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert health(address) == SERVING
@@ -191,10 +198,10 @@ def test_sigterm_finishes_what_was_admitted(bundle_folder: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_an_open_watch_does_not_hold_the_server(bundle_folder: Path, tmp_path: Path) -> None:
+def test_an_open_watch_does_not_hold_the_server(bundle_folder: Path, tmp_path: Path, transport: str) -> None:
     settings = tmp_path / "recserve.toml"
     # Far beyond the test's own limit: waiting for the stream would fail it.
-    settings.write_text("[server]\nport = 0\ndrain_seconds = 600.0\n")
+    settings.write_text(f'[server]\nport = 0\ntransport = "{transport}"\ndrain_seconds = 600.0\n')
     with serve_process(bundle_folder, "--config", str(settings)) as process:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
@@ -216,11 +223,12 @@ def test_a_damaged_bundle_ends_the_server_with_one_line(bundle_folder: Path, tmp
     assert "Traceback" not in log
 
 
-def test_a_busy_port_is_a_matter_of_configuration(bundle_folder: Path) -> None:
+def test_a_busy_port_is_a_matter_of_configuration(bundle_folder: Path, transport: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with serve_process(bundle_folder, "--port", str(taken.getsockname()[1])) as process:
+        port = str(taken.getsockname()[1])
+        with serve_process(bundle_folder, "--port", port, "--transport", transport) as process:
             _, log = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 3
     assert "expected free to bind" in log
@@ -234,3 +242,65 @@ def test_only_loopback_is_bound_in_plain_text() -> None:
     assert ServerConfig(host="::1").host == "::1"
     with pytest.raises(ConfigError, match="0 to 65535"):
         ServerConfig(port=70_000)
+
+
+def test_what_the_native_transport_cannot_do_is_said_at_the_start() -> None:
+    pytest.importorskip("pygrpc_native")
+    with pytest.raises(ConfigError, match=r"ServerReflectionInfo over transport native is bidirectional"):
+        Server(ServerConfig(port=0, transport="native", reflection=True))
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0; expected loopback or unix:PATH"):
+        Server(ServerConfig(port=0, transport="native", host="0.0.0.0", insecure_bind=True))
+    with pytest.raises(ConfigError, match="Did you mean 'native'"):
+        ServerConfig(transport="nativ")
+
+
+def test_without_its_library_the_native_transport_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygrpc_native", None)
+    with pytest.raises(ConfigError, match=r"pip install 'recserve\[native\]'"):
+        Server(ServerConfig(port=0, transport="native"))
+
+
+def test_a_batch_larger_than_the_engine_takes_is_a_matter_of_configuration(
+    start: Callable[..., RunningServer], engine: Engine
+) -> None:
+    server = start(batcher=BatcherConfig(max_size=engine.config.max_requests + 1))
+    with pytest.raises(ConfigError, match=r"batcher\.max_size is 257; expected at most"):
+        server.serve(engine)
+
+
+def test_calls_behind_a_batch_that_hangs_are_answered_in_time_and_health_goes_on(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(batcher=ONE, default_deadline_ms=200)
+    server.serve(engine)
+    gate = Gate(engine, monkeypatch)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        calls = [stub.Recommend.future(pb.RecommendRequest()) for _ in range(10)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert health(server.address) == SERVING
+        assert server.server.admission.in_flight == 0
+        gate.open.set()
+        assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
+    # Of those that waited none was computed after its time.
+    assert gate.n_calls == 2
+
+
+def test_a_batcher_thread_that_dies_costs_its_batch_and_nothing_else(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(batcher=ONE, default_deadline_ms=60_000)
+    server.serve(engine)
+    rank = engine.rank_each
+
+    def die_once(requests: list[Request]) -> list[Ranked | InvalidRequest]:
+        monkeypatch.setattr(engine, "rank_each", rank)
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "rank_each", die_once)
+    with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
+        with pytest.raises(RemoteError, match="batch is aborted") as caught:
+            client.recommend(Request())
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert client.recommend(Request(k=1)).items
+    assert health(server.address) == SERVING

@@ -1,6 +1,5 @@
 """``recserve serve`` as a process: signals while it loads, IPv6, and what its log must not hold."""
 
-import asyncio
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ import pytest
 
 from recserve.engine import Request
 from recserve.engine.client import RecommenderClient
-from recserve.engine.server.app import run_server
+from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import BundleInvalid
@@ -24,10 +23,10 @@ TIMEOUT_SECONDS = 60
 
 # Loads for as long as stdin is open, then an engine or not.
 SLOW_LOADER = """
-import asyncio, sys
+import sys
 from recserve.engine import BundleInvalid, Engine
 from recserve.engine.logs import configure_logs
-from recserve.engine.server.app import run_server
+from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
 
 def load():
@@ -36,7 +35,7 @@ def load():
     return Engine.load(sys.argv[1])
 
 configure_logs()
-asyncio.run(run_server(ServerConfig(port=0), load, lambda port: print("announced", flush=True)))
+run_server(Server(ServerConfig(port=0)), load, lambda address: print("announced", flush=True))
 """
 
 
@@ -83,7 +82,7 @@ def test_an_error_of_the_load_reaches_the_caller() -> None:
         raise BundleInvalid("bundle", found="broken", expected="whole")
 
     with pytest.raises(BundleInvalid, match="bundle is broken"):
-        asyncio.run(run_server(ServerConfig(port=0), load, lambda port: None))  # type: ignore[arg-type]
+        run_server(Server(ServerConfig(port=0)), load, lambda address: None)  # type: ignore[arg-type]
 
 
 def has_ipv6() -> bool:

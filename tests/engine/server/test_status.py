@@ -33,10 +33,10 @@ def test_every_row_of_the_table_reaches_the_caller(
 ) -> None:
     row = STATUS_TABLE[kind]
 
-    def fail(request: Request) -> None:
+    def fail(requests: list[Request]) -> None:
         raise kind("the name", found="wrong", expected="right")
 
-    monkeypatch.setattr(engine, "recommend", fail)
+    monkeypatch.setattr(engine, "rank_each", fail)
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         recommender_pb2_grpc.RecommenderStub(channel).Recommend(
             pb.RecommendRequest(), timeout=TIMEOUT_SECONDS
@@ -60,8 +60,13 @@ def test_every_row_of_the_table_reaches_the_caller(
 
 def test_codes_are_those_that_the_api_documents() -> None:
     assert {kind.__name__: (row.code.name, row.retry) for kind, row in STATUS_TABLE.items()} == {
+        "MalformedRequest": ("INVALID_ARGUMENT", False),
         "UnknownItem": ("NOT_FOUND", False),
         "InvalidRequest": ("INVALID_ARGUMENT", False),
+        "UnknownService": ("NOT_FOUND", False),
+        "MessageTooLarge": ("RESOURCE_EXHAUSTED", False),
+        "Unauthenticated": ("UNAUTHENTICATED", False),
+        "PermissionDenied": ("PERMISSION_DENIED", False),
         "Overloaded": ("RESOURCE_EXHAUSTED", True),
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", False),
         "Unavailable": ("UNAVAILABLE", True),
@@ -79,10 +84,10 @@ def test_what_is_not_in_the_table_is_internal_and_says_nothing(
     server: RunningServer, engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     # TimeoutError: the engine's own is no deadline of the caller.
-    def fail(request: Request) -> None:
+    def fail(requests: list[Request]) -> None:
         raise error
 
-    monkeypatch.setattr(engine, "recommend", fail)
+    monkeypatch.setattr(engine, "rank_each", fail)
     client = RecommenderClient(server.address, timeout=TIMEOUT_SECONDS)
     with client, pytest.raises(RemoteError) as caught:
         client.recommend(Request())

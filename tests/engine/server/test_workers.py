@@ -1,52 +1,66 @@
-"""The worker pool by itself: admission, lateness, draining."""
+"""The worker pool by itself: lateness, failures, threads that die."""
 
-import asyncio
 import threading
+from typing import Any
 
 import pytest
 
+from recserve.engine.server.call import Call
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import DeadlineExceeded, Overloaded, Unavailable
+from recserve.errors import DeadlineExceeded, Unavailable
+from tests.engine.server.local import LocalCall, echo_method
 
 TIMEOUT_SECONDS = 30
 
 
+def ask(pool: WorkerPool, function: Any, seconds: float = TIMEOUT_SECONDS) -> LocalCall:
+    call = LocalCall(echo_method(pool.plain(function)), seconds=seconds)
+    call.method.handler(b"", call)
+    return call
+
+
 def test_work_that_is_late_already_is_never_run() -> None:
     ran = []
-
-    async def ask() -> None:
-        pool = WorkerPool(threads=1, max_in_flight=1)
-        with pytest.raises(DeadlineExceeded, match="within 0 ms"):
-            # The thread is free, and may take the work before the loop looks at the clock.
-            await pool.run(lambda: ran.append(1), 0.0)
-        assert pool.in_flight == 0
-        pool.close()
-
-    asyncio.run(ask())
+    pool = WorkerPool(1)
+    call = ask(pool, lambda request, call: ran.append(1), seconds=-0.1)
+    with pytest.raises(DeadlineExceeded):
+        call.result()
+    pool.close()
     assert ran == []
 
 
-def test_what_is_admitted_is_counted_until_it_is_answered() -> None:
-    async def ask() -> None:
-        pool = WorkerPool(threads=1, max_in_flight=2)
-        gate = threading.Event()
-        calls = [asyncio.ensure_future(pool.run(gate.wait, TIMEOUT_SECONDS)) for _ in range(2)]
-        await asyncio.sleep(0)  # One turn of the loop: both are admitted.
-        assert pool.in_flight == 2
-        with pytest.raises(Overloaded, match="requests in flight is 2; expected below 2"):
-            await pool.run(gate.wait, TIMEOUT_SECONDS)
-        calls[1].cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await calls[1]
-        assert pool.in_flight == 1
-        pool.drain()
-        with pytest.raises(Unavailable, match="server is shutting down"):
-            await pool.run(gate.wait, TIMEOUT_SECONDS)
-        idle = asyncio.ensure_future(pool.wait_until_idle(TIMEOUT_SECONDS))
-        gate.set()
-        assert await calls[0]
-        await idle
-        assert pool.in_flight == 0
-        pool.close()
+def test_work_for_a_caller_who_has_left_is_never_run() -> None:
+    ran = []
+    pool = WorkerPool(1)
+    gate = threading.Event()
 
-    asyncio.run(ask())
+    def wait(request: bytes, call: Call) -> bytes:
+        assert gate.wait(TIMEOUT_SECONDS)
+        return b"first"
+
+    first = ask(pool, wait)
+    second = ask(pool, lambda request, call: ran.append(1))
+    assert second.cancel()
+    gate.set()
+    assert first.result() == b"first"
+    pool.close()
+    assert ran == []
+
+
+def test_a_thread_that_dies_is_replaced_and_its_call_is_answered() -> None:
+    exhausted = threading.Event()
+    pool = WorkerPool(1, on_exhausted=exhausted.set)
+
+    def die(request: bytes, call: Call) -> bytes:
+        raise SystemExit
+
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="worker is ended"):
+            ask(pool, die).result()
+    assert ask(pool, lambda request, call: b"alive").result() == b"alive"
+    assert not exhausted.is_set()
+    # The fourth death within a minute is no accident any more.
+    with pytest.raises(Unavailable):
+        ask(pool, die).result()
+    assert exhausted.wait(TIMEOUT_SECONDS)
+    pool.close()

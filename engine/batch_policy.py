@@ -1,0 +1,156 @@
+"""Which waiting calls are answered together, and when: pure functions of (queue, now, settings, rates).
+
+Classes by priority, first come first served within one. A batch is the longest prefix of what waits, most
+urgent class first, of at most ``max_size`` entries. Entries whose caller has left are skipped; entries that
+cannot be answered before their deadline are dropped *before* anything is computed for them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from recserve.errors import ConfigError
+
+# Weight of the newest batch in the running mean of batch times.
+EWMA_WEIGHT = 0.2
+# An estimate that nothing confirms fades: one slow batch must not refuse everybody for ever.
+ESTIMATE_HALF_LIFE_SECONDS = 1.0
+PRIORITIES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatcherConfig:
+    """How calls are merged into batches."""
+
+    max_size: int = 64
+    """Most calls in one batch; 1 switches batching off."""
+
+    max_delay_ms: float = 0.0
+    """How long the oldest call waits for company. 0 takes what is there: under load batches form by
+    themselves while the one before is computed."""
+
+    adaptive_delay: bool = True
+    """Wait only as long as calls arrive fast enough to fill the batch; not at all when none is expected."""
+
+    preferred_sizes: tuple[int, ...] = ()
+    """Batch sizes that the model runs best at: a batch is cut to the largest that is full."""
+
+    threads: int = 2
+    """Threads that compute batches. Encoder and kernels work outside the interpreter lock: while one batch
+    is in them, the next is read, and the one before is answered."""
+
+    max_waiting: int = 4096
+    """Most calls that wait, those whose caller has left included; more are refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_size", "threads", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"batcher.{name}", found=getattr(self, name), expected="1 or more")
+        if not 0 <= self.max_delay_ms <= 1000:
+            raise ConfigError("batcher.max_delay_ms", found=self.max_delay_ms, expected="0 to 1000")
+        if not all(1 <= size <= self.max_size for size in self.preferred_sizes):
+            raise ConfigError(
+                "batcher.preferred_sizes", found=self.preferred_sizes, expected=f"each 1 to {self.max_size}"
+            )
+
+
+class Waiting(Protocol):
+    """What the policy reads of an entry; times are seconds of one monotonic clock."""
+
+    deadline: float
+    received_at: float
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the entry is answered already (its caller has left, its time has passed)."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the policy knows of the past: ``batch_seconds`` and ``arrivals_per_second``, running means."""
+
+    batch_seconds: float = 0.0
+    measured_at: float = 0.0
+    arrivals_per_second: float = 0.0
+
+    def expected_seconds(self, now: float) -> float:
+        """Returns how long a batch takes, as far as that is still believed."""
+        return float(self.batch_seconds * 0.5 ** ((now - self.measured_at) / ESTIMATE_HALF_LIFE_SECONDS))
+
+    def after_batch(self, seconds: float, now: float) -> "Rates":
+        """Returns the rates after a batch that took ``seconds``."""
+        known = self.batch_seconds > 0
+        mean = self.batch_seconds + EWMA_WEIGHT * (seconds - self.batch_seconds) if known else seconds
+        return Rates(mean, now, self.arrivals_per_second)
+
+    def after_arrivals(self, n: int, seconds: float) -> "Rates":
+        """Returns the rates after ``n`` arrivals within ``seconds``."""
+        rate = n / max(seconds, 1e-6)
+        mean = self.arrivals_per_second + EWMA_WEIGHT * (rate - self.arrivals_per_second)
+        return Rates(self.batch_seconds, self.measured_at, mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(Generic[W]):
+    """What to do now: compute ``take``, answer ``late`` with DEADLINE_EXCEEDED, look again at ``wake_at``.
+
+    ``consumed``: how many entries leave the head of each class; ``n_gone``: how many of them were done.
+    """
+
+    take: list[W] = field(default_factory=list)
+    late: list[W] = field(default_factory=list)
+    consumed: tuple[int, ...] = ()
+    n_gone: int = 0
+    wake_at: float | None = None
+
+
+def decide(classes: Sequence[Sequence[W]], now: float, config: BatcherConfig, rates: Rates) -> Decision[W]:
+    """Returns what to do with what waits: ``classes[0]`` is the most urgent, each class in arrival order."""
+    finished_at = now + rates.expected_seconds(now)
+    full = _scan(classes, config.max_size, finished_at)
+    n = len(full.take)
+    if n == 0:
+        return full
+    target = max(config.preferred_sizes, default=config.max_size)
+    if n < target and config.max_delay_ms > 0:
+        oldest = min(entry.received_at for entry in full.take)
+        tightest = min(entry.deadline for entry in full.take)
+        close_at = min(oldest + delay_seconds(n, target, config, rates), tightest - (finished_at - now))
+        if now < close_at:
+            return Decision(consumed=(0,) * len(classes), wake_at=close_at)
+    size = max((size for size in config.preferred_sizes if size <= n), default=n)
+    return full if size == n else _scan(classes, size, finished_at)
+
+
+def delay_seconds(n: int, target: int, config: BatcherConfig, rates: Rates) -> float:
+    """Returns how long ``n`` waiting entries wait for ``target``."""
+    longest = config.max_delay_ms / 1000
+    if not config.adaptive_delay:
+        return longest
+    if rates.arrivals_per_second * longest < 1:
+        return 0.0  # Nobody is expected within that time: waiting would only cost.
+    return min(longest, (target - n) / rates.arrivals_per_second)
+
+
+def _scan(classes: Sequence[Sequence[W]], size: int, finished_at: float) -> Decision[W]:
+    take: list[W] = []
+    late: list[W] = []
+    consumed = []
+    n_gone = 0
+    for entries in classes:
+        n_seen = 0
+        for entry in entries:
+            if len(take) == size:
+                break
+            n_seen += 1
+            if entry.is_done:
+                n_gone += 1
+            elif entry.deadline <= finished_at:
+                late.append(entry)
+            else:
+                take.append(entry)
+        consumed.append(n_seen)
+    return Decision(take, late, tuple(consumed), n_gone)

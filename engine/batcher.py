@@ -1,0 +1,206 @@
+"""Merges calls that arrive at about the same time into batches, computed on threads of its own.
+
+What a batch is made of is decided by engine/batch_policy.py; here is what that needs around it: the queue,
+the clock, the threads, and the promise that each entry is answered exactly once whatever the work does.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide
+from recserve.engine.threads import Crew
+from recserve.errors import Overloaded, Unavailable
+
+log = structlog.get_logger("recserve.batcher")
+
+
+class Entry(Protocol):
+    """One call that waits; ``priority`` 0 is the most urgent; times are those of ``time.monotonic``."""
+
+    deadline: float
+    received_at: float
+    priority: int
+    stage_ns: dict[str, int]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the entry is answered already."""
+
+    def fail(self, error: BaseException) -> bool:
+        """Answers with an error."""
+
+    def expire(self) -> bool:
+        """Answers that its deadline cannot be met."""
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Batcher(Generic[E]):
+    """Runs ``answer(entries)`` for batches of submitted entries; ``answer`` answers each of them.
+
+    When it raises, the entries that are not answered yet are run again, one by one, once: a bad one fails
+    alone, with its own error. A thread that dies is replaced and its batch answered UNAVAILABLE.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[list[E]], None],
+        config: BatcherConfig,
+        *,
+        on_exhausted: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._answer = answer
+        self._config = config
+        self._clock = clock
+        # Filled by any thread without a lock; emptied by the one that forms a batch.
+        self._inbox: SimpleQueue[E | None] = SimpleQueue()
+        # Held by the one thread that waits for and forms the next batch; guards the fields below.
+        self._forming = threading.Lock()
+        self._classes: tuple[deque[E], ...] = tuple(deque() for _ in range(PRIORITIES))
+        self._rates = Rates()
+        self._looked_at = clock()
+        self._closed = False
+        # Guards _counters.
+        self._counting = threading.Lock()
+        self._counters = dict.fromkeys(
+            ("batches", "rows", "late_rows", "gone_rows", "failed_batches", "failed_rows"), 0
+        )
+        self._crew = Crew("recserve-batcher", config.threads, self._work, on_exhausted=on_exhausted)
+
+    @property
+    def n_waiting(self) -> int:
+        """Entries that wait, those that are done already included."""
+        return self._inbox.qsize() + sum(map(len, self._classes))
+
+    def submit(self, request: Any, entry: E) -> None:
+        """Queues ``entry``; a handler of the service seam. Raises :class:`Overloaded` when too many wait."""
+        if self._closed:
+            raise Unavailable("server", found="shutting down", expected="serving", cure="Ask another one.")
+        if self.n_waiting >= self._config.max_waiting:
+            raise Overloaded(
+                "waiting requests",
+                found=self.n_waiting,
+                expected=f"below {self._config.max_waiting}",
+                cure="Try again after a pause.",
+            )
+        self._inbox.put(entry)
+
+    def stats(self) -> dict[str, int]:
+        """Returns counts since the start.
+
+        ``batches`` and ``rows`` computed; ``late_rows`` dropped because their deadline could not be met;
+        ``gone_rows`` skipped because their caller had left; ``failed_batches`` and the ``failed_rows`` that
+        failed again alone.
+        """
+        with self._counting:
+            return dict(self._counters)
+
+    def close(self) -> None:
+        """Computes what waits, then ends the threads."""
+        for _ in range(self._config.threads):
+            self._inbox.put(None)
+        self._crew.join()
+
+    def _work(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            self._compute(batch)
+
+    def _next_batch(self) -> list[E] | None:
+        with self._forming:
+            while True:
+                self._drain_inbox()
+                now = self._clock()
+                decision = decide(self._classes, now, self._config, self._rates)
+                self._apply(decision)
+                if decision.take:
+                    return decision.take
+                if decision.wake_at is not None:
+                    self._wait(max(0.0, decision.wake_at - now))
+                elif self._closed:
+                    return None
+                else:
+                    self._wait(None)
+
+    def _wait(self, seconds: float | None) -> None:
+        try:
+            self._take_in(self._inbox.get(timeout=seconds))
+        except Empty:
+            return
+
+    def _drain_inbox(self) -> None:
+        n = self._inbox.qsize()
+        for _ in range(n):
+            self._take_in(self._inbox.get_nowait())
+        if self._config.max_delay_ms > 0:
+            now = self._clock()
+            self._rates = self._rates.after_arrivals(n, now - self._looked_at)
+            self._looked_at = now
+
+    def _take_in(self, entry: E | None) -> None:
+        if entry is None:
+            self._closed = True
+            self._config = replace(self._config, max_delay_ms=0.0)  # Nobody else will come.
+        else:
+            self._classes[min(max(entry.priority, 0), PRIORITIES - 1)].append(entry)
+
+    def _apply(self, decision: Decision[E]) -> None:
+        for entries, n in zip(self._classes, decision.consumed, strict=True):
+            for _ in range(n):
+                entries.popleft()
+        for entry in decision.late:
+            entry.expire()
+        if decision.late or decision.n_gone:
+            self._count(late_rows=len(decision.late), gone_rows=decision.n_gone)
+
+    def _compute(self, batch: list[E]) -> None:
+        start = self._clock()
+        for entry in batch:
+            entry.stage_ns["queue"] = int((start - entry.received_at) * 1e9)
+        try:
+            try:
+                self._answer(batch)
+            except Exception as error:  # noqa: BLE001 - each caller gets a status for whatever it is
+                self._one_by_one(batch, error)
+            for entry in batch:
+                if not entry.is_done:
+                    entry.fail(RuntimeError("the batch ended without an answer for one of its entries"))
+        except BaseException:
+            for entry in batch:
+                entry.fail(
+                    Unavailable(
+                        "batch", found="aborted", expected="computed", cure="Try again after a moment."
+                    )
+                )
+            raise
+        end = self._clock()
+        # Several threads may do this at once; a mean that misses one batch is as good.
+        self._rates = self._rates.after_batch(end - start, end)
+        self._count(batches=1, rows=len(batch))
+
+    def _one_by_one(self, batch: list[E], error: Exception) -> None:
+        if len(batch) == 1:
+            self._count(failed_batches=1, failed_rows=int(batch[0].fail(error)))
+            return
+        log.warning("batch failed, trying its rows one by one", rows=len(batch), error=type(error).__name__)
+        failed = 0
+        for entry in batch:
+            if not entry.is_done:
+                try:
+                    self._answer([entry])
+                except Exception as own:  # noqa: BLE001 - as above
+                    failed += entry.fail(own)
+        self._count(failed_batches=1, failed_rows=failed)
+
+    def _count(self, **increments: int) -> None:
+        with self._counting:
+            for name, increment in increments.items():
+                self._counters[name] += increment

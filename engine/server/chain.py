@@ -1,0 +1,145 @@
+"""What every method passes on every transport; methods.py tells the whole way."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from recserve.engine.server.admission import Admission
+from recserve.engine.server.call import ANONYMOUS, Call
+from recserve.engine.server.methods import Consumer, MethodTable
+from recserve.errors import MalformedRequest, MessageTooLarge
+
+log = structlog.get_logger("recserve.server")
+
+# How late a deadline may be noticed that the transport does not watch itself.
+SWEEP_SECONDS = 0.02
+
+
+class Observer:
+    """Sees every call (metrics, traces, audit). Called on any thread; must neither block nor raise."""
+
+    def on_admitted(self, call: Call) -> None:
+        """The call passed authorisation and admission and is about to be decoded."""
+
+    def on_answered(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
+        """The call is done, ``seconds`` after its arrival; ``call.stage_ns`` has the stages.
+
+        Refused calls come here too, without :meth:`on_admitted`. The reply is sent just after.
+        """
+
+
+def everybody(call: Call) -> Any:
+    """The authorising hook of a server without authentication."""
+    return ANONYMOUS
+
+
+class Chain:
+    """Authorises, admits, decodes and hands over calls; watches their deadlines.
+
+    ``principal_of(call)`` returns who calls, or raises (Unauthenticated, PermissionDenied).
+    """
+
+    def __init__(
+        self,
+        methods: MethodTable,
+        admission: Admission,
+        *,
+        default_deadline_seconds: float,
+        max_message_bytes: int,
+        principal_of: Callable[[Call], Any] = everybody,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.methods = methods
+        self.admission = admission
+        self._default_deadline_seconds = default_deadline_seconds
+        self._max_message_bytes = max_message_bytes
+        self._principal_of = principal_of
+        self._observers = tuple(observers)
+        self._closed = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="recserve-deadlines", daemon=True)
+        self._sweeper.start()
+
+    def dispatch(self, call: Call, data: bytes) -> None:
+        """Takes a call with one request message; the answer comes through ``call``, now or later."""
+        try:
+            self._enter(call)
+            call.request = request = self._decode(call, data)
+            call.method.handler(request, call)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
+            call.fail(error)
+
+    def open(self, call: Call) -> Consumer | None:
+        """Takes a call that streams requests; returns who takes them, None when the call was refused."""
+        try:
+            self._enter(call)
+            consumer: Consumer = call.method.handler(call)
+        except Exception as error:  # noqa: BLE001 - as above
+            call.fail(error)
+            return None
+        return consumer
+
+    def feed(self, call: Call, consumer: Consumer, data: bytes) -> Any:
+        """Hands the next message of a streaming caller over; returns what :meth:`Consumer.message` does."""
+        try:
+            return consumer.message(self._decode(call, data))
+        except Exception as error:  # noqa: BLE001 - as above
+            call.fail(error)
+            return None
+
+    def end(self, call: Call, consumer: Consumer) -> None:
+        """The streaming caller has sent everything."""
+        try:
+            consumer.end()
+        except Exception as error:  # noqa: BLE001 - as above
+            call.fail(error)
+
+    def answered(self, call: Call, code: grpc.StatusCode) -> None:
+        """Told by each call when it is done, before the reply is sent."""
+        if call.method.is_admitted:
+            self.admission.leave(call)
+        if self._observers:
+            seconds = time.monotonic() - call.received_at
+            for observer in self._observers:
+                try:
+                    observer.on_answered(call, code, seconds)
+                except Exception:
+                    # The call must be answered whatever happens to the one who watches.
+                    log.exception("observer failed", observer=type(observer).__name__)
+
+    def close(self) -> None:
+        """Stops watching deadlines."""
+        self._closed.set()
+        self._sweeper.join()
+
+    def _enter(self, call: Call) -> None:
+        call._chain = self
+        method = call.method
+        if not call.deadline:
+            # A stream lasts as long as its caller wants.
+            seconds = float("inf") if method.shape.streams_requests or method.shape.streams_replies else None
+            call.deadline = call.received_at + (seconds or self._default_deadline_seconds)
+        # Who may not ask costs neither a place nor a decoding.
+        call.principal = self._principal_of(call)
+        if method.is_admitted:
+            self.admission.enter(call)
+        for observer in self._observers:
+            observer.on_admitted(call)
+
+    def _decode(self, call: Call, data: bytes) -> Any:
+        if len(data) > self._max_message_bytes:
+            raise MessageTooLarge(
+                "request", found=f"{len(data)} bytes long", expected=f"at most {self._max_message_bytes}"
+            )
+        try:
+            return call.method.decode(data)
+        except (DecodeError, ValueError) as error:
+            raise MalformedRequest("request", found="not decodable", expected="a valid message") from error
+
+    def _sweep(self) -> None:
+        while not self._closed.wait(SWEEP_SECONDS):
+            self.admission.expire(time.monotonic())

@@ -1,0 +1,16 @@
+"""What carries calls to the chain: one module per way, all behind :class:`Transport`."""
+
+from typing import Protocol
+
+
+class Transport(Protocol):
+    """Binds an address and hands every call to a chain."""
+
+    def start(self) -> str:
+        """Binds and accepts calls; returns the address with the real port.
+
+        Raises :class:`ConfigError` when the address cannot be bound or a method cannot be carried.
+        """
+
+    def stop(self, grace_seconds: float) -> None:
+        """Accepts nothing new, gives what is open ``grace_seconds``, closes; stopping twice is fine."""

@@ -1,0 +1,151 @@
+"""gRPC by pygrpc-native: HTTP/2 in Rust, outside the interpreter lock; calls arrive in batches.
+
+Plain text only (loopback, a Unix socket, or behind a TLS proxy); unary calls and reply streams. A message
+over the limit is refused after it has been received: keep strangers away with the proxy.
+"""
+
+import threading
+import time
+from typing import Any
+
+from google.rpc import status_pb2
+
+from recserve.engine.server.call import Call
+from recserve.engine.server.chain import Chain
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.methods import Method, Shape
+from recserve.engine.wire.status import trailer_of
+from recserve.errors import ConfigError, Overloaded
+
+CARRIED = frozenset({Shape.UNARY, Shape.SERVER_STREAM})
+# Calls that come to Python with one crossing of the interpreter lock.
+RECEIVE_BATCH = 64
+# More keep a core from the engine without making a server of few cores faster.
+IO_THREADS = 1
+# Calls on their way from a socket reach the chain, which refuses them with a status that says why.
+SETTLE_SECONDS = 0.2
+
+
+class NativeTransport:
+    """Unary and server-streaming methods on one address, without a thread or a task per call."""
+
+    def __init__(self, chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> None:
+        chain.methods.check_shapes("native", CARRIED)
+        if not config.is_local:
+            raise ConfigError(
+                "server.host",
+                found=config.host,
+                expected="loopback or unix:PATH with --transport native",
+                cure="It has no TLS: put a TLS proxy in front of it, or use --transport grpcio.",
+            )
+        self._native = _import_native()
+        self._chain = chain
+        self._config = config
+        self._reuse_port = reuse_port
+        self._methods = list(chain.methods)
+        # By the front's id; a call leaves when it is answered or cancelled.
+        self._calls: dict[int, _NativeCall] = {}
+        self._front: Any = None
+        self._thread = threading.Thread(target=self._receive, name="recserve-native", daemon=True)
+
+    def start(self) -> str:
+        """Binds and accepts calls; returns the address."""
+        address = self._config.address(self._config.port)
+        try:
+            self._front = self._native.NativeGrpcFront(
+                address,
+                [(method.path, method.shape.streams_replies) for method in self._methods],
+                io_threads=IO_THREADS,
+                call_details=True,
+                reuse_port=self._reuse_port,
+            )
+            self._front.start()
+        except OSError as error:
+            raise ConfigError(
+                "server address", found=address, expected="free to bind", cure="Choose another --port."
+            ) from error
+        self._thread.start()
+        return self._config.address(self._front.bound_port)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Gives open calls the seconds, closes."""
+        if not self._thread.is_alive():
+            return
+        time.sleep(SETTLE_SECONDS)
+        deadline = time.monotonic() + grace_seconds
+        while self._calls and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._front.close()
+        self._thread.join()
+        for call in list(self._calls.values()):
+            call.cancel()
+
+    def _receive(self) -> None:
+        receive, calls, dispatch = self._front.recv_batch_details, self._calls, self._chain.dispatch
+        methods, event_call = self._methods, self._native.EVENT_CALL
+        while (events := receive(RECEIVE_BATCH)) is not None:
+            for kind, call_id, method_id, payload, _, details in events:
+                if kind == event_call:
+                    call = calls[call_id] = _NativeCall(methods[method_id], self, call_id, details)
+                    dispatch(call, payload)
+                elif (gone := calls.pop(call_id, None)) is not None:
+                    gone.cancel()
+
+    def reply(self, call_id: int, data: bytes) -> None:
+        """Sends the one reply of a call."""
+        self._calls.pop(call_id, None)
+        self._front.respond(call_id, data)
+
+    def fail(self, call_id: int, status: status_pb2.Status) -> None:
+        """Ends a call with a status."""
+        self._calls.pop(call_id, None)
+        self._front.fail(call_id, status.code, status.message, trailer_of(status))
+
+    def send(self, call: Call, call_id: int, data: bytes) -> None:
+        """Sends one message of a reply stream; a reader too slow for its buffer loses the stream."""
+        sent = self._front.stream_try_send(call_id, data)
+        if sent == self._native.STREAM_FULL:
+            call.fail(Overloaded("reader", found="too slow", expected="reading", cure="Ask again."))
+        elif sent == self._native.STREAM_CLOSED:
+            self._calls.pop(call_id, None)
+            call.cancel()
+
+    def end(self, call_id: int) -> None:
+        """Ends a reply stream well."""
+        self._calls.pop(call_id, None)
+        self._front.stream_end(call_id)
+
+
+class _NativeCall(Call):
+    __slots__ = ("_call_id", "_transport")
+
+    def __init__(self, method: Method, transport: NativeTransport, call_id: int, details: Any) -> None:
+        metadata, peer, seconds = details
+        super().__init__(method, metadata=metadata, peer=peer, seconds=seconds)
+        self._transport = transport
+        self._call_id = call_id
+
+    def _send_reply(self, data: bytes) -> None:
+        self._transport.reply(self._call_id, data)
+
+    def _send_failure(self, status: status_pb2.Status) -> None:
+        self._transport.fail(self._call_id, status)
+
+    def _send_message(self, data: bytes) -> None:
+        self._transport.send(self, self._call_id, data)
+
+    def _send_end(self) -> None:
+        self._transport.end(self._call_id)
+
+
+def _import_native() -> Any:
+    try:
+        import pygrpc_native
+    except ImportError as error:
+        raise ConfigError(
+            "server.transport",
+            found="native without pygrpc-native",
+            expected="an installation with the extra [native]",
+            cure="Run: pip install 'recserve[native]'",
+        ) from error
+    return pygrpc_native

@@ -1,0 +1,161 @@
+"""The batching policy as the pure function that it is: no clock, no threads, no sleeping."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recserve.engine.batch_policy import (
+    ESTIMATE_HALF_LIFE_SECONDS,
+    BatcherConfig,
+    Rates,
+    decide,
+    delay_seconds,
+)
+from recserve.errors import ConfigError
+
+NOW = 1000.0
+
+
+@dataclass
+class Row:
+    received_at: float = NOW
+    deadline: float = NOW + 1
+    is_done: bool = False
+
+
+rows = st.builds(
+    Row,
+    received_at=st.floats(NOW - 1, NOW),
+    deadline=st.floats(NOW - 1, NOW + 2),
+    is_done=st.booleans(),
+)
+classes = st.lists(st.lists(rows, max_size=12), min_size=1, max_size=4)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> BatcherConfig:
+    max_size = draw(st.integers(1, 10))
+    return BatcherConfig(
+        max_size=max_size,
+        max_delay_ms=draw(st.sampled_from([0.0, 1.0, 500.0])),
+        adaptive_delay=draw(st.booleans()),
+        preferred_sizes=tuple(draw(st.lists(st.integers(1, max_size), max_size=3))),
+    )
+
+
+rates = st.builds(
+    Rates,
+    batch_seconds=st.floats(0, 1),
+    measured_at=st.floats(NOW - 2, NOW),
+    arrivals_per_second=st.floats(0, 1e5),
+)
+
+
+@given(classes, configs(), rates)
+def test_laws_of_a_decision(queue: list[list[Row]], config: BatcherConfig, known: Rates) -> None:
+    decision = decide(queue, NOW, config, known)
+    consumed = [row for entries, n in zip(queue, decision.consumed, strict=True) for row in entries[:n]]
+    # What leaves the queue is taken, late or gone: each exactly once, in order of class and arrival.
+    taken_or_late = [row for row in consumed if not row.is_done]
+    assert [id(row) for row in taken_or_late if any(row is taken for taken in decision.take)] == [
+        id(row) for row in decision.take
+    ]
+    assert len(decision.take) + len(decision.late) + decision.n_gone == len(consumed)
+    assert len(decision.take) <= config.max_size
+    # Nothing is computed for the dead or the late.
+    expected = known.expected_seconds(NOW)
+    assert not any(row.is_done or row.deadline <= NOW + expected for row in decision.take)
+    assert all(row.deadline <= NOW + expected and not row.is_done for row in decision.late)
+    # Either something is taken, or nothing live waits, or it is known when to look again.
+    live = [row for entries in queue for row in entries if not row.is_done and row.deadline > NOW + expected]
+    if not decision.take:
+        assert (decision.wake_at is not None) == bool(live)
+    if decision.wake_at is not None:
+        assert NOW < decision.wake_at <= min(row.received_at for row in live) + config.max_delay_ms / 1000
+        assert (decision.take, decision.late, sum(decision.consumed)) == ([], [], 0)
+    if config.max_delay_ms == 0 and live:
+        assert decision.take
+
+
+@given(classes, configs(), rates)
+def test_waiting_ends_when_it_was_said(queue: list[list[Row]], config: BatcherConfig, known: Rates) -> None:
+    decision = decide(queue, NOW, config, known)
+    if decision.wake_at is not None:
+        # Frozen rates: a fading estimate only lets more through.
+        later = decide(queue, decision.wake_at, config, Rates(0.0, NOW, known.arrivals_per_second))
+        assert later.take
+
+
+@given(classes, configs())
+def test_everything_is_consumed_in_the_end(queue: list[list[Row]], config: BatcherConfig) -> None:
+    now, left, seen = NOW, [list(entries) for entries in queue], 0
+    for _ in range(200):
+        decision = decide(left, now, config, Rates())
+        left = [entries[n:] for entries, n in zip(left, decision.consumed, strict=True)]
+        seen += len(decision.take) + len(decision.late) + decision.n_gone
+        if decision.wake_at is not None:
+            now = decision.wake_at
+        elif not decision.take:
+            break
+    assert seen == sum(map(len, queue))
+    assert not any(left)
+
+
+def test_the_most_urgent_class_goes_first() -> None:
+    urgent, normal = [Row(), Row()], [Row(), Row()]
+    decision = decide([urgent, normal], NOW, BatcherConfig(max_size=3), Rates())
+    assert [id(row) for row in decision.take] == [id(row) for row in (*urgent, normal[0])]
+    assert decision.consumed == (2, 1)
+
+
+def test_an_entry_that_cannot_finish_in_time_is_late_before_it_is_computed() -> None:
+    soon, ample = Row(deadline=NOW + 0.05), Row(deadline=NOW + 0.5)
+    known = Rates(batch_seconds=0.1, measured_at=NOW)
+    decision = decide([[soon, ample]], NOW, BatcherConfig(), known)
+    assert (decision.late, decision.take) == ([soon], [ample])
+
+
+def test_an_estimate_fades_when_nothing_confirms_it() -> None:
+    slow = Rates().after_batch(10.0, NOW)
+    row = Row(deadline=NOW + 1.1 + 10 * ESTIMATE_HALF_LIFE_SECONDS)
+    assert decide([[row]], NOW + 10 * ESTIMATE_HALF_LIFE_SECONDS, BatcherConfig(), slow).take == [row]
+    assert slow.after_batch(0.0, NOW).batch_seconds == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(("n", "taken"), [(3, 3), (4, 4), (5, 4), (7, 4), (8, 8), (9, 8)])
+def test_preferred_sizes_cut_a_batch(n: int, taken: int) -> None:
+    config = BatcherConfig(max_size=10, preferred_sizes=(8, 4))
+    assert len(decide([[Row() for _ in range(n)]], NOW, config, Rates()).take) == taken
+
+
+def test_a_full_batch_never_waits() -> None:
+    config = BatcherConfig(max_size=2, max_delay_ms=100.0, adaptive_delay=False)
+    assert decide([[Row()]], NOW, config, Rates()).wake_at == pytest.approx(NOW + 0.1)
+    assert len(decide([[Row(), Row(), Row()]], NOW, config, Rates()).take) == 2
+
+
+def test_nobody_waits_past_what_its_deadline_allows() -> None:
+    config = BatcherConfig(max_delay_ms=500.0, adaptive_delay=False)
+    known = Rates(batch_seconds=0.1, measured_at=NOW)
+    assert decide([[Row(deadline=NOW + 0.3)]], NOW, config, known).wake_at == pytest.approx(NOW + 0.2)
+
+
+def test_the_delay_follows_the_arrivals() -> None:
+    config = BatcherConfig(max_size=10, max_delay_ms=100.0)
+    # Fewer than one expected within the delay: no reason to wait.
+    assert delay_seconds(1, 10, config, Rates(arrivals_per_second=9.0)) == 0
+    assert delay_seconds(1, 10, config, Rates(arrivals_per_second=1000.0)) == pytest.approx(0.009)
+    assert delay_seconds(1, 10, config, Rates(arrivals_per_second=20.0)) == pytest.approx(0.1)
+    assert Rates().after_arrivals(10, 0.01).arrivals_per_second == pytest.approx(200.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_size": 0}, {"threads": 0}, {"max_waiting": 0}, {"max_delay_ms": -1.0}, {"preferred_sizes": (65,)}],
+)
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="batcher"):
+        BatcherConfig(**wrong)

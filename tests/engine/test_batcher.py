@@ -1,0 +1,237 @@
+"""The batcher with its threads: each entry is answered exactly once, whatever the work does."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.batcher import Batcher
+from recserve.errors import Overloaded, Unavailable
+
+TIMEOUT_SECONDS = 30
+FAR = float("inf")
+
+
+class Row:
+    """An entry that counts its answers."""
+
+    def __init__(self, value: int = 0, *, priority: int = 1, deadline: float = FAR) -> None:
+        self.value, self.priority, self.deadline = value, priority, deadline
+        self.received_at = 0.0
+        self.stage_ns: dict[str, int] = {}
+        self.answers: list[Any] = []
+        self.answered = threading.Event()
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.answers)
+
+    def reply(self, answer: Any) -> bool:
+        if self.answers:
+            return False
+        self.answers.append(answer)
+        self.answered.set()
+        return True
+
+    def fail(self, error: BaseException) -> bool:
+        return self.reply(error)
+
+    def expire(self) -> bool:
+        return self.reply("expired")
+
+    def result(self) -> Any:
+        assert self.answered.wait(TIMEOUT_SECONDS)
+        [answer] = self.answers
+        return answer
+
+
+class Held:
+    """An ``answer`` that waits at a gate and keeps the batches that it was given."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.batches: list[list[Row]] = []
+
+    def __call__(self, rows: list[Row]) -> None:
+        self.batches.append(rows)
+        self.entered.release()
+        assert self.gate.wait(TIMEOUT_SECONDS)
+        for row in rows:
+            row.reply(row.value)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Batcher[Row]]]:
+    with ExitStack() as stack:
+
+        def make(answer: Any, on_exhausted: Any = lambda: None, **fields: Any) -> Batcher[Row]:
+            batcher = Batcher(answer, BatcherConfig(**{"threads": 1, **fields}), on_exhausted=on_exhausted)
+            return stack.enter_context(closing(batcher))
+
+        yield make
+
+
+def submit(batcher: Batcher[Row], *rows: Row) -> None:
+    for row in rows:
+        batcher.submit(None, row)
+
+
+def held_first(start: Callable[..., Batcher[Row]], **fields: Any) -> tuple[Batcher[Row], Held]:
+    """Returns a batcher whose thread is inside its first batch, so that what follows piles up."""
+    held = Held()
+    batcher = start(held, **fields)
+    submit(batcher, Row(-1))
+    assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+    return batcher, held
+
+
+def test_what_waits_is_answered_together_in_order(start: Callable[..., Batcher[Row]]) -> None:
+    batcher, held = held_first(start, max_size=4)
+    rows = [Row(i) for i in range(6)]
+    urgent = Row(100, priority=0)
+    submit(batcher, *rows, urgent)
+    held.gate.set()
+    assert [row.result() for row in (*rows, urgent)] == [0, 1, 2, 3, 4, 5, 100]
+    assert [[row.value for row in batch] for batch in held.batches] == [[-1], [100, 0, 1, 2], [3, 4, 5]]
+    assert all("queue" in row.stage_ns for row in rows)
+    batcher.close()
+    assert (batcher.stats()["batches"], batcher.stats()["rows"]) == (3, 8)
+
+
+def test_the_gone_and_the_late_are_never_computed(start: Callable[..., Batcher[Row]]) -> None:
+    batcher, held = held_first(start)
+    gone, late, fine = Row(1), Row(2, deadline=0.0), Row(3)
+    submit(batcher, gone, late, fine)
+    gone.reply("left")
+    held.gate.set()
+    assert (gone.result(), late.result(), fine.result()) == ("left", "expired", 3)
+    assert [row.value for batch in held.batches for row in batch] == [-1, 3]
+    batcher.close()
+    stats = batcher.stats()
+    assert (stats["gone_rows"], stats["late_rows"]) == (1, 1)
+
+
+def test_a_failing_row_fails_alone(start: Callable[..., Batcher[Row]]) -> None:
+    gate = threading.Event()
+
+    def answer(rows: list[Row]) -> None:
+        assert gate.wait(TIMEOUT_SECONDS)
+        if any(row.value == 13 for row in rows):
+            raise KeyError("thirteen")
+        for row in rows:
+            row.reply(row.value)
+
+    batcher = start(answer)
+    rows = [Row(i) for i in (11, 12, 13, 14)]
+    submit(batcher, *rows)
+    gate.set()
+    answers = [row.result() for row in rows]
+    assert [a for a in answers if not isinstance(a, KeyError)] == [11, 12, 14]
+    assert isinstance(answers[2], KeyError)
+    batcher.close()
+    assert batcher.stats()["failed_rows"] == 1
+
+
+def test_a_row_that_the_work_forgets_is_answered(start: Callable[..., Batcher[Row]]) -> None:
+    row = Row()
+    submit(start(lambda rows: None), row)
+    assert isinstance(row.result(), RuntimeError)
+
+
+def test_a_dead_thread_is_replaced(start: Callable[..., Batcher[Row]]) -> None:
+    exhausted = threading.Event()
+
+    def answer(rows: list[Row]) -> None:
+        for row in rows:
+            if row.value == 13:
+                raise SystemExit
+            row.reply(row.value)
+
+    batcher = start(answer, exhausted.set, max_size=1)
+    for _ in range(3):
+        doomed, fine = Row(13), Row(1)
+        submit(batcher, doomed, fine)
+        assert isinstance(doomed.result(), Unavailable)
+        assert fine.result() == 1
+    assert not exhausted.is_set()
+    submit(batcher, Row(13))
+    assert exhausted.wait(TIMEOUT_SECONDS)
+
+
+def test_death_while_rows_are_tried_one_by_one_answers_the_rest(start: Callable[..., Batcher[Row]]) -> None:
+    gate = threading.Event()
+
+    def answer(rows: list[Row]) -> None:
+        assert gate.wait(TIMEOUT_SECONDS)
+        if len(rows) > 1:
+            raise ValueError
+        raise SystemExit
+
+    batcher = start(answer)
+    first, rows = Row(), [Row(), Row()]
+    submit(batcher, first, *rows)
+    gate.set()
+    assert all(isinstance(row.result(), Unavailable) for row in (first, *rows))
+
+
+def test_the_queue_is_bounded_even_when_callers_leave(start: Callable[..., Batcher[Row]]) -> None:
+    batcher, held = held_first(start, max_waiting=3)
+    gone = [Row() for _ in range(3)]
+    submit(batcher, *gone)
+    for row in gone:
+        row.reply("left")
+    with pytest.raises(Overloaded, match="waiting requests is 3; expected below 3"):
+        submit(batcher, Row())
+    held.gate.set()
+
+
+def test_closing_computes_what_waits_and_refuses_more(start: Callable[..., Batcher[Row]]) -> None:
+    batcher = start(Held(), max_delay_ms=1000.0, adaptive_delay=False)
+    batcher._answer.gate.set()  # type: ignore[attr-defined]
+    row = Row(5)
+    submit(batcher, row)
+    batcher.close()
+    assert row.result() == 5
+    with pytest.raises(Unavailable):
+        submit(batcher, Row())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["fine", "bad", "gone", "late"])), max_size=40),
+    st.integers(1, 7),
+    st.integers(1, 3),
+)
+def test_each_entry_is_answered_exactly_once(
+    asked: list[tuple[int, str]], max_size: int, threads: int
+) -> None:
+    sizes: list[int] = []
+
+    def answer(rows: list[Row]) -> None:
+        sizes.append(len(rows))
+        if any(row.value == 1 for row in rows):
+            raise ValueError
+        for row in rows:
+            row.reply("fine")
+
+    batcher = Batcher[Row](answer, BatcherConfig(max_size=max_size, threads=threads))
+    rows = []
+    for priority, kind in asked:
+        row = Row(int(kind == "bad"), priority=priority, deadline=0.0 if kind == "late" else FAR)
+        if kind == "gone":
+            row.reply("gone")
+        rows.append(row)
+    submit(batcher, *rows)
+    batcher.close()
+    expected = {"fine": "fine", "gone": "gone", "late": "expired"}
+    for row, (_, kind) in zip(rows, asked, strict=True):
+        [result] = row.answers
+        assert isinstance(result, ValueError) if kind == "bad" else result == expected[kind]
+    assert max(sizes, default=0) <= max_size
+    assert batcher.n_waiting == 0
