@@ -35,9 +35,13 @@ def build_app() -> typer.Typer:
         epilog=EPILOG,
     )
     app.callback(help="Train recommendation models, export them to ONNX, serve them fast.")(_root)
+    groups: list[typer.Typer] = []
     verbs: dict[str, tuple[Callable[..., Any], bool]] = {}
 
-    def add(verb: Callable[..., Any], *, needs: Sequence[str] = (), extra: str = "") -> None:
+    def add(verb: Callable[..., Any] | typer.Typer, *, needs: Sequence[str] = (), extra: str = "") -> None:
+        if isinstance(verb, typer.Typer):
+            groups.append(verb)
+            return
         missing = [module for module in needs if importlib.util.find_spec(module) is None]
         verbs[verb.__name__] = (_refuse(verb, missing, extra) if missing else verb, bool(missing))
 
@@ -46,6 +50,8 @@ def build_app() -> typer.Typer:
     for name in sorted(verbs, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         verb, missing = verbs[name]
         app.command(name, hidden=missing)(verb)
+    for group in groups:
+        app.add_typer(group)
     return app
 
 
