@@ -1,14 +1,17 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``keys``, ``audit``, ``demo``."""
+"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``, ``keys``, ``audit``, ``kernels``."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recserve import console
-from recserve.engine.server.security.verbs import audit, keys
+from recserve.engine.server.security import verbs
+
+if TYPE_CHECKING:
+    from recserve.engine.bundle import VariantEntry
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
@@ -24,9 +27,9 @@ def register(add: Callable[..., Any]) -> None:
     add(inspect)
     add(recommend)
     add(serve)
-    add(keys)
-    add(audit)
+    verbs.register(add)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
+    add(warmup, group="kernels")
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
@@ -50,6 +53,10 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            *(
+                [f"query embeddings of {name}", _query_text(variant)]
+                for name, variant in manifest.variants.items()
+            ),
         ],
     )
     metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
@@ -69,6 +76,16 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             for name, variant in manifest.variants.items()
         ],
     )
+
+
+def _query_text(variant: "VariantEntry") -> str:
+    if variant.fold_in is not None:
+        fold_in = variant.fold_in
+        return (
+            f"user {variant.query}, fold-in with weight {fold_in.weight:g}, reg {fold_in.reg:g} "
+            f"(exponent {fold_in.reg_exponent:g})"
+        )
+    return variant.query_encoder or f"user {variant.query}, others by popularity"
 
 
 def recommend(
@@ -133,6 +150,9 @@ def serve(
     transport: Annotated[
         str | None, typer.Option(help="grpcio, or native (faster; plain text, local only). Default: grpcio.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on the port; the vectors are in memory once. Default: 1.")
+    ] = None,
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
@@ -158,10 +178,8 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
-    from recserve.engine.engine import Engine
-    from recserve.engine.logs import configure_logs
-    from recserve.engine.server.app import Server, run_server
-    from recserve.engine.server.security.setup import harden_process
+    from recserve.engine.server.serve import ServeBundle
+    from recserve.engine.server.serve import serve as serve_bundle
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -170,6 +188,7 @@ def serve(
             "host": host,
             "port": port,
             "transport": transport,
+            "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
             "policy": policy,
@@ -181,15 +200,12 @@ def serve(
         },
     }
     settings = load_settings(config, flags)
-    configure_logs()
-    harden_process()
 
     def announce(address: str) -> None:
         console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
-    server = Server(settings.server, settings.batcher)
-    run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
+    serve_bundle(ServeBundle(bundle, settings.engine, settings.server, settings.batcher), announce)
 
 
 def demo(
@@ -200,3 +216,24 @@ def demo(
     from recserve.engine.demo import run_demo
 
     run_demo(out, data)
+
+
+def warmup(json: JsonOption = False) -> None:
+    """Compile the kernels into the cache, so that no process after this one has to; for image builds."""
+    import time
+
+    from recserve.kernels.isa import available
+    from recserve.kernels.warmup import warmup_report
+
+    start = time.perf_counter()
+    warmed = warmup_report()
+    seconds = time.perf_counter() - start
+    if json:
+        kernels = [kernel._asdict() for kernel in warmed]
+        console.print_json({"isa": available()[0], "seconds": seconds, "kernels": kernels})
+        return
+    console.print_table(
+        f"{available()[0]}: ready in {seconds:.2f} s",
+        ["kernel", "forms compiled", "from the cache"],
+        [[kernel.kernel, kernel.compiled, kernel.loaded] for kernel in warmed],
+    )

@@ -34,13 +34,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """A server that answers health checks at once and requests when its engine is warm."""
+    """A server that answers health checks at once and requests when its engine is warm.
+
+    ``reuse_port``: other processes bind the same port (processes.py). Then this one binds it only when it is
+    warm: until then the kernel would send it connections that the others could serve.
+    """
 
     def __init__(
         self,
         config: ServerConfig,
         batcher: BatcherConfig | None = None,
         *,
+        reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -72,14 +77,15 @@ class Server:
             principal_of=self._security.authoriser,
             observers=[*auditors, *observers],
         )
-        self._transports = new_transports(self.chain, config)
+        self.binds_when_warm = reuse_port
+        self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
+        self._not_ready()
 
     def start(self) -> str:
         """Binds and returns the public address; Health answers NOT_SERVING until :meth:`serve`.
 
         Raises :class:`ConfigError` when an address cannot be bound.
         """
-        self._not_ready()
         try:
             address, *admin = [transport.start() for transport in self._transports]
         except ConfigError:
@@ -134,7 +140,7 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
     ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
     called with the address when the first request can be answered.
     """
-    address = server.start()
+    address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()
     loading = Future[Engine]()
@@ -152,6 +158,7 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
             if events.get() == "loaded":
                 engine = loading.result()
                 server.serve(engine)
+                address = address or server.start()
                 announce(address)
                 log.info("serving", address=address, bundle=engine.manifest.bundle_version)
                 events.get()

@@ -31,6 +31,9 @@ class ServerConfig:
     port: int = 50051
     """Port to bind; 0 takes a free one, which the first line on stdout names."""
 
+    workers: int = 1
+    """Processes that serve the same port; the bundle's vectors are in memory once."""
+
     worker_threads: int = 2
     """Threads for the calls that are not batched (RecommendMany, SimilarItems, GetItems)."""
 
@@ -74,7 +77,13 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError("server.port", found=self.port, expected="0 to 65535")
-        for name in ("worker_threads", "max_in_flight", "default_deadline_ms", "max_message_bytes"):
+        for name in (
+            "workers",
+            "worker_threads",
+            "max_in_flight",
+            "default_deadline_ms",
+            "max_message_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"server.{name}", found=getattr(self, name), expected="1 or more")
         if not self.drain_seconds >= 0:
@@ -89,6 +98,13 @@ class ServerConfig:
         self._check_tls()
         if self.admin_address:
             _check_address(self.admin_address)
+            if self.workers > 1:
+                raise ConfigError(
+                    "server.admin_address",
+                    found=f"given with {self.workers} workers",
+                    expected="one worker",
+                    cure="An admin action would reach one of the processes only.",
+                )
         if self.is_exposed and not self.insecure_bind:
             raise ConfigError(
                 "server.host" if not self.is_local else "server.admin_address",
@@ -136,10 +152,16 @@ class ServerConfig:
     def for_admin(self) -> "ServerConfig":
         """The settings of the admin address: grpcio; a Unix socket has no TLS, its file mode guards it."""
         host = host_of(self.admin_address)
+        # Exposure was checked when these settings were made.
         own = replace(self, transport="grpcio", admin_address="", insecure_bind=True)
         if host.startswith(UNIX_PREFIX):
             return replace(own, host=host, tls_certificate=None, tls_key=None, tls_client_ca=None)
         return replace(own, host=host, port=int(self.admin_address.rpartition(":")[2]))
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether the public address is a Unix socket."""
+        return self.host.startswith(UNIX_PREFIX)
 
     @property
     def is_local(self) -> bool:
@@ -153,7 +175,7 @@ class ServerConfig:
 
     def address(self, port: int) -> str:
         """Returns HOST:PORT, or unix:PATH, as gRPC and a caller write it."""
-        if self.host.startswith(UNIX_PREFIX):
+        if self.is_unix:
             return self.host
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 

@@ -11,10 +11,10 @@ from recserve.engine.server.scopes import ADMIN_SCOPES, REFLECTION_SCOPE
 from recserve.engine.server.transports import Transport
 
 
-def new_transports(chain: Chain, config: ServerConfig) -> list[Transport]:
+def new_transports(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> list[Transport]:
     """Returns what carries the calls: the public address, then the admin address when there is one."""
     public = MethodTable(method for method in chain.methods if is_public(method, config))
-    transports = [new_transport(chain, config, public)]
+    transports = [new_transport(chain, config, public, reuse_port=reuse_port)]
     if config.admin_address:
         transports.append(new_transport(chain, config.for_admin(), chain.methods))
     return transports
@@ -27,12 +27,14 @@ def is_public(method: Method, config: ServerConfig) -> bool:
     return method.scope not in ADMIN_SCOPES
 
 
-def new_transport(chain: Chain, config: ServerConfig, methods: MethodTable) -> Transport:
+def new_transport(
+    chain: Chain, config: ServerConfig, methods: MethodTable, *, reuse_port: bool = False
+) -> Transport:
     """Returns the transport that the settings name; its library is imported here, when it is wanted."""
     if config.transport == "native":
         from recserve.engine.server.transports.native import NativeTransport
 
-        return NativeTransport(chain, config, methods)
+        return NativeTransport(chain, config, methods, reuse_port=reuse_port)
     from recserve.engine.server.transports.grpcio import GrpcioTransport
 
-    return GrpcioTransport(chain, config, methods)
+    return GrpcioTransport(chain, config, methods, reuse_port=reuse_port)

@@ -1,8 +1,9 @@
 """The verbs ``recserve keys`` and ``recserve audit``."""
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,11 +12,14 @@ from recserve import console
 KeyFileOption = Annotated[Path, typer.Option("--file", help="The key file that the policy names.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-keys = typer.Typer(name="keys", help="Make, list and revoke API keys.", no_args_is_help=True)
-audit = typer.Typer(name="audit", help="Check an audit log.", no_args_is_help=True)
+
+def register(add: Callable[..., Any]) -> None:
+    """Adds the verbs to the command line."""
+    for verb in (create, list_, revoke):
+        add(verb, group="keys")
+    add(verify, group="audit")
 
 
-@keys.command("create")
 def create(
     file: KeyFileOption,
     name: Annotated[str, typer.Option(help="Who will use it; stands in the audit log.")],
@@ -30,7 +34,6 @@ def create(
     console.note(f"key {key.id} for {key.name}, until {key.expires:%Y-%m-%d}; it is not shown again")
 
 
-@keys.command("list")
 def list_(file: KeyFileOption, json: JsonOption = False) -> None:
     """Show the keys of the file, without anything secret."""
     from recserve.engine.server.security.keys import read_keys
@@ -59,7 +62,10 @@ def list_(file: KeyFileOption, json: JsonOption = False) -> None:
     console.print_table(f"{file}", ["id", "name", "scopes", "expires", "state"], rows)
 
 
-@keys.command("revoke")
+# The verb has the name of a built-in type, which the options above need.
+list_.__name__ = "list"
+
+
 def revoke(file: KeyFileOption, key_id: Annotated[str, typer.Argument(help="Id, as list shows it.")]) -> None:
     """Make a key useless; running servers see it within seconds."""
     from recserve.engine.server.security.keys import revoke_key
@@ -68,7 +74,6 @@ def revoke(file: KeyFileOption, key_id: Annotated[str, typer.Argument(help="Id, 
     console.note(f"key {key.id} for {key.name} is revoked")
 
 
-@audit.command("verify")
 def verify(
     file: Annotated[Path, typer.Argument(help="Audit log.")],
     contains: Annotated[str, typer.Option(help="A hash noted earlier, which must be in it.")] = "",
