@@ -1,4 +1,4 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``, ``keys``, ``audit``, ``kernels``."""
+"""The verbs ``inspect``, ``recommend``, ``serve``, ``demo``, ``keys``, ``audit`` and ``kernels``."""
 
 import os
 from collections.abc import Callable

@@ -114,7 +114,7 @@ def create_key(path: Path, name: str, scopes: list[str], days: int) -> tuple[Api
             created=now,
             expires=now + datetime.timedelta(days=days),
         )
-        _write(path, keys)
+        write_keys(path, keys)
     return keys[id_], text
 
 
@@ -126,7 +126,7 @@ def revoke_key(path: Path, id_: str) -> ApiKey:
             raise ConfigError("key id", found=id_, expected="one that recserve keys list shows")
         if keys[id_].revoked is None:
             keys[id_] = replace(keys[id_], revoked=_now().replace(microsecond=0))
-            _write(path, keys)
+            write_keys(path, keys)
     return keys[id_]
 
 
@@ -136,7 +136,7 @@ def _key(id_: str, table: Any) -> ApiKey:
     return ApiKey(id=id_, **{**table, "scopes": check_scopes(f"scopes of key {id_}", table["scopes"])})
 
 
-def _write(path: Path, keys: Mapping[str, ApiKey]) -> None:
+def write_keys(path: Path, keys: Mapping[str, ApiKey]) -> None:
     """Replaces the file whole. What is written was checked: no field needs quoting."""
     lines = ["# Written by `recserve keys`; holds hashes, not keys."]
     for key in keys.values():
