@@ -26,8 +26,10 @@ class ServeBundle:
         # Here, so that the parent of several workers stays small.
         from recserve.engine.engine import Engine
         from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.security.setup import harden_process
 
         configure_logs()
+        harden_process()
         server = Server(self.server, self.batcher, reuse_port=self.server.workers > 1)
         run_server(server, lambda: Engine.load(self.bundle, self.engine), announce)
 
