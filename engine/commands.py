@@ -9,7 +9,7 @@ import typer
 from recserve import console
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
+    Path | None, typer.Option("--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -123,6 +123,18 @@ def serve(
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of the JSON gateway; 0 takes a free one. Default: no gateway.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics and the probes. Default: the gateway's.")
+    ] = None,
+    traces: Annotated[
+        bool | None, typer.Option("--traces", help="Send OpenTelemetry spans where OTEL_* says.")
+    ] = None,
+    access_lines: Annotated[
+        int | None, typer.Option(help="Most log lines about requests per second; 0: none. Default: 100.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
         bool | None,
@@ -130,10 +142,11 @@ def serve(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
+    """Serve a bundle over gRPC until SIGTERM; the addresses stand on stdout when it is warm."""
     from recserve.engine.engine import Engine
     from recserve.engine.logs import configure_logs
     from recserve.engine.server.app import Server, run_server
+    from recserve.engine.server.telemetry.observers import new_observers
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -145,15 +158,19 @@ def serve(
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },
+        "http": {"port": http_port, "metrics_port": metrics_port},
+        "telemetry": {"traces": traces, "access_lines_per_second": access_lines},
     }
     settings = load_settings(config, flags)
     configure_logs()
 
     def announce(address: str) -> None:
-        console.stdout.file.write(f"{address}\n")
+        for line in (address, *server.urls.values()):
+            console.stdout.file.write(f"{line}\n")
         console.stdout.file.flush()
 
-    server = Server(settings.server, settings.batcher)
+    observers = new_observers(settings.telemetry)
+    server = Server(settings.server, settings.batcher, observers=observers, http=settings.http)
     run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
 
 

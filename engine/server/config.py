@@ -59,18 +59,22 @@ class ServerConfig:
                 expected=f"one of {', '.join(TRANSPORTS)}",
                 cure=nearest(self.transport, TRANSPORTS),
             )
-        if not self.insecure_bind and not self.is_local:
-            raise ConfigError(
-                "server.host",
-                found=self.host,
-                expected="a loopback address",
-                cure="There is no TLS or authentication yet; --insecure-bind accepts that.",
-            )
+        self.check_bind("server.host", self.host)
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
-        return self.host.startswith(UNIX_PREFIX) or _is_loopback(self.host)
+        return self.host.startswith(UNIX_PREFIX) or is_loopback(self.host)
+
+    def check_bind(self, name: str, host: str) -> None:
+        """Raises :class:`ConfigError` for an address that others reach, unless that is accepted."""
+        if not self.insecure_bind and not host.startswith(UNIX_PREFIX) and not is_loopback(host):
+            raise ConfigError(
+                name,
+                found=host,
+                expected="a loopback address",
+                cure="There is no TLS or authentication yet; --insecure-bind accepts that.",
+            )
 
     @property
     def with_reflection(self) -> bool:
@@ -84,7 +88,8 @@ class ServerConfig:
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
     if host == "localhost":
         return True
     try:

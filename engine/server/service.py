@@ -43,6 +43,7 @@ class RecommenderService:
                 response=pb.Slate,
                 handler=batcher.submit,
                 scope="recommend",
+                http="/v1/recommend",
                 is_batched=True,
                 encode=_encode_slate,
             ),
@@ -52,6 +53,7 @@ class RecommenderService:
                 response=pb.RecommendManyResponse,
                 handler=self._pool.plain(self._recommend_many),
                 scope="recommend",
+                http="/v1/recommend-many",
             ),
             Method(
                 path=PREFIX + "SimilarItems",
@@ -59,6 +61,7 @@ class RecommenderService:
                 response=pb.Slate,
                 handler=self._pool.plain(self._similar_items),
                 scope="recommend",
+                http="/v1/similar-items",
             ),
             Method(
                 path=PREFIX + "GetItems",
@@ -66,6 +69,7 @@ class RecommenderService:
                 response=pb.GetItemsResponse,
                 handler=self._pool.plain(self._get_items),
                 scope="items:read",
+                http="/v1/items",
             ),
         ]
 
