@@ -20,7 +20,7 @@ from recserve.engine.features import (
     check_timestamp,
     check_variant,
 )
-from recserve.engine.pipeline import Batch, LoadedBundle, run, slate_items
+from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, run, slate_items, slates
 from recserve.engine.retrieval import Retriever
 from recserve.engine.session import QueryEncoder
 from recserve.engine.state.history import HistoryStore
@@ -113,19 +113,29 @@ class Engine:
         requests = self._accept(requests)
         for request in requests:
             check_request(request, self._loaded.bundle, self._config)
-        return self._run(requests)
+        return slates(self._run(requests))
 
     def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
         """Answers requests as one batch, in their order; a bad entry has its error in its place."""
+        answers = self.rank_each(requests)
+        named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
+        return [next(named) if isinstance(answer, Ranked) else answer for answer in answers]
+
+    def rank_each(self, requests: Iterable[Request]) -> list[Ranked | InvalidRequest]:
+        """Does what :meth:`recommend_each` does, and leaves the items as arrays for the wire to encode."""
         requests = self._accept(requests)
-        errors: dict[int, InvalidRequest] = {}
-        for i, request in enumerate(requests):
+        answers: list[Ranked | InvalidRequest | None] = []
+        good = []
+        for request in requests:
             try:
                 check_request(request, self._loaded.bundle, self._config)
             except InvalidRequest as error:
-                errors[i] = error
-        slates = iter(self._run([request for i, request in enumerate(requests) if i not in errors]))
-        return [errors[i] if i in errors else next(slates) for i in range(len(requests))]
+                answers.append(error)
+            else:
+                answers.append(None)
+                good.append(request)
+        ranked = iter(self._run(good))
+        return [next(ranked) if answer is None else answer for answer in answers]
 
     def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
@@ -136,21 +146,21 @@ class Engine:
             )
         return requests
 
-    def _run(self, requests: list[Request]) -> list[Slate]:
+    def _run(self, requests: list[Request]) -> list[Ranked]:
         default = self._loaded.bundle.manifest.default_variant
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(request.variant or default, []).append(i)
-        slates: dict[int, Slate] = {}
+        ranked: dict[int, Ranked] = {}
         for variant, rows in rows_of.items():
             batch = Batch(self._loaded, variant, [requests[i] for i in rows], now=int(time.time()))
-            slates.update(zip(rows, run(batch, self._store), strict=True))
+            ranked.update(zip(rows, run(batch, self._store), strict=True))
             self._count(
                 requests=len(rows),
                 cold_starts=len(rows) - len(batch.rows_with_history()),
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
-        return [slates[i] for i in range(len(requests))]
+        return [ranked[i] for i in range(len(requests))]
 
     def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""

@@ -1,11 +1,11 @@
-"""One batch from requests to slates: resolve → encode → retrieve → assemble.
+"""One batch from requests to ranked items: resolve → encode → retrieve → assemble.
 
 Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -49,7 +49,23 @@ class Batch:
         return [i for i, resolved in enumerate(self.resolved) if len(resolved.history.items)]
 
 
-def run(batch: Batch, store: HistoryStore) -> list[Slate]:
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The answer to one request before its items get names: items (n,) int32 of ``bundle``, best first.
+
+    Rows of one batch share ``stage_ns``; an item of −1 is padding.
+    """
+
+    bundle: Bundle
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    variant: str
+    source: str
+    stage_ns: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     """Answers a batch of checked requests, in their order."""
     _timed(batch, "resolve", lambda: _resolve(batch, store))
     _timed(batch, "encode", lambda: _encode(batch))
@@ -65,7 +81,7 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
-    batch.resolved = [resolve(request, batch.loaded.bundle, store) for request in batch.requests]
+    batch.resolved = resolve(batch.requests, batch.loaded.bundle, store)
 
 
 def _encode(batch: Batch) -> None:
@@ -84,41 +100,49 @@ def _encode(batch: Batch) -> None:
 def _retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
     rows = batch.rows_with_history()
-    answers: dict[int, tuple[str, NDArray[np.float32], NDArray[np.int32]]] = {}
+    answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
     if rows:
         k = max(batch.resolved[i].k for i in rows)
         scores, items = retriever.by_query(batch.queries, k, [batch.resolved[i].exclude for i in rows])
         for row, i in enumerate(rows):
             answers[i] = (SOURCE_MODEL, scores[row], items[row])
-    for i, resolved in enumerate(batch.resolved):
-        if i not in answers:
-            answers[i] = (SOURCE_POPULARITY, *retriever.popular(resolved.k, resolved.exclude))
-    batch.found = [answers[i] for i in range(len(batch.requests))]
+    batch.found = [
+        answer or (SOURCE_POPULARITY, *retriever.popular(resolved.k, resolved.exclude))
+        for answer, resolved in zip(answers, batch.resolved, strict=True)
+    ]
 
 
-def _assemble(batch: Batch) -> list[Slate]:
-    slates = []
-    for resolved, (source, scores, items) in zip(batch.resolved, batch.found, strict=True):
-        slates.append(
-            Slate(
-                items=slate_items(batch.loaded.bundle, scores[: resolved.k], items[: resolved.k]),
-                bundle_version=batch.loaded.bundle.manifest.bundle_version,
-                variant=batch.variant,
-                source=source,
-                stage_ns=batch.stage_ns,
-                warnings=resolved.warnings,
-            )
+def _assemble(batch: Batch) -> list[Ranked]:
+    bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
+    return [
+        Ranked(
+            bundle, items[: resolved.k], scores[: resolved.k], variant, source, stage_ns, resolved.warnings
         )
-    return slates
+        for resolved, (source, scores, items) in zip(batch.resolved, batch.found, strict=True)
+    ]
+
+
+def slates(ranked: Sequence[Ranked]) -> list[Slate]:
+    """Gives the items of each answer their names."""
+    return [
+        Slate(
+            items=slate_items(answer.bundle, answer.scores, answer.items),
+            bundle_version=answer.bundle.manifest.bundle_version,
+            variant=answer.variant,
+            source=answer.source,
+            stage_ns=answer.stage_ns,
+            warnings=answer.warnings,
+        )
+        for answer in ranked
+    ]
 
 
 def slate_items(
     bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32]
 ) -> tuple[SlateItem, ...]:
     """Turns one row of search results into slate items, leaving out the padding (−1)."""
-    valid = items >= 0
-    ids = bundle.catalogue.vocabulary.ids(items[valid])
-    return tuple(
-        SlateItem(rank, item_id, score)
-        for rank, (item_id, score) in enumerate(zip(ids, scores[valid].tolist(), strict=True), start=1)
-    )
+    if len(items) and items[-1] < 0:
+        valid = items >= 0
+        scores, items = scores[valid], items[valid]
+    ids = bundle.catalogue.vocabulary.ids(items)
+    return tuple(map(SlateItem, range(1, len(ids) + 1), ids, scores.tolist()))

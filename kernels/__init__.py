@@ -6,9 +6,10 @@ request.
 """
 
 from recserve.kernels.diversity import dpp, mmr
+from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex, exact_top_k
 from recserve.kernels.warmup import warmup
 
-__all__ = ["ItemFilter", "ItemIndex", "dpp", "exact_top_k", "fold_in", "mmr", "warmup"]
+__all__ = ["ItemFilter", "ItemIndex", "dpp", "encode_slate_items", "exact_top_k", "fold_in", "mmr", "warmup"]

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine.bundle": set(),
     "engine": {"engine.bundle", "engine.state", "engine.wire", "kernels", "proto"},
     "engine.state": {"engine.bundle"},
-    "engine.wire": {"engine", "proto"},
+    "engine.wire": {"engine", "engine.bundle", "kernels", "proto"},
     "engine.server": {"engine", "engine.bundle", "engine.wire", "proto"},
     "training": {"kernels", "proto"},
     "exporters": {"training", "kernels", "engine.bundle"},

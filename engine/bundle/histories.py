@@ -1,5 +1,6 @@
 """What users did before the bundle was written: the warm start of the online state, memory-mapped."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,15 @@ class StoredHistories:
 
     def get(self, user_id: str) -> History:
         """Returns the history of ``user_id``; an unknown user has an empty one."""
-        row = self.vocabulary.index_of(user_id) if user_id else -1
+        return self._of_row(self.vocabulary.index_of(user_id) if user_id else -1)
+
+    def get_many(self, user_ids: Sequence[str]) -> list[History]:
+        """Returns the history of each user, in one lookup."""
+        if len(user_ids) == 1:
+            return [self.get(user_ids[0])]
+        return [self._of_row(row) for row in self.vocabulary.indices(user_ids).tolist()]
+
+    def _of_row(self, row: int) -> History:
         if row < 0:
             return EMPTY_HISTORY
         start, end = self._offsets[row], self._offsets[row + 1]

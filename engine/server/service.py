@@ -9,6 +9,7 @@ from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
 from recserve.engine.types import DEFAULT_K, Slate
 from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
+from recserve.engine.wire.slates import encode_ranked
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
@@ -26,13 +27,18 @@ class RecommenderService:
     def recommend(self, calls: list[Call]) -> None:
         """Answers a batch of Recommend calls; a bad one is refused alone."""
         requests = [request_from_message(call.request) for call in calls]
-        answers = self._engine_of().recommend_each(requests)
+        answers = self._engine_of().rank_each(requests)
+        answered = []
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, InvalidRequest):
                 call.fail(answer)
             else:
+                answered.append((call, answer))
+        if answered:
+            slates = encode_ranked([answer for _, answer in answered])
+            for (call, answer), slate in zip(answered, slates, strict=True):
                 call.stage_ns.update(answer.stage_ns)
-                call.reply(answer)
+                call.reply(slate)
 
     def methods(self, batcher: Batcher[Call]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
@@ -45,7 +51,7 @@ class RecommenderService:
                 scope="recommend",
                 http="/v1/recommend",
                 is_batched=True,
-                encode=_encode_slate,
+                encode=bytes,  # The batch writes them: encode_ranked.
             ),
             Method(
                 path=PREFIX + "RecommendMany",
@@ -98,7 +104,3 @@ def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:
     if isinstance(answer, InvalidRequest):
         return pb.RecommendResult(error=status_of(answer))
     return pb.RecommendResult(slate=slate_to_message(answer))
-
-
-def _encode_slate(slate: Slate) -> bytes:
-    return slate_to_message(slate).SerializeToString()
