@@ -9,7 +9,8 @@ import typer
 from recserve import console
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry].")
+    Path | None,
+    typer.Option("--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry]."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -129,7 +129,7 @@ class Server:
     @property
     def is_ready(self) -> bool:
         """Whether requests are answered: an engine is there and warm, nothing is stopping."""
-        return self.health.status("") == SERVING
+        return bool(self.health.status("") == SERVING)
 
     @property
     def is_alive(self) -> bool:

@@ -30,7 +30,7 @@ class HealthService:
     def status(self, service: str) -> Status:
         """Returns the status of a service name."""
         with self._lock:
-            return self._statuses.get(service, SERVICE_UNKNOWN)
+            return int(self._statuses.get(service, SERVICE_UNKNOWN))
 
     def methods(self) -> list[Method]:
         """Returns the rows of the service; none of them is admitted, so overload never hides health."""

@@ -111,7 +111,7 @@ def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
 class RemoteError(RecserveError):
     """A server answered with an error; ``code`` is the gRPC code, ``reason`` the server's closed reason.
 
-    ``retry_after``: seconds that the server asks to wait before another try, None when it does not ask for one.
+    ``retry_after``: seconds that the server asks to wait before another try, None when it asks for none.
     """
 
     def __init__(

@@ -74,7 +74,11 @@ def _refusal(kind: Any, value: dict[str, Any]) -> MalformedRequest:
     for key in value:
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
-            cure = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(sorted(set(names.values())))}."
+            cure = (
+                f"Did you mean {close[0]!r}?"
+                if close
+                else f"Known: {', '.join(sorted(set(names.values())))}."
+            )
             return MalformedRequest(
                 key, found="not a field", expected=f"a field of {kind.DESCRIPTOR.name}", cure=cure
             )
@@ -91,9 +95,7 @@ def _refusal(kind: Any, value: dict[str, Any]) -> MalformedRequest:
 
 def _names(descriptor: Descriptor) -> dict[str, str]:
     """Returns the accepted keys and the field that each stands for."""
-    return {
-        name: field.name for field in descriptor.fields for name in (field.name, field.json_name)
-    }
+    return {name: field.name for field in descriptor.fields for name in (field.name, field.json_name)}
 
 
 def _kind_of(value: Any) -> str:

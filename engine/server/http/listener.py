@@ -49,8 +49,7 @@ class HttpListener:
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
         )
-        self._thread = threading.Thread(target=self._run, name=f"recserve-{name}", daemon=True)
-        self._socket: socket.socket | None = None
+        self._thread = threading.Thread()
 
     def start(self) -> str:
         """Binds and accepts; returns HOST:PORT. Raises :class:`ConfigError` when the address is taken."""
@@ -71,7 +70,9 @@ class HttpListener:
                 expected="free to bind",
                 cure="Choose another port.",
             ) from error
-        self._socket = listening
+        self._thread = threading.Thread(
+            target=self._run, args=(listening,), name=f"recserve-{self._name}", daemon=True
+        )
         self._thread.start()
         return f"{shown}:{listening.getsockname()[1]}"
 
@@ -81,9 +82,9 @@ class HttpListener:
             self._server.should_exit = True
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, listening: socket.socket) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._server.serve(sockets=[self._socket]))
+            self._loop.run_until_complete(self._server.serve(sockets=[listening]))
         finally:
             self._loop.close()

@@ -19,8 +19,8 @@ from recserve.engine.server.methods import Method
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/recommend": {"userId": "", "k": 5},
     "/v1/recommend-many": {"requests": [{"userId": "", "k": 3}, {"k": 3}]},
-    "/v1/similar-items": {"itemId": "", "k": 5},
-    "/v1/items": {"itemIds": [""]},
+    "/v1/similar-items": {"itemId": "id of an item", "k": 5},
+    "/v1/items": {"itemIds": ["id of an item"]},
 }
 
 
@@ -69,7 +69,8 @@ def _section(method: Method) -> str:
 <section id="{identity}">
 <h2><span>POST</span> {escape(method.http)}</h2>
 <p>{escape(comment_of(name))} <small>gRPC: {escape(name)}</small></p>
-<table><thead><tr><th scope="col">field</th><th scope="col">type</th><th scope="col">what it is</th></tr></thead>
+<table>
+<thead><tr><th scope="col">field</th><th scope="col">type</th><th scope="col">what it is</th></tr></thead>
 <tbody>{rows}</tbody></table>
 <form data-path="{escape(method.http)}">
 <label for="{identity}-body">request</label>
@@ -81,7 +82,11 @@ def _section(method: Method) -> str:
 
 
 def _row(field: FieldDescriptor) -> str:
-    cells = (f"<code>{escape(field.json_name)}</code>", escape(_type(field)), escape(comment_of(field.full_name)))
+    cells = (
+        f"<code>{escape(field.json_name)}</code>",
+        escape(_type(field)),
+        escape(comment_of(field.full_name)),
+    )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from recserve.engine.server.http.site import Ask, Handler, Response, json_response
 
 
-def probe_routes(
-    is_alive: Callable[[], bool], is_ready: Callable[[], bool]
-) -> dict[str, dict[str, Handler]]:
+def probe_routes(is_alive: Callable[[], bool], is_ready: Callable[[], bool]) -> dict[str, dict[str, Handler]]:
     """Returns both probes: 200 or 503, each with one word for a person."""
 
     async def healthz(ask: Ask) -> Response:

@@ -126,7 +126,9 @@ class Site:
             scope["method"],
             scope["path"],
             _peer(scope.get("client")),
-            tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]),
+            tuple(
+                (name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]
+            ),
             receive,
         )
         try:

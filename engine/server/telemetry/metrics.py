@@ -155,13 +155,17 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
             "recserve_requests", "Requests answered, by gRPC code.", ("method", "code"), counts.requests
         )
         yield _counter(
-            "recserve_failures", "Requests refused or failed, by reason.", ("method", "reason"), counts.failures
+            "recserve_failures",
+            "Requests refused or failed, by reason.",
+            ("method", "reason"),
+            counts.failures,
         )
+        yield _histogram("recserve_request_seconds", "From arrival to answer.", ("method",), counts.seconds)
         yield _histogram(
-            "recserve_request_seconds", "From arrival to answer.", ("method",), counts.seconds
-        )
-        yield _histogram(
-            "recserve_stage_seconds", "Stages of the requests; one batch, one time.", ("stage",), counts.stages
+            "recserve_stage_seconds",
+            "Stages of the requests; one batch, one time.",
+            ("stage",),
+            counts.stages,
         )
         yield _histogram("recserve_batch_size", "Requests per batch.", (), {"": counts.batch_sizes})
         yield from self._now()
@@ -180,7 +184,9 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
         engine = sources.engine()
         if engine is not None:
             for key, value in engine.stats().items():
-                yield CounterMetricFamily(f"recserve_engine_{key}", f"Engine: {key.replace('_', ' ')}.", value)
+                yield CounterMetricFamily(
+                    f"recserve_engine_{key}", f"Engine: {key.replace('_', ' ')}.", value
+                )
             manifest = engine.manifest
             info = GaugeMetricFamily(
                 "recserve_bundle_info",
@@ -232,5 +238,3 @@ def _histogram(name: str, text: str, labels: Sequence[str], histograms: dict[str
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value)
-
-

@@ -86,7 +86,9 @@ class Tracer(Observer):
             if isinstance(value := call.header(name), str)
         }
         # Never the context of the thread: it belongs to whoever ends the call.
-        return self._propagator.extract(carrier, context=self._trace.set_span_in_context(_nobody(self._trace)))
+        return self._propagator.extract(
+            carrier, context=self._trace.set_span_in_context(_nobody(self._trace))
+        )
 
     def close(self) -> None:
         """Sends what waits and stops the exporter."""
@@ -113,9 +115,13 @@ def new_tracer() -> Tracer:
         ) from error
     for name in PROTOCOL_VARIABLES:
         if os.environ.get(name, "grpc") != "grpc":
-            raise ConfigError(name, found=os.environ[name], expected="grpc", cure="Other protocols are not in [otel].")
+            raise ConfigError(
+                name, found=os.environ[name], expected="grpc", cure="Other protocols are not in [otel]."
+            )
     # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say wins over our name.
-    named = "OTEL_SERVICE_NAME" in os.environ or "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name" in os.environ.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
     resource = Resource.create({} if named else {"service.name": "recserve"})
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

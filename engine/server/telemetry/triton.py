@@ -47,7 +47,9 @@ def _lines(counts: Counts, sources: Sources, n_rows: int, labels: Mapping[str, s
     alone = sum(n for path, n in succeeded.items() if not models[path].is_batched)
     seconds = sum(counts.seconds[path].total for path in models if path in counts.seconds)
 
-    yield from _counter("nv_inference_request_success", "Successful requests", sum(succeeded.values()), labels)
+    yield from _counter(
+        "nv_inference_request_success", "Successful requests", sum(succeeded.values()), labels
+    )
     yield "# HELP nv_inference_request_failure Failed requests"
     yield "# TYPE nv_inference_request_failure counter"
     for reason, n in failed.items():
