@@ -1,12 +1,15 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``."""
+"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``, ``kernels warmup``."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recserve import console
+
+if TYPE_CHECKING:
+    from recserve.engine.bundle import VariantEntry
 
 ConfigOption = Annotated[
     Path | None,
@@ -24,6 +27,7 @@ def register(add: Callable[..., Any]) -> None:
     add(recommend)
     add(serve)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
+    add(warmup, group="kernels")
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
@@ -47,6 +51,10 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            *(
+                [f"query embeddings of {name}", _query_text(variant)]
+                for name, variant in manifest.variants.items()
+            ),
         ],
     )
     metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
@@ -66,6 +74,16 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             for name, variant in manifest.variants.items()
         ],
     )
+
+
+def _query_text(variant: "VariantEntry") -> str:
+    if variant.fold_in is not None:
+        fold_in = variant.fold_in
+        return (
+            f"user {variant.query}, fold-in with weight {fold_in.weight:g}, reg {fold_in.reg:g} "
+            f"(exponent {fold_in.reg_exponent:g})"
+        )
+    return variant.query_encoder or f"user {variant.query}, others by popularity"
 
 
 def recommend(
@@ -121,6 +139,9 @@ def serve(
     transport: Annotated[
         str | None, typer.Option(help="grpcio, or native (faster; plain text, local only). Default: grpcio.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on the port; the vectors are in memory once. Default: 1.")
+    ] = None,
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
@@ -144,10 +165,8 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM; the addresses stand on stdout when it is warm."""
-    from recserve.engine.engine import Engine
-    from recserve.engine.logs import configure_logs
-    from recserve.engine.server.app import Server, run_server
-    from recserve.engine.server.telemetry.observers import new_observers
+    from recserve.engine.server.serve import ServeBundle
+    from recserve.engine.server.serve import serve as serve_bundle
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -156,6 +175,7 @@ def serve(
             "host": host,
             "port": port,
             "transport": transport,
+            "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },
@@ -163,16 +183,20 @@ def serve(
         "telemetry": {"traces": traces, "access_lines_per_second": access_lines},
     }
     settings = load_settings(config, flags)
-    configure_logs()
 
-    def announce(address: str) -> None:
-        for line in (address, *server.urls.values()):
-            console.stdout.file.write(f"{line}\n")
+    def announce(addresses: str) -> None:
+        console.stdout.file.write(f"{addresses}\n")
         console.stdout.file.flush()
 
-    observers = new_observers(settings.telemetry)
-    server = Server(settings.server, settings.batcher, observers=observers, http=settings.http)
-    run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
+    work = ServeBundle(
+        bundle,
+        settings.engine,
+        settings.server,
+        settings.batcher,
+        http=settings.http,
+        telemetry=settings.telemetry,
+    )
+    serve_bundle(work, announce)
 
 
 def demo(
@@ -183,3 +207,24 @@ def demo(
     from recserve.engine.demo import run_demo
 
     run_demo(out, data)
+
+
+def warmup(json: JsonOption = False) -> None:
+    """Compile the kernels into the cache, so that no process after this one has to; for image builds."""
+    import time
+
+    from recserve.kernels.isa import available
+    from recserve.kernels.warmup import warmup_report
+
+    start = time.perf_counter()
+    warmed = warmup_report()
+    seconds = time.perf_counter() - start
+    if json:
+        kernels = [kernel._asdict() for kernel in warmed]
+        console.print_json({"isa": available()[0], "seconds": seconds, "kernels": kernels})
+        return
+    console.print_table(
+        f"{available()[0]}: ready in {seconds:.2f} s",
+        ["kernel", "forms compiled", "from the cache"],
+        [[kernel.kernel, kernel.compiled, kernel.loaded] for kernel in warmed],
+    )

@@ -38,13 +38,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """A server that answers health checks at once and requests when its engine is warm."""
+    """A server that answers health checks at once and requests when its engine is warm.
+
+    ``reuse_port``: other processes bind the same port (processes.py). Then this one binds it only when it is
+    warm: until then the kernel would send it connections that the others could serve.
+    """
 
     def __init__(
         self,
         config: ServerConfig,
         batcher: BatcherConfig | None = None,
         *,
+        reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
@@ -80,17 +85,18 @@ class Server:
             principal_of=principal_of,
             observers=[*observers, *([metrics] if metrics else [])],
         )
-        self._transport = new_transport(self.chain, config)
+        self.binds_when_warm = reuse_port
+        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
         self._http = self._new_http(http, metrics) if metrics else None
         # By name, "http" and "metrics"; of the ports that are open.
         self.urls: dict[str, str] = {}
+        self._not_ready()
 
     def start(self) -> str:
         """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
 
         Raises :class:`ConfigError` when the address cannot be bound.
         """
-        self._not_ready()
         address = self._transport.start()
         if self._http is not None:
             try:
@@ -177,15 +183,15 @@ def _new_metrics(http: HttpConfig) -> "Metrics | None":
     return Metrics()
 
 
-def new_transport(chain: Chain, config: ServerConfig) -> Transport:
+def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
     """Returns the transport that the settings name; its library is imported here, when it is wanted."""
     if config.transport == "native":
         from recserve.engine.server.transports.native import NativeTransport
 
-        return NativeTransport(chain, config)
+        return NativeTransport(chain, config, reuse_port=reuse_port)
     from recserve.engine.server.transports.grpcio import GrpcioTransport
 
-    return GrpcioTransport(chain, config)
+    return GrpcioTransport(chain, config, reuse_port=reuse_port)
 
 
 def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
@@ -194,7 +200,7 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
     ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
     called with the address when the first request can be answered.
     """
-    address = server.start()
+    address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()
     loading = Future[Engine]()
@@ -212,6 +218,7 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
             if events.get() == "loaded":
                 engine = loading.result()
                 server.serve(engine)
+                address = address or server.start()
                 announce(address)
                 log.info("serving", address=address, bundle=engine.manifest.bundle_version, **server.urls)
                 events.get()

@@ -19,8 +19,8 @@ class HttpConfig:
     """Address of /metrics."""
 
     metrics_port: int | None = None
-    """Port of /metrics (probes too); 0 takes a free one. Not set: on the gateway's port where only this
-    machine reaches that, else nowhere."""
+    """Port of /metrics (probes too); 0 takes a free one. Worker processes take this and the next ones.
+    Not set: on the gateway's port where one process serves it to this machine only, else nowhere."""
 
     max_connections: int = 1024
     """Open connections of each port; more are answered 503."""

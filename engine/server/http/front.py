@@ -12,6 +12,7 @@ from recserve.engine.server.http.openapi import openapi
 from recserve.engine.server.http.page import page
 from recserve.engine.server.http.site import Ask, Handler, Response, Site, json_response
 from recserve.engine.server.telemetry.metrics import Metrics, Sources
+from recserve.errors import ConfigError
 
 Routes = dict[str, dict[str, Handler]]
 HTML = "text/html; charset=utf-8"
@@ -41,11 +42,21 @@ class HttpFront:
         if config.port is not None:
             server.check_bind("http.host", config.host)
             # Metrics are for those who run the server, not for those who may ask it.
-            together = config.metrics_port is None and is_loopback(config.host)
+            # Of several processes the kernel picks one: its numbers alone would mislead.
+            together = config.metrics_port is None and is_loopback(config.host) and server.workers == 1
+            if server.workers > 1 and config.port == 0:
+                raise ConfigError(
+                    "http.port", found=0, expected="a port that all workers can bind", cure="Name one."
+                )
             routes = {**gateway_routes(chain, server.max_message_bytes), **(watching if together else probes)}
             site = Site({**routes, **_documents(chain, routes)})
             self._listeners["http"] = HttpListener(
-                site, "http", config.host, config.port, max_connections=config.max_connections
+                site,
+                "http",
+                config.host,
+                [config.port],
+                max_connections=config.max_connections,
+                reuse_port=server.workers > 1,
             )
         if config.metrics_port is not None:
             server.check_bind("http.metrics_host", config.metrics_host)
@@ -53,7 +64,8 @@ class HttpFront:
                 Site(watching),
                 "metrics",
                 config.metrics_host,
-                config.metrics_port,
+                # Each worker process has its own: P, P + 1, …
+                [config.metrics_port + i for i in range(server.workers if config.metrics_port else 1)],
                 max_connections=config.max_connections,
             )
 

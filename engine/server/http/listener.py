@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -24,11 +25,19 @@ class HttpListener:
     """Serves an ASGI application on one address."""
 
     def __init__(
-        self, app: Any, name: str, host: str, port: int, *, max_connections: int, reuse_port: bool = False
+        self,
+        app: Any,
+        name: str,
+        host: str,
+        ports: Sequence[int],
+        *,
+        max_connections: int,
+        reuse_port: bool = False,
     ) -> None:
+        """``ports``: the first free one is taken; ``reuse_port``: other processes may bind it as well."""
         self._name = name
         self._host = host
-        self._port = port
+        self._ports = ports
         self._reuse_port = reuse_port
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._server = uvicorn.Server(
@@ -53,28 +62,39 @@ class HttpListener:
 
     def start(self) -> str:
         """Binds and accepts; returns HOST:PORT. Raises :class:`ConfigError` when the address is taken."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        shown = f"[{self._host}]" if family == socket.AF_INET6 else self._host
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if self._reuse_port:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listening.bind((self._host, self._port))
-            listening.listen(BACKLOG)
-        except OSError as error:
-            listening.close()
+        shown = f"[{self._host}]" if ":" in self._host else self._host
+        for port in self._ports:
+            try:
+                listening = self._bind(port)
+                break
+            except OSError as error:
+                last = error
+        else:
             raise ConfigError(
                 f"{self._name} address",
-                found=f"{shown}:{self._port}",
+                found=f"{shown}:{self._ports[-1]}",
                 expected="free to bind",
-                cure="Choose another port.",
-            ) from error
+                cure=f"Choose another --{self._name}-port.",
+            ) from last
         self._thread = threading.Thread(
             target=self._run, args=(listening,), name=f"recserve-{self._name}", daemon=True
         )
         self._thread.start()
         return f"{shown}:{listening.getsockname()[1]}"
+
+    def _bind(self, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._reuse_port:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.bind((self._host, port))
+            listening.listen(BACKLOG)
+        except OSError:
+            listening.close()
+            raise
+        return listening
 
     def stop(self) -> None:
         """Accepts nothing new, finishes what is being answered, closes; stopping twice is fine."""

@@ -1,0 +1,63 @@
+"""``recserve serve``: one process, or a supervisor with several workers."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.config import EngineConfig
+from recserve.engine.logs import configure_logs
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.http.config import HttpConfig
+from recserve.engine.server.processes import Supervisor, reserved_port
+from recserve.engine.server.telemetry.config import TelemetryConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ServeBundle:
+    """Serves one bundle until SIGTERM; what a worker process runs, hence plain data."""
+
+    bundle: Path
+    engine: EngineConfig
+    server: ServerConfig
+    batcher: BatcherConfig
+    http: HttpConfig = field(default_factory=HttpConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+
+    def __call__(self, announce: Callable[[str], None]) -> None:
+        """Runs in the main thread of a process; ``announce`` gets the addresses when the engine is warm.
+
+        One a line, the gRPC address first.
+        """
+        # Here, so that the parent of several workers stays small.
+        from recserve.engine.engine import Engine
+        from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.telemetry.observers import new_observers
+
+        configure_logs()
+        server = Server(
+            self.server,
+            self.batcher,
+            reuse_port=self.server.workers > 1,
+            observers=new_observers(self.telemetry),
+            http=self.http,
+        )
+        run_server(
+            server,
+            lambda: Engine.load(self.bundle, self.engine),
+            lambda address: announce("\n".join((address, *server.urls.values()))),
+        )
+
+
+def serve(work: ServeBundle, announce: Callable[[str], None]) -> None:
+    """Serves ``work.bundle`` with as many processes as the settings say."""
+    if work.server.workers == 1:
+        work(announce)
+        return
+    configure_logs()
+    with reserved_port(work.server) as port, tempfile.TemporaryDirectory(prefix="recserve-index-") as folder:
+        # The first worker prepares the index, the others map what it wrote.
+        engine = work.engine if work.engine.index_folder else replace(work.engine, index_folder=Path(folder))
+        shared = replace(work, engine=engine, server=replace(work.server, port=port))
+        Supervisor(shared, work.server.workers).run(announce)
