@@ -89,6 +89,7 @@ class RecommenderService:
         slate = self._engine_of().similar_items(
             message.item_id, k, exclude=list(message.exclude), variant=message.variant
         )
+        call.stage_ns.update(slate.stage_ns)
         return slate_to_message(slate)
 
     def _get_items(self, message: pb.GetItemsRequest, call: Call) -> pb.GetItemsResponse:

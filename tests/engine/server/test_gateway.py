@@ -254,7 +254,8 @@ def test_a_caller_who_leaves_cancels_its_call(
     host, port = server.urls["http"].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as plain:
         plain.sendall(
-            b"POST /v1/items HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+            b"POST /v1/items HTTP/1.1\r\nhost: x\r\n"
+            b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
         )
         assert entered.wait(30)
     assert done.wait(30)
