@@ -4,13 +4,18 @@
 ...     slate = client.recommend(Request(user_id="u42", k=10))
 """
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import functools
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 import grpc
 
 from recserve.engine.credentials import Credentials
+from recserve.engine.retry import RetryPolicy
 from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire import convert
 from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
@@ -19,6 +24,7 @@ from recserve.proto import recommender_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
 PLAIN = Credentials()
+DEFAULT_RETRY = RetryPolicy()
 # The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
 
@@ -27,12 +33,19 @@ class RecommenderClient:
     """Asks one server; may be shared by threads.
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
-    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call; ``credentials``: TLS, key, token.
+    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call with all its tries; ``retry``: when it is
+    tried again, by default after UNAVAILABLE and RESOURCE_EXHAUSTED; ``credentials``: TLS, key, token.
     """
 
     def __init__(
-        self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, credentials: Credentials = PLAIN
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        credentials: Credentials = PLAIN,
     ) -> None:
+        self._retry = retry
         self._channel = _channel(grpc, target, credentials)
         self._metadata = credentials.metadata
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
@@ -80,18 +93,38 @@ class RecommenderClient:
         return _items(self._call(self._stub.GetItems, _item_ids(item_ids)))
 
     def _call(self, method: Any, message: Any) -> Any:
-        try:
-            return method(message, timeout=self._timeout, metadata=self._metadata())
-        except grpc.RpcError as error:
-            raise error_from_call(error) from None
+        deadline = time.monotonic() + self._timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._try(method, message, deadline - time.monotonic())
+            except grpc.RpcError as error:
+                remote = error_from_call(error)
+                pause = self._retry.pause(remote, attempt, deadline - time.monotonic())
+                if pause is None:
+                    raise remote from None
+            time.sleep(pause)
+
+    def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
+            return method(message, timeout=seconds, metadata=self._metadata())
+        with_metadata = functools.partial(method.future, message, metadata=self._metadata())
+        return _hedged(with_metadata, seconds, self._retry.hedge_after)
 
 
 class AsyncRecommenderClient:
     """The same client for asyncio."""
 
     def __init__(
-        self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, credentials: Credentials = PLAIN
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        credentials: Credentials = PLAIN,
     ) -> None:
+        self._retry = retry
         self._channel = _channel(grpc.aio, target, credentials)
         self._metadata = credentials.metadata
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
@@ -131,10 +164,67 @@ class AsyncRecommenderClient:
         return _items(await self._call(self._stub.GetItems, _item_ids(item_ids)))
 
     async def _call(self, method: Any, message: Any) -> Any:
+        deadline = time.monotonic() + self._timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._try(method, message, deadline - time.monotonic())
+            except grpc.RpcError as error:
+                remote = error_from_call(error)
+                pause = self._retry.pause(remote, attempt, deadline - time.monotonic())
+                if pause is None:
+                    raise remote from None
+            await asyncio.sleep(pause)
+
+    async def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
+            return await method(message, timeout=seconds, metadata=self._metadata())
+        ask = functools.partial(method, message, metadata=self._metadata())
+        return await _hedged_async(ask, seconds, self._retry.hedge_after)
+
+
+def _hedged(start: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+    """Starts the call, and once more after ``hedge_after``; the first good answer, else the last error."""
+    deadline = time.monotonic() + seconds
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    calls = [start(timeout=seconds)]
+    calls[0].add_done_callback(done.put)
+    try:
         try:
-            return await method(message, timeout=self._timeout, metadata=self._metadata())
-        except grpc.RpcError as error:
-            raise error_from_call(error) from None
+            call = done.get(timeout=hedge_after)
+        except queue.Empty:
+            calls.append(start(timeout=max(0.0, deadline - time.monotonic())))
+            calls[1].add_done_callback(done.put)
+            call = done.get()
+            if call.code() is not grpc.StatusCode.OK:
+                call = done.get()
+        return call.result()
+    finally:
+        for call in calls:
+            call.cancel()
+
+
+async def _hedged_async(start: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+    deadline = time.monotonic() + seconds
+
+    async def ask(timeout: float) -> Any:
+        return await start(timeout=timeout)
+
+    tasks = [asyncio.ensure_future(ask(seconds))]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=hedge_after)
+        if not done:
+            tasks.append(asyncio.ensure_future(ask(max(0.0, deadline - time.monotonic()))))
+            done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if others and all(task.exception() is not None for task in done):
+                done, _ = await asyncio.wait(others)
+        good = [task for task in done if task.exception() is None]
+        return (good or list(done))[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _channel(library: Any, target: str, credentials: Credentials) -> Any:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from recserve.engine.bundle import VariantEntry
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
+    Path | None,
+    typer.Option("--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry]."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -156,6 +157,18 @@ def serve(
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of the JSON gateway; 0 takes a free one. Default: no gateway.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics and the probes. Default: the gateway's.")
+    ] = None,
+    traces: Annotated[
+        bool | None, typer.Option("--traces", help="Send OpenTelemetry spans where OTEL_* says.")
+    ] = None,
+    access_lines: Annotated[
+        int | None, typer.Option(help="Most log lines about requests per second; 0: none. Default: 100.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
         bool | None,
@@ -177,7 +190,7 @@ def serve(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
+    """Serve a bundle over gRPC until SIGTERM; the addresses stand on stdout when it is warm."""
     from recserve.engine.server.serve import ServeBundle
     from recserve.engine.server.serve import serve as serve_bundle
     from recserve.engine.settings import load_settings
@@ -198,14 +211,24 @@ def serve(
             "admin_address": admin_address,
             "audit_log": audit_log,
         },
+        "http": {"port": http_port, "metrics_port": metrics_port},
+        "telemetry": {"traces": traces, "access_lines_per_second": access_lines},
     }
     settings = load_settings(config, flags)
 
-    def announce(address: str) -> None:
-        console.stdout.file.write(f"{address}\n")
+    def announce(addresses: str) -> None:
+        console.stdout.file.write(f"{addresses}\n")
         console.stdout.file.flush()
 
-    serve_bundle(ServeBundle(bundle, settings.engine, settings.server, settings.batcher), announce)
+    work = ServeBundle(
+        bundle,
+        settings.engine,
+        settings.server,
+        settings.batcher,
+        http=settings.http,
+        telemetry=settings.telemetry,
+    )
+    serve_bundle(work, announce)
 
 
 def demo(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -18,6 +18,7 @@ from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain, Observer
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
+from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.listeners import new_transports
 from recserve.engine.server.methods import Method, MethodTable
 from recserve.engine.server.reflection import reflection_method
@@ -25,6 +26,10 @@ from recserve.engine.server.security.setup import new_security
 from recserve.engine.server.service import RecommenderService
 from recserve.engine.server.workers import WorkerPool
 from recserve.errors import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    from recserve.engine.server.http.front import HttpFront
+    from recserve.engine.server.telemetry.metrics import Metrics
 
 log = structlog.get_logger("recserve.server")
 
@@ -48,16 +53,22 @@ class Server:
         reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         observers: Sequence[Observer] = (),
+        http: HttpConfig | None = None,
     ) -> None:
         self._config = config
         self._batcher_config = batcher or BatcherConfig()
         self._warm_engine: Engine | None = None
         self.admin_address = ""
-        self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
+        self._gave_up = False
+        self._pool = WorkerPool(config.worker_threads, on_exhausted=self._give_up)
         self.health = HealthService()
         recommender = RecommenderService(self._engine, self._pool)
+        http = http or HttpConfig()
+        metrics = _new_metrics(http)
         self.batcher = Batcher[Call](
-            recommender.recommend, self._batcher_config, on_exhausted=self._not_ready
+            metrics.counting(recommender.recommend) if metrics else recommender.recommend,
+            self._batcher_config,
+            on_exhausted=self._give_up,
         )
         methods = [
             *recommender.methods(self.batcher),
@@ -75,10 +86,13 @@ class Server:
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
             principal_of=self._security.authoriser,
-            observers=[*auditors, *observers],
+            observers=[*auditors, *observers, *([metrics] if metrics else [])],
         )
         self.binds_when_warm = reuse_port
         self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
+        self._http = self._new_http(http, metrics) if metrics else None
+        # By name, "http" and "metrics"; of the ports that are open.
+        self.urls: dict[str, str] = {}
         self._not_ready()
 
     def start(self) -> str:
@@ -88,6 +102,8 @@ class Server:
         """
         try:
             address, *admin = [transport.start() for transport in self._transports]
+            if self._http is not None:
+                self.urls = self._http.start()
         except ConfigError:
             self.stop()
             raise
@@ -117,21 +133,62 @@ class Server:
         self.admission.wait_until_idle(self._config.drain_seconds)
         for transport in self._transports:
             transport.stop(STREAM_GRACE_SECONDS)
+        if self._http is not None:
+            self._http.stop()
         self.batcher.close()
         self._pool.close()
         self.chain.close()
         self._security.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered: an engine is there and warm, nothing is stopping."""
+        return bool(self.health.status("") == SERVING)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is worth keeping: its threads have not died again and again."""
+        return not self._gave_up
+
+    def _new_http(self, http: HttpConfig, metrics: "Metrics") -> "HttpFront":
+        from recserve.engine.server.http.front import HttpFront
+        from recserve.engine.server.http.probes import probe_routes
+        from recserve.engine.server.telemetry.metrics import Sources
+
+        sources = Sources(
+            in_flight=lambda: self.admission.in_flight,
+            waiting=lambda: self.batcher.n_waiting,
+            batcher=self.batcher.stats,
+            engine=lambda: self._warm_engine,
+            methods=self.chain.methods,
+            is_ready=lambda: self.is_ready,
+        )
+        probes = probe_routes(lambda: self.is_alive, lambda: self.is_ready)
+        return HttpFront(self.chain, self._config, http, metrics=metrics, sources=sources, probes=probes)
 
     def _engine(self) -> Engine:
         if self._warm_engine is None:
             raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
         return self._warm_engine
 
+    def _give_up(self) -> None:
+        self._gave_up = True
+        self._not_ready()
+
     def _not_ready(self) -> None:
         self.health.set(NOT_SERVING, *self._health_names())
 
     def _health_names(self) -> list[str]:
         return ["", *self.chain.methods.services()]
+
+
+def _new_metrics(http: HttpConfig) -> "Metrics | None":
+    """Returns the observer that counts; None where no port would show it, and no call pays for it."""
+    if not http.is_wanted:
+        return None
+    from recserve.engine.server.telemetry.metrics import Metrics
+
+    return Metrics()
 
 
 def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
@@ -160,7 +217,7 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
                 server.serve(engine)
                 address = address or server.start()
                 announce(address)
-                log.info("serving", address=address, bundle=engine.manifest.bundle_version)
+                log.info("serving", address=address, bundle=engine.manifest.bundle_version, **server.urls)
                 events.get()
             log.info("draining")
         finally:

@@ -220,8 +220,10 @@ class _Handlers(grpc.GenericRpcHandler):
                 call.cancel()
                 raise
             if type(answer) is bytes:
+                if echo := call.echo():
+                    context.set_trailing_metadata(echo)
                 return answer
-            return await _abort(context, answer)
+            return await _abort(context, answer, call)
 
         return unary
 
@@ -278,11 +280,11 @@ def _no_identities(context: Any) -> tuple[str, ...]:
 async def _replies(call: _StreamCall, context: Any) -> AsyncIterator[bytes]:
     while (item := await call.next()) is not None:
         if isinstance(item, status_pb2.Status):
-            await _abort(context, item)
+            await _abort(context, item, call)
         else:
             yield item
 
 
-async def _abort(context: Any, status: status_pb2.Status) -> bytes:
-    await context.abort(grpc_code(status), status.message, trailer_of(status))
+async def _abort(context: Any, status: status_pb2.Status, call: Call) -> bytes:
+    await context.abort(grpc_code(status), status.message, trailer_of(status) + call.echo())
     raise grpc.aio.AbortError  # abort() has raised already; this tells the type checker.

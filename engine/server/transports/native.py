@@ -95,15 +95,15 @@ class NativeTransport:
                 elif (gone := calls.pop(call_id, None)) is not None:
                     gone.cancel()
 
-    def reply(self, call_id: int, data: bytes) -> None:
+    def reply(self, call_id: int, data: bytes, echo: tuple[tuple[str, str], ...]) -> None:
         """Sends the one reply of a call."""
         self._calls.pop(call_id, None)
-        self._front.respond(call_id, data)
+        self._front.respond(call_id, data, trailing_metadata=echo or None)
 
-    def fail(self, call_id: int, status: status_pb2.Status) -> None:
+    def fail(self, call_id: int, status: status_pb2.Status, echo: tuple[tuple[str, str], ...]) -> None:
         """Ends a call with a status."""
         self._calls.pop(call_id, None)
-        self._front.fail(call_id, status.code, status.message, trailer_of(status))
+        self._front.fail(call_id, status.code, status.message, trailer_of(status) + echo)
 
     def send(self, call: Call, call_id: int, data: bytes) -> None:
         """Sends one message of a reply stream; a reader too slow for its buffer loses the stream."""
@@ -130,10 +130,10 @@ class _NativeCall(Call):
         self._call_id = call_id
 
     def _send_reply(self, data: bytes) -> None:
-        self._transport.reply(self._call_id, data)
+        self._transport.reply(self._call_id, data, self.echo())
 
     def _send_failure(self, status: status_pb2.Status) -> None:
-        self._transport.fail(self._call_id, status)
+        self._transport.fail(self._call_id, status, self.echo())
 
     def _send_message(self, data: bytes) -> None:
         self._transport.send(self, self._call_id, data)

@@ -17,6 +17,7 @@ from recserve.engine import Engine, InvalidRequest, Request
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.client import RecommenderClient
 from recserve.engine.pipeline import Ranked
+from recserve.engine.retry import NO_RETRY
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
@@ -65,7 +66,7 @@ def test_health_says_when_the_engine_is_warm(start: Callable[..., RunningServer]
         )
         assert next(watch).status == NOT_SERVING
         assert health(server.address) == health(server.address, SERVICE) == NOT_SERVING
-        with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
+        with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client:
             with pytest.raises(RemoteError, match="server is loading") as caught:
                 client.recommend(Request())
             assert caught.value.code is grpc.StatusCode.UNAVAILABLE
@@ -127,7 +128,7 @@ def test_overload_is_said_while_health_still_answers(
             stub.Recommend.future(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS) for _ in range(2)
         ]
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
-        with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
+        with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client:
             # The second of the two may still be on its way: ask until the server is full.
             while server.server.admission.in_flight < 2:
                 assert health(server.address) == SERVING
@@ -298,7 +299,7 @@ def test_a_batcher_thread_that_dies_costs_its_batch_and_nothing_else(
         raise SystemExit
 
     monkeypatch.setattr(engine, "rank_each", die_once)
-    with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
+    with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client:
         with pytest.raises(RemoteError, match="batch is aborted") as caught:
             client.recommend(Request())
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
