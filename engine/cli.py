@@ -22,7 +22,12 @@ EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 configuration, 4 server not reachable, 5 bundle invalid."
 )
 ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve")
-GROUPS = {"kernels": "The compiled kernels.", "bench": "Measure speed on this machine."}
+GROUPS = {
+    "keys": "Make, list and revoke API keys.",
+    "audit": "Check an audit log.",
+    "kernels": "The compiled kernels.",
+    "bench": "Measure speed on this machine.",
+}
 
 
 def build_app() -> typer.Typer:

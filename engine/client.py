@@ -7,12 +7,14 @@
 import asyncio
 import queue
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import grpc
 
+from recserve.engine.credentials import Credentials
 from recserve.engine.retry import RetryPolicy
 from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire import convert
@@ -21,6 +23,7 @@ from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
+PLAIN = Credentials()
 DEFAULT_RETRY = RetryPolicy()
 # The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
@@ -31,7 +34,7 @@ class RecommenderClient:
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
     ``timeout``: seconds until DEADLINE_EXCEEDED, for every call with all its tries; ``retry``: when it is
-    tried again, by default after UNAVAILABLE and RESOURCE_EXHAUSTED.
+    tried again, by default after UNAVAILABLE and RESOURCE_EXHAUSTED; ``credentials``: TLS, key, token.
     """
 
     def __init__(
@@ -39,10 +42,12 @@ class RecommenderClient:
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: Credentials = PLAIN,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
+        self._channel = _channel(grpc, target, credentials)
+        self._metadata = credentials.metadata
         self._retry = retry
-        self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -102,9 +107,11 @@ class RecommenderClient:
             time.sleep(pause)
 
     def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        metadata = self._metadata()
         if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
-            return method(message, timeout=seconds)
-        return _hedged(method, message, seconds, self._retry.hedge_after)
+            return method(message, timeout=seconds, metadata=metadata)
+        ask = partial(method.future, message, metadata=metadata)
+        return _hedged(ask, seconds, self._retry.hedge_after)
 
 
 class AsyncRecommenderClient:
@@ -115,10 +122,12 @@ class AsyncRecommenderClient:
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: Credentials = PLAIN,
         retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
+        self._channel = _channel(grpc.aio, target, credentials)
+        self._metadata = credentials.metadata
         self._retry = retry
-        self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -170,22 +179,26 @@ class AsyncRecommenderClient:
             await asyncio.sleep(pause)
 
     async def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        ask = partial(method, message, metadata=self._metadata())
         if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
-            return await method(message, timeout=seconds)
-        return await _hedged_async(method, message, seconds, self._retry.hedge_after)
+            return await ask(timeout=seconds)
+        return await _hedged_async(ask, seconds, self._retry.hedge_after)
 
 
-def _hedged(method: Any, message: Any, seconds: float, hedge_after: float) -> Any:
-    """Sends the call, and once more after ``hedge_after``; the first good answer, else the last error."""
+def _hedged(ask: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+    """Sends the call by ``ask(timeout=…)``, and once more after ``hedge_after``.
+
+    Returns the first good answer; raises the last error when there is none.
+    """
     deadline = time.monotonic() + seconds
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    calls = [method.future(message, timeout=seconds)]
+    calls = [ask(timeout=seconds)]
     calls[0].add_done_callback(done.put)
     try:
         try:
             call = done.get(timeout=hedge_after)
         except queue.Empty:
-            calls.append(method.future(message, timeout=max(0.0, deadline - time.monotonic())))
+            calls.append(ask(timeout=max(0.0, deadline - time.monotonic())))
             calls[1].add_done_callback(done.put)
             call = done.get()
             if call.code() is not grpc.StatusCode.OK:
@@ -196,11 +209,11 @@ def _hedged(method: Any, message: Any, seconds: float, hedge_after: float) -> An
             call.cancel()
 
 
-async def _hedged_async(method: Any, message: Any, seconds: float, hedge_after: float) -> Any:
+async def _hedged_async(method: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
     deadline = time.monotonic() + seconds
 
     async def ask(timeout: float) -> Any:
-        return await method(message, timeout=timeout)
+        return await method(timeout=timeout)
 
     tasks = [asyncio.ensure_future(ask(seconds))]
     try:
@@ -216,6 +229,15 @@ async def _hedged_async(method: Any, message: Any, seconds: float, hedge_after: 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _channel(library: Any, target: str, credentials: Credentials) -> Any:
+    """``library``: grpc or grpc.aio."""
+    credentials.check(target)
+    options = CHANNEL_OPTIONS + credentials.options()
+    if (tls := credentials.channel()) is None:
+        return library.insecure_channel(target, options)
+    return library.secure_channel(target, tls, options)
 
 
 def _many(requests: Iterable[Request]) -> pb.RecommendManyRequest:

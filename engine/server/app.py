@@ -15,14 +15,15 @@ from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
-from recserve.engine.server.chain import Chain, Observer, everybody
+from recserve.engine.server.chain import Chain, Observer
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
 from recserve.engine.server.http.config import HttpConfig
+from recserve.engine.server.listeners import new_transports
 from recserve.engine.server.methods import Method, MethodTable
 from recserve.engine.server.reflection import reflection_method
+from recserve.engine.server.security.setup import new_security
 from recserve.engine.server.service import RecommenderService
-from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
 from recserve.errors import ConfigError, Unavailable
 
@@ -51,13 +52,13 @@ class Server:
         *,
         reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
-        principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
         http: HttpConfig | None = None,
     ) -> None:
         self._config = config
         self._batcher_config = batcher or BatcherConfig()
         self._warm_engine: Engine | None = None
+        self.admin_address = ""
         self._gave_up = False
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._give_up)
         self.health = HealthService()
@@ -74,36 +75,41 @@ class Server:
             *extra_methods,
             *self.health.methods(),
         ]
-        if config.with_reflection:
+        if config.with_reflection or config.admin_address:
             methods.append(reflection_method(MethodTable(methods).services()))
+        self._security = new_security(config)
+        auditors = [self._security.auditor] if self._security.auditor is not None else []
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
             MethodTable(methods),
             self.admission,
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
-            principal_of=principal_of,
-            observers=[*observers, *([metrics] if metrics else [])],
+            principal_of=self._security.authoriser,
+            observers=[*auditors, *observers, *([metrics] if metrics else [])],
         )
         self.binds_when_warm = reuse_port
-        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
+        self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
         self._http = self._new_http(http, metrics) if metrics else None
         # By name, "http" and "metrics"; of the ports that are open.
         self.urls: dict[str, str] = {}
         self._not_ready()
 
     def start(self) -> str:
-        """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
+        """Binds and returns the public address; Health answers NOT_SERVING until :meth:`serve`.
 
-        Raises :class:`ConfigError` when the address cannot be bound.
+        Raises :class:`ConfigError` when an address cannot be bound.
         """
-        address = self._transport.start()
-        if self._http is not None:
-            try:
+        try:
+            address, *admin = [transport.start() for transport in self._transports]
+            if self._http is not None:
                 self.urls = self._http.start()
-            except BaseException:
-                self._transport.stop(0)
-                raise
+        except ConfigError:
+            self.stop()
+            raise
+        if admin:
+            self.admin_address = admin[0]
+            log.info("admin address", address=self.admin_address)
         return address
 
     def serve(self, engine: Engine) -> None:
@@ -125,12 +131,14 @@ class Server:
         self._not_ready()
         self.admission.drain()
         self.admission.wait_until_idle(self._config.drain_seconds)
-        self._transport.stop(STREAM_GRACE_SECONDS)
+        for transport in self._transports:
+            transport.stop(STREAM_GRACE_SECONDS)
         if self._http is not None:
             self._http.stop()
         self.batcher.close()
         self._pool.close()
         self.chain.close()
+        self._security.close()
 
     @property
     def is_ready(self) -> bool:
@@ -181,17 +189,6 @@ def _new_metrics(http: HttpConfig) -> "Metrics | None":
     from recserve.engine.server.telemetry.metrics import Metrics
 
     return Metrics()
-
-
-def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
-    """Returns the transport that the settings name; its library is imported here, when it is wanted."""
-    if config.transport == "native":
-        from recserve.engine.server.transports.native import NativeTransport
-
-        return NativeTransport(chain, config, reuse_port=reuse_port)
-    from recserve.engine.server.transports.grpcio import GrpcioTransport
-
-    return GrpcioTransport(chain, config, reuse_port=reuse_port)
 
 
 def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:

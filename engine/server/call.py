@@ -39,6 +39,7 @@ class Call(ABC):
         "_open",
         "_request_id",
         "deadline",
+        "identities",
         "metadata",
         "method",
         "peer",
@@ -58,11 +59,16 @@ class Call(ABC):
         metadata: Sequence[tuple[str, str | bytes]] = (),
         peer: str = "",
         seconds: float | None = None,
+        identities: Sequence[str] = (),
     ) -> None:
-        """``seconds``: until the caller's deadline, None when it set none."""
+        """``seconds``: until the caller's deadline, None when it set none.
+
+        ``identities``: names of its verified certificate, as security/policy.py writes them.
+        """
         self.method = method
         self.metadata = metadata
         self.peer = peer
+        self.identities = identities
         self.principal: Any = ANONYMOUS
         self.priority = method.priority
         self.request: Any = None
@@ -153,6 +159,8 @@ class Call(ABC):
 
     def cancel(self) -> bool:
         """The caller has left (or its own deadline has passed): nothing is sent."""
+        if not self._open:
+            return False
         late = time.monotonic() >= self.deadline > 0
         self.reason = reason_of(DeadlineExceeded) if late else REASON_CANCELLED
         self.was_cancelled = self._end(

@@ -33,9 +33,11 @@ class ServeBundle:
         # Here, so that the parent of several workers stays small.
         from recserve.engine.engine import Engine
         from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.security.setup import harden_process
         from recserve.engine.server.telemetry.observers import new_observers
 
         configure_logs()
+        harden_process()
         server = Server(
             self.server,
             self.batcher,
