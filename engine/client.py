@@ -5,10 +5,10 @@
 """
 
 import asyncio
-import functools
 import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -42,12 +42,12 @@ class RecommenderClient:
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        retry: RetryPolicy = DEFAULT_RETRY,
         credentials: Credentials = PLAIN,
+        retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        self._retry = retry
         self._channel = _channel(grpc, target, credentials)
         self._metadata = credentials.metadata
+        self._retry = retry
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -107,10 +107,11 @@ class RecommenderClient:
             time.sleep(pause)
 
     def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        metadata = self._metadata()
         if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
-            return method(message, timeout=seconds, metadata=self._metadata())
-        with_metadata = functools.partial(method.future, message, metadata=self._metadata())
-        return _hedged(with_metadata, seconds, self._retry.hedge_after)
+            return method(message, timeout=seconds, metadata=metadata)
+        ask = partial(method.future, message, metadata=metadata)
+        return _hedged(ask, seconds, self._retry.hedge_after)
 
 
 class AsyncRecommenderClient:
@@ -121,12 +122,12 @@ class AsyncRecommenderClient:
         target: str,
         *,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        retry: RetryPolicy = DEFAULT_RETRY,
         credentials: Credentials = PLAIN,
+        retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
-        self._retry = retry
         self._channel = _channel(grpc.aio, target, credentials)
         self._metadata = credentials.metadata
+        self._retry = retry
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -178,23 +179,26 @@ class AsyncRecommenderClient:
             await asyncio.sleep(pause)
 
     async def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        ask = partial(method, message, metadata=self._metadata())
         if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
-            return await method(message, timeout=seconds, metadata=self._metadata())
-        ask = functools.partial(method, message, metadata=self._metadata())
+            return await ask(timeout=seconds)
         return await _hedged_async(ask, seconds, self._retry.hedge_after)
 
 
-def _hedged(start: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
-    """Starts the call, and once more after ``hedge_after``; the first good answer, else the last error."""
+def _hedged(ask: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+    """Sends the call by ``ask(timeout=…)``, and once more after ``hedge_after``.
+
+    Returns the first good answer; raises the last error when there is none.
+    """
     deadline = time.monotonic() + seconds
     done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    calls = [start(timeout=seconds)]
+    calls = [ask(timeout=seconds)]
     calls[0].add_done_callback(done.put)
     try:
         try:
             call = done.get(timeout=hedge_after)
         except queue.Empty:
-            calls.append(start(timeout=max(0.0, deadline - time.monotonic())))
+            calls.append(ask(timeout=max(0.0, deadline - time.monotonic())))
             calls[1].add_done_callback(done.put)
             call = done.get()
             if call.code() is not grpc.StatusCode.OK:
@@ -205,11 +209,11 @@ def _hedged(start: Callable[..., Any], seconds: float, hedge_after: float) -> An
             call.cancel()
 
 
-async def _hedged_async(start: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+async def _hedged_async(method: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
     deadline = time.monotonic() + seconds
 
     async def ask(timeout: float) -> Any:
-        return await start(timeout=timeout)
+        return await method(timeout=timeout)
 
     tasks = [asyncio.ensure_future(ask(seconds))]
     try:

@@ -159,6 +159,8 @@ class Call(ABC):
 
     def cancel(self) -> bool:
         """The caller has left (or its own deadline has passed): nothing is sent."""
+        if not self._open:
+            return False
         late = time.monotonic() >= self.deadline > 0
         self.reason = reason_of(DeadlineExceeded) if late else REASON_CANCELLED
         self.was_cancelled = self._end(

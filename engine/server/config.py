@@ -168,16 +168,6 @@ class ServerConfig:
         """Whether only this machine can connect to the public address."""
         return is_local(self.host)
 
-    def check_bind(self, name: str, host: str) -> None:
-        """Raises :class:`ConfigError` for a plain-text address that others reach, unless that is accepted."""
-        if not self.insecure_bind and not is_local(host):
-            raise ConfigError(
-                name,
-                found=host,
-                expected="a loopback address",
-                cure="It speaks plain text: put a TLS proxy in front of it; --insecure-bind goes without.",
-            )
-
     @property
     def with_reflection(self) -> bool:
         """Whether the public address describes the API."""

@@ -10,7 +10,7 @@ class HttpConfig:
     """Where HTTP is spoken: JSON gateway and page on one port, metrics and probes there or on their own."""
 
     host: str = "127.0.0.1"
-    """Address of the gateway. No TLS, no authentication: keep it on loopback or behind a proxy."""
+    """Address of the gateway. No TLS: keep it on loopback, or behind a TLS proxy."""
 
     port: int | None = None
     """Port of the gateway; 0 takes a free one, not set: no gateway."""

@@ -1,6 +1,6 @@
 """The HTTP side of a server: which routes stand on which port."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from recserve.engine.addresses import is_local
 from recserve.engine.server.chain import Chain
@@ -12,6 +12,8 @@ from recserve.engine.server.http.metrics_route import metrics_routes
 from recserve.engine.server.http.openapi import openapi
 from recserve.engine.server.http.page import page
 from recserve.engine.server.http.site import Ask, Handler, Response, Site, json_response
+from recserve.engine.server.listeners import is_public
+from recserve.engine.server.methods import Method
 from recserve.engine.server.telemetry.metrics import Metrics, Sources
 from recserve.errors import ConfigError
 
@@ -41,7 +43,7 @@ class HttpFront:
         watching = {**probes, **metrics_routes(metrics, sources)}
         self._listeners: dict[str, HttpListener] = {}
         if config.port is not None:
-            server.check_bind("http.host", config.host)
+            _check_bind("http.host", config.host, server)
             # Metrics are for those who run the server, not for those who may ask it.
             # Of several processes the kernel picks one: its numbers alone would mislead.
             together = config.metrics_port is None and is_local(config.host) and server.workers == 1
@@ -49,8 +51,10 @@ class HttpFront:
                 raise ConfigError(
                     "http.port", found=0, expected="a port that all workers can bind", cure="Name one."
                 )
-            routes = {**gateway_routes(chain, server.max_message_bytes), **(watching if together else probes)}
-            site = Site({**routes, **_documents(chain, routes)})
+            methods = [method for method in chain.methods if method.http and is_public(method, server)]
+            gateway = gateway_routes(chain, methods, server.max_message_bytes)
+            routes = {**gateway, **(watching if together else probes)}
+            site = Site({**routes, **_documents(methods, routes)})
             self._listeners["http"] = HttpListener(
                 site,
                 "http",
@@ -60,7 +64,7 @@ class HttpFront:
                 reuse_port=server.workers > 1,
             )
         if config.metrics_port is not None:
-            server.check_bind("http.metrics_host", config.metrics_host)
+            _check_bind("http.metrics_host", config.metrics_host, server)
             self._listeners["metrics"] = HttpListener(
                 Site(watching),
                 "metrics",
@@ -90,8 +94,17 @@ class HttpFront:
             listener.stop()
 
 
-def _documents(chain: Chain, routes: Mapping[str, object]) -> Routes:
-    methods = list(chain.methods)
+def _check_bind(name: str, host: str, server: ServerConfig) -> None:
+    if not server.insecure_bind and not is_local(host):
+        raise ConfigError(
+            name,
+            found=host,
+            expected="a loopback address",
+            cure="HTTP has no TLS here: put a TLS proxy in front; --insecure-bind goes without.",
+        )
+
+
+def _documents(methods: Sequence[Method], routes: Mapping[str, object]) -> Routes:
     links = [(path, what) for path, what in PAGES.items() if path in routes or path == "/openapi.json"]
     document = json_response(openapi(methods))
     html, headers = page(methods, links)

@@ -6,8 +6,8 @@ Only the codec differs: the body is the JSON of the request message, the answer 
 
 import asyncio
 import re
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from google.rpc import status_pb2
 
@@ -25,13 +25,11 @@ DEADLINE_HEADER = "x-deadline-ms"
 DEADLINE_SYNTAX = re.compile(r"[0-9]{1,8}")
 
 
-def gateway_routes(chain: Chain, max_body_bytes: int) -> dict[str, dict[str, Handler]]:
-    """Returns the routes of the methods of the chain's table that have an ``http`` path."""
-    return {
-        method.http: {"POST": _UnaryRoute(method, chain, max_body_bytes)}
-        for method in chain.methods
-        if method.http
-    }
+def gateway_routes(
+    chain: Chain, methods: Iterable[Method], max_body_bytes: int
+) -> dict[str, dict[str, Handler]]:
+    """Returns the routes of ``methods`` (unary ones of the chain's table with an ``http`` path)."""
+    return {method.http: {"POST": _UnaryRoute(method, chain, max_body_bytes)} for method in methods}
 
 
 class _UnaryRoute:
@@ -106,8 +104,3 @@ def _seconds(ask: Ask) -> float | None:
             raise refuse(400, f"{DEADLINE_HEADER} must be whole milliseconds from now, as in 500.")
         given.append(int(text) / 1000)
     return min(given, default=None)
-
-
-def routes_of(methods: Any) -> list[Method]:
-    """Returns the methods that are routes, in the order of the table."""
-    return [method for method in methods if method.http]

@@ -303,6 +303,25 @@ def test_every_unary_method_with_a_path_is_a_route_and_described() -> None:
         Method(path="/a.B/C", request=pb.Slate, response=pb.Slate, handler=print, scope="x", http="no-slash")
 
 
+def test_admin_methods_are_no_routes() -> None:
+    admin = Method(
+        path="/test.Admin/Load",
+        request=pb.GetItemsRequest,
+        response=pb.GetItemsResponse,
+        handler=lambda request, call: call.reply(pb.GetItemsResponse()),
+        scope="model:admin",
+        http="/v1/load",
+    )
+    server = Server(ServerConfig(port=0), extra_methods=[admin], http=HttpConfig(port=0))
+    server.start()
+    try:
+        with HttpCaller(server.urls["http"]) as caller:
+            assert caller.post("/v1/load", {})[0] == 404
+            assert b"/v1/load" not in caller.get("/openapi.json")[2] + caller.get("/")[2]
+    finally:
+        server.stop()
+
+
 def test_the_openapi_document_is_valid_and_describes_the_answers(server: Server, caller: HttpCaller) -> None:
     document = json.loads(caller.get("/openapi.json")[2])
     validate(document)
