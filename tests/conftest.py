@@ -1,10 +1,12 @@
 """Fixtures shared by all tests: one small shop, trained for a moment and exported once per test run."""
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from recserve.engine import cli
 from recserve.engine.engine import Engine
@@ -100,8 +102,10 @@ def engine(bundle_folder: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Runs the command line in this process; returns exit code, stdout, stderr."""
+    umask = os.umask(0o022)
+    os.umask(umask)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         try:
@@ -112,4 +116,7 @@ def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
         out, err = capfd.readouterr()
         return code, out, err
 
-    return call
+    yield call
+    # A verb owns its process: it sends the log to a stderr that ends with this test, and hides its files.
+    structlog.reset_defaults()
+    os.umask(umask)

@@ -54,7 +54,7 @@ def test_the_file_holds_neither_keys_nor_readers(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     key, text = create_key(file, "web", ["recommend"], 30)
     content = file.read_text()
-    assert text.rpartition("_")[2] not in content
+    assert text.split("_", 2)[2] not in content
     assert len(text) == len(KEY_PREFIX) + 8 + 1 + 43
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert read_keys(file) == {key.id: key}
