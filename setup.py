@@ -16,5 +16,9 @@ for folder in FOLDERS:
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"recserve": ["py.typed"], "recserve.proto": ["*.proto", "*.pyi"]},
+    package_data={
+        "recserve": ["py.typed"],
+        "recserve.proto": ["*.proto", "*.pyi", "*.json"],
+        "recserve.engine.server.http": ["*.css", "*.js"],
+    },
 )

@@ -4,12 +4,18 @@
 ...     slate = client.recommend(Request(user_id="u42", k=10))
 """
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import grpc
 
+from recserve.engine.credentials import Credentials
+from recserve.engine.retry import RetryPolicy
 from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire import convert
 from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
@@ -17,6 +23,8 @@ from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
+PLAIN = Credentials()
+DEFAULT_RETRY = RetryPolicy()
 # The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
 
@@ -25,11 +33,21 @@ class RecommenderClient:
     """Asks one server; may be shared by threads.
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
-    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call.
+    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call with all its tries; ``retry``: when it is
+    tried again, by default after UNAVAILABLE and RESOURCE_EXHAUSTED; ``credentials``: TLS, key, token.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: Credentials = PLAIN,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        self._channel = _channel(grpc, target, credentials)
+        self._metadata = credentials.metadata
+        self._retry = retry
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -75,17 +93,41 @@ class RecommenderClient:
         return _items(self._call(self._stub.GetItems, _item_ids(item_ids)))
 
     def _call(self, method: Any, message: Any) -> Any:
-        try:
-            return method(message, timeout=self._timeout)
-        except grpc.RpcError as error:
-            raise error_from_call(error) from None
+        deadline = time.monotonic() + self._timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._try(method, message, deadline - time.monotonic())
+            except grpc.RpcError as error:
+                remote = error_from_call(error)
+                pause = self._retry.pause(remote, attempt, deadline - time.monotonic())
+                if pause is None:
+                    raise remote from None
+            time.sleep(pause)
+
+    def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        metadata = self._metadata()
+        if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
+            return method(message, timeout=seconds, metadata=metadata)
+        ask = partial(method.future, message, metadata=metadata)
+        return _hedged(ask, seconds, self._retry.hedge_after)
 
 
 class AsyncRecommenderClient:
     """The same client for asyncio."""
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: Credentials = PLAIN,
+        retry: RetryPolicy = DEFAULT_RETRY,
+    ) -> None:
+        self._channel = _channel(grpc.aio, target, credentials)
+        self._metadata = credentials.metadata
+        self._retry = retry
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
 
@@ -123,10 +165,79 @@ class AsyncRecommenderClient:
         return _items(await self._call(self._stub.GetItems, _item_ids(item_ids)))
 
     async def _call(self, method: Any, message: Any) -> Any:
+        deadline = time.monotonic() + self._timeout
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._try(method, message, deadline - time.monotonic())
+            except grpc.RpcError as error:
+                remote = error_from_call(error)
+                pause = self._retry.pause(remote, attempt, deadline - time.monotonic())
+                if pause is None:
+                    raise remote from None
+            await asyncio.sleep(pause)
+
+    async def _try(self, method: Any, message: Any, seconds: float) -> Any:
+        ask = partial(method, message, metadata=self._metadata())
+        if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
+            return await ask(timeout=seconds)
+        return await _hedged_async(ask, seconds, self._retry.hedge_after)
+
+
+def _hedged(ask: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+    """Sends the call by ``ask(timeout=…)``, and once more after ``hedge_after``.
+
+    Returns the first good answer; raises the last error when there is none.
+    """
+    deadline = time.monotonic() + seconds
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    calls = [ask(timeout=seconds)]
+    calls[0].add_done_callback(done.put)
+    try:
         try:
-            return await method(message, timeout=self._timeout)
-        except grpc.RpcError as error:
-            raise error_from_call(error) from None
+            call = done.get(timeout=hedge_after)
+        except queue.Empty:
+            calls.append(ask(timeout=max(0.0, deadline - time.monotonic())))
+            calls[1].add_done_callback(done.put)
+            call = done.get()
+            if call.code() is not grpc.StatusCode.OK:
+                call = done.get()
+        return call.result()
+    finally:
+        for call in calls:
+            call.cancel()
+
+
+async def _hedged_async(method: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
+    deadline = time.monotonic() + seconds
+
+    async def ask(timeout: float) -> Any:
+        return await method(timeout=timeout)
+
+    tasks = [asyncio.ensure_future(ask(seconds))]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=hedge_after)
+        if not done:
+            tasks.append(asyncio.ensure_future(ask(max(0.0, deadline - time.monotonic()))))
+            done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if others and all(task.exception() is not None for task in done):
+                done, _ = await asyncio.wait(others)
+        good = [task for task in done if task.exception() is None]
+        return (good or list(done))[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _channel(library: Any, target: str, credentials: Credentials) -> Any:
+    """``library``: grpc or grpc.aio."""
+    credentials.check(target)
+    options = CHANNEL_OPTIONS + credentials.options()
+    if (tls := credentials.channel()) is None:
+        return library.insecure_channel(target, options)
+    return library.secure_channel(target, tls, options)
 
 
 def _many(requests: Iterable[Request]) -> pb.RecommendManyRequest:

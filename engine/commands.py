@@ -1,15 +1,21 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``."""
+"""The verbs ``inspect``, ``recommend``, ``serve``, ``demo``, ``keys``, ``audit`` and ``kernels``."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recserve import console
+from recserve.engine.server.security import verbs
+
+if TYPE_CHECKING:
+    from recserve.engine.bundle import VariantEntry
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
+    Path | None,
+    typer.Option("--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry]."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -22,7 +28,9 @@ def register(add: Callable[..., Any]) -> None:
     add(inspect)
     add(recommend)
     add(serve)
+    verbs.register(add)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
+    add(warmup, group="kernels")
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
@@ -46,6 +54,10 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            *(
+                [f"query embeddings of {name}", _query_text(variant)]
+                for name, variant in manifest.variants.items()
+            ),
         ],
     )
     metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
@@ -67,6 +79,16 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
     )
 
 
+def _query_text(variant: "VariantEntry") -> str:
+    if variant.fold_in is not None:
+        fold_in = variant.fold_in
+        return (
+            f"user {variant.query}, fold-in with weight {fold_in.weight:g}, reg {fold_in.reg:g} "
+            f"(exponent {fold_in.reg_exponent:g})"
+        )
+    return variant.query_encoder or f"user {variant.query}, others by popularity"
+
+
 def recommend(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; not with --server.")] = None,
     user: Annotated[str, typer.Option(help="User id; unknown or none: a cold start.")] = "",
@@ -79,6 +101,13 @@ def recommend(
     server: Annotated[
         str, typer.Option(help="Ask a running server, HOST:PORT, instead of loading a bundle.")
     ] = "",
+    ca: Annotated[
+        str, typer.Option(help="PEM file of the server's authority, or system. Turns TLS on.")
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with an API key or token. Default: RECSERVE_TOKEN in the environment."),
+    ] = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -97,8 +126,10 @@ def recommend(
         raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
     if server:
         from recserve.engine.client import RecommenderClient
+        from recserve.engine.credentials import Credentials
 
-        with RecommenderClient(server) as client:
+        token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
+        with RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token)) as client:
             slate = client.recommend(request)
             attributes = client.get_items([item.item_id for item in slate.items])
     else:
@@ -126,14 +157,40 @@ def serve(
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of the JSON gateway; 0 takes a free one. Default: no gateway.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics and the probes. Default: the gateway's.")
+    ] = None,
+    traces: Annotated[
+        bool | None, typer.Option("--traces", help="Send OpenTelemetry spans where OTEL_* says.")
+    ] = None,
+    access_lines: Annotated[
+        int | None, typer.Option(help="Most log lines about requests per second; 0: none. Default: 100.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
         bool | None,
-        typer.Option("--insecure-bind", help="Allow an address other than loopback, in plain text."),
+        typer.Option("--insecure-bind", help="Allow an address other than loopback without TLS or a policy."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML file that says who may ask what. Default: everybody.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; turns TLS on.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key, mode 0600.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file; clients must show a certificate of this authority.")
+    ] = None,
+    admin_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT or unix:PATH of the admin methods. Default: none.")
+    ] = None,
+    audit_log: Annotated[
+        Path | None, typer.Option(help="File that refusals and admin actions are appended to.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
+    """Serve a bundle over gRPC until SIGTERM; the addresses stand on stdout when it is warm."""
     from recserve.engine.server.serve import ServeBundle
     from recserve.engine.server.serve import serve as serve_bundle
     from recserve.engine.settings import load_settings
@@ -147,15 +204,31 @@ def serve(
             "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
+            "policy": policy,
+            "tls_certificate": tls_certificate,
+            "tls_key": tls_key,
+            "tls_client_ca": tls_client_ca,
+            "admin_address": admin_address,
+            "audit_log": audit_log,
         },
+        "http": {"port": http_port, "metrics_port": metrics_port},
+        "telemetry": {"traces": traces, "access_lines_per_second": access_lines},
     }
     settings = load_settings(config, flags)
 
-    def announce(address: str) -> None:
-        console.stdout.file.write(f"{address}\n")
+    def announce(addresses: str) -> None:
+        console.stdout.file.write(f"{addresses}\n")
         console.stdout.file.flush()
 
-    serve_bundle(ServeBundle(bundle, settings.engine, settings.server, settings.batcher), announce)
+    work = ServeBundle(
+        bundle,
+        settings.engine,
+        settings.server,
+        settings.batcher,
+        http=settings.http,
+        telemetry=settings.telemetry,
+    )
+    serve_bundle(work, announce)
 
 
 def demo(
@@ -166,3 +239,24 @@ def demo(
     from recserve.engine.demo import run_demo
 
     run_demo(out, data)
+
+
+def warmup(json: JsonOption = False) -> None:
+    """Compile the kernels into the cache, so that no process after this one has to; for image builds."""
+    import time
+
+    from recserve.kernels.isa import available
+    from recserve.kernels.warmup import warmup_report
+
+    start = time.perf_counter()
+    warmed = warmup_report()
+    seconds = time.perf_counter() - start
+    if json:
+        kernels = [kernel._asdict() for kernel in warmed]
+        console.print_json({"isa": available()[0], "seconds": seconds, "kernels": kernels})
+        return
+    console.print_table(
+        f"{available()[0]}: ready in {seconds:.2f} s",
+        ["kernel", "forms compiled", "from the cache"],
+        [[kernel.kernel, kernel.compiled, kernel.loaded] for kernel in warmed],
+    )

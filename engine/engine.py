@@ -1,6 +1,5 @@
 """The face of the embedded engine."""
 
-import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -23,7 +22,7 @@ from recserve.engine.features import (
 )
 from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, run, slate_items, slates
 from recserve.engine.retrieval import Retriever
-from recserve.engine.session import QueryEncoder
+from recserve.engine.sources import open_source
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
@@ -50,7 +49,6 @@ class Engine:
             max_items=config.max_observed_items,
         )
         self._closed = False
-        self._name = os.path.basename(os.path.abspath(loaded.bundle.folder))
         # Guards _counters.
         self._lock = threading.Lock()
         self._counters = dict.fromkeys(
@@ -66,9 +64,9 @@ class Engine:
         """
         config = config or EngineConfig()
         bundle = open_bundle(path)
-        encoders = {name: QueryEncoder(bundle, name, config) for name in bundle.manifest.variants}
         kernels.warmup()
-        engine = cls(LoadedBundle(bundle, encoders, Retriever(bundle, config.index_folder)), config)
+        sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
+        engine = cls(LoadedBundle(bundle, sources, Retriever(bundle, config.index_folder)), config)
         engine._warm_up()
         return engine
 
@@ -77,7 +75,8 @@ class Engine:
         for variant in self._loaded.bundle.manifest.variants:
             # Past the checks: limits that a user set low must not refuse the engine's own requests.
             self._run([Request(history=first, variant=variant, k=1), Request(k=1)])
-        self.similar_items(first[0], k=1)
+        if self._has_directions():
+            self.similar_items(first[0], k=1)
         with self._lock:
             self._counters = dict.fromkeys(self._counters, 0)
 
@@ -92,11 +91,6 @@ class Engine:
     def close(self) -> None:
         """Refuses further calls; calls that are running finish. Closing twice is fine."""
         self._closed = True
-
-    @property
-    def name(self) -> str:
-        """The name of the served bundle: that of its folder."""
-        return self._name
 
     @property
     def manifest(self) -> Manifest:
@@ -164,7 +158,7 @@ class Engine:
             ranked.update(zip(rows, run(batch, self._store), strict=True))
             self._count(
                 requests=len(rows),
-                cold_starts=len(rows) - len(batch.rows_with_history()),
+                cold_starts=len(rows) - len(batch.model_rows()),
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
         return [ranked[i] for i in range(len(requests))]
@@ -174,7 +168,8 @@ class Engine:
     ) -> Slate:
         """Returns the items whose embeddings point the way of ``item_id``'s (cosine), without itself.
 
-        Raises :class:`InvalidRequest` for an item that the catalogue does not have.
+        Raises :class:`InvalidRequest` for an item that the catalogue does not have, and where the model has
+        no item vectors, as popularity.
         """
         self._check_open()
         check_k(k, self._config)
@@ -182,6 +177,12 @@ class Engine:
         check_ids("exclude", exclude, self._config.max_exclude)
         bundle = self._loaded.bundle
         check_variant(variant, bundle)
+        if not self._has_directions():
+            raise InvalidRequest(
+                f"model {bundle.manifest.model}",
+                found="one number per item",
+                expected="one with item vectors where similar items are asked for",
+            )
         start = time.perf_counter_ns()
         vocabulary = bundle.catalogue.vocabulary
         item = vocabulary.index_of(item_id)
@@ -197,6 +198,10 @@ class Engine:
             source=SOURCE_SIMILAR,
             stage_ns={"retrieve": time.perf_counter_ns() - start},
         )
+
+    def _has_directions(self) -> bool:
+        # Numbers all point the same way.
+        return self._loaded.bundle.manifest.embedding_size > 1
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
@@ -246,9 +251,16 @@ class Engine:
         return True
 
     def stats(self) -> dict[str, int]:
-        """Returns counts since the start: requests, cold starts, ignored items, observed events."""
+        """Returns counts since the start: requests, cold starts, ignored items, observed events.
+
+        Of encoders also ``encoded_positions`` and the ``padding_positions`` among them.
+        """
         with self._lock:
-            return dict(self._counters)
+            counts = dict(self._counters)
+        for source in self._loaded.sources.values():
+            for name, count in source.stats().items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
 
     def _count(self, **increments: int) -> None:
         with self._lock:

@@ -12,10 +12,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle, layout
-from recserve.engine.features import ResolvedRequest, pad_histories, pad_time_gaps, resolve
+from recserve.engine.bundle import Bundle
+from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.retrieval import Retriever
-from recserve.engine.session import QueryEncoder
+from recserve.engine.sources import QuerySource
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
 
@@ -27,7 +27,7 @@ class LoadedBundle:
     """A bundle with everything that answering from it needs."""
 
     bundle: Bundle
-    encoders: dict[str, QueryEncoder]
+    sources: dict[str, QuerySource]
     retriever: Retriever
 
 
@@ -44,9 +44,10 @@ class Batch:
     found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
     stage_ns: dict[str, int] = field(default_factory=dict)
 
-    def rows_with_history(self) -> list[int]:
+    def model_rows(self) -> list[int]:
         """The rows that the model can answer; the others are cold starts."""
-        return [i for i, resolved in enumerate(self.resolved) if len(resolved.history.items)]
+        source = self.loaded.sources[self.variant]
+        return [i for i, resolved in enumerate(self.resolved) if source.answers(resolved.history)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +86,15 @@ def _resolve(batch: Batch, store: HistoryStore) -> None:
 
 
 def _encode(batch: Batch) -> None:
-    rows = batch.rows_with_history()
-    if not rows:
-        return
-    inputs = batch.loaded.bundle.manifest.inputs
-    histories = [batch.resolved[i].history for i in rows]
-    padded = pad_histories([history.items for history in histories], inputs.max_history)
-    gaps = None
-    if layout.TIME_GAPS_INPUT in inputs.features:
-        gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], batch.now)
-    batch.queries = batch.loaded.encoders[batch.variant].encode(padded, gaps)
+    rows = batch.model_rows()
+    if rows:
+        source = batch.loaded.sources[batch.variant]
+        batch.queries = source.encode([batch.resolved[i].history for i in rows], batch.now)
 
 
 def _retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
-    rows = batch.rows_with_history()
+    rows = batch.model_rows()
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
     if rows:
         k = max(batch.resolved[i].k for i in rows)

@@ -1,7 +1,7 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine], [server] and [batcher]; the environment says
-RECSERVE__SERVER__PORT=8000.
+The file is TOML with the sections [engine], [server], [batcher], [http] and [telemetry]; the environment
+says RECSERVE__SERVER__PORT=8000.
 An unknown key is an error that names the nearest known one.
 """
 
@@ -22,10 +22,18 @@ from pydantic_settings import (
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
 from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.http.config import HttpConfig
+from recserve.engine.server.telemetry.config import TelemetryConfig
 from recserve.errors import ConfigError, nearest
 
 ENV_PREFIX = "RECSERVE__"
-SECTIONS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig, "batcher": BatcherConfig}
+SECTIONS: dict[str, type] = {
+    "engine": EngineConfig,
+    "server": ServerConfig,
+    "batcher": BatcherConfig,
+    "http": HttpConfig,
+    "telemetry": TelemetryConfig,
+}
 
 
 class Settings(BaseSettings):
@@ -36,6 +44,8 @@ class Settings(BaseSettings):
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     batcher: BatcherConfig = BatcherConfig()
+    http: HttpConfig = HttpConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:

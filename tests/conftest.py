@@ -1,11 +1,14 @@
 """Fixtures shared by all tests: one small shop, trained for a moment and exported once per test run."""
 
 import fcntl
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from recserve.engine import cli
 from recserve.engine.engine import Engine
 
 SHOP = "synthetic-shop:n_items=1000,n_users=120,n_events=4000,seed=7"
@@ -23,7 +26,8 @@ def run_folder(shared_folder: Path) -> Path:
     """A run of SASRec on a small synthetic shop: two epochs, enough to have real weights."""
     from recserve.training.data import load_dataset
     from recserve.training.distributed import Processes
-    from recserve.training.loop import LoopConfig, Trainer
+    from recserve.training.loop import Trainer
+    from recserve.training.loop_config import LoopConfig
     from recserve.training.models.sasrec import SASRecConfig
     from recserve.training.run import RunConfig, create_run
 
@@ -57,8 +61,62 @@ def bundle_folder(run_folder: Path, shared_folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def als_run_folder(shared_folder: Path) -> Path:
+    """A run of ALS on the same shop."""
+    from recserve.training.commands import run_config
+    from recserve.training.data import load_dataset
+    from recserve.training.loop import Trainer
+    from recserve.training.run import create_run
+
+    folder = shared_folder / "als-run"
+    with (shared_folder / "als-run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            config = run_config("als", "leave-one-out", {"embedding_size": 16, "epochs": 3, "seed": 3})
+            run = create_run(folder.with_name("als-run.partial"), config, load_dataset(SHOP))
+            Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
+            run.folder.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def table_bundle_folder(als_run_folder: Path, shared_folder: Path) -> Path:
+    """The bundle of ``als_run_folder``: a user table with fold-in. Copy it before breaking it."""
+    from recserve.exporters.assemble import export_run
+    from recserve.training.run import open_run
+
+    folder = shared_folder / "table-bundle"
+    with (shared_folder / "table-bundle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            export_run(open_run(als_run_folder), folder)
+    return folder
+
+
 @pytest.fixture
 def engine(bundle_folder: Path) -> Iterator[Engine]:
     """A fresh engine over the shared bundle: what a test observes, no other test sees."""
     with Engine.load(bundle_folder) as engine:
         yield engine
+
+
+@pytest.fixture
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    yield call
+    # A verb owns its process: it sends the log to a stderr that ends with this test, and hides its files.
+    structlog.reset_defaults()
+    os.umask(umask)

@@ -10,25 +10,12 @@ from typing import Any
 
 import pytest
 
-from recserve.engine import cli
-
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process; returns exit code, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+def run(run_cli: Run) -> Run:
+    return run_cli
 
 
 def test_help_names_every_verb(run: Run) -> None:
@@ -36,6 +23,15 @@ def test_help_names_every_verb(run: Run) -> None:
     assert code == 0
     for verb in ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve"):
         assert f"  {verb}" in out
+
+
+@pytest.mark.parametrize(("group", "verbs"), [("bench", ("kernels", "start")), ("kernels", ("warmup",))])
+def test_verbs_stand_in_groups(run: Run, group: str, verbs: tuple[str, ...]) -> None:
+    assert f"  {group}" in run("--help")[1]
+    code, out, _ = run(group, "--help")
+    assert code == 0
+    assert all(f"  {verb}" in out for verb in verbs)
+    assert run(group, "nothing")[0] == 2
 
 
 def test_version(run: Run) -> None:
@@ -126,7 +122,11 @@ BAD_ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an unknown data set": (("train", "--data", "ml-100"), 2, "Did you mean 'ml-100k'?"),
     "a missing file": (("train", "--data", "none.csv"), 1, "none.csv"),
     "an unknown model": (("train", "--data", "x.csv", "--model", "sasrek"), 2, "Did you mean 'sasrec'?"),
-    "an unknown split": (("train", "--data", "x.csv", "--split", "random"), 2, "leave-one-out, temporal"),
+    "an unknown split": (
+        ("train", "--data", "x.csv", "--split", "by-day"),
+        2,
+        "leave-one-out, temporal, random",
+    ),
     "a role that is none": (("train", "--data", "x.csv", "--columns", "usr=a"), 2, "Did you mean 'user'?"),
     "no heads": (("train", "--data", "x.csv", "--heads", "0"), 2, "n_heads is 0"),
     "no run": (("evaluate", "nothing"), 1, "Check the path"),

@@ -12,10 +12,15 @@ from recserve.errors import BundleInvalid
 
 
 class History(NamedTuple):
-    """One user's interactions, newest last: ``items`` (n,) int32, ``timestamps`` (n,) int64 seconds."""
+    """One user's interactions, newest last: ``items`` (n,) int32, ``timestamps`` (n,) int64 seconds.
+
+    ``user_row``: the row of the bundle's user tables that stands for exactly this history; −1 where there is
+    none, as for a history that a request brought or that grew since.
+    """
 
     items: NDArray[np.int32]
     timestamps: NDArray[np.int64]
+    user_row: int = -1
 
 
 # The columns of the Arrow file.
@@ -69,7 +74,7 @@ class StoredHistories:
         if row < 0:
             return EMPTY_HISTORY
         start, end = self._offsets[row], self._offsets[row + 1]
-        return History(self._items[start:end], self._timestamps[start:end])
+        return History(self._items[start:end], self._timestamps[start:end], row)
 
 
 def histories_table(

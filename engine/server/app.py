@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from google.protobuf import descriptor_pool
@@ -16,19 +16,25 @@ from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
-from recserve.engine.server.chain import Chain, Observer, everybody
+from recserve.engine.server.chain import Chain, Observer
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
+from recserve.engine.server.http.config import HttpConfig
+from recserve.engine.server.listeners import new_transports
 from recserve.engine.server.methods import Method, MethodTable
 from recserve.engine.server.open_inference.models import ServedBundle
 from recserve.engine.server.open_inference.service import OpenInferenceService
 from recserve.engine.server.open_inference.statistics import Statistics
 from recserve.engine.server.reflection import Pools, reflection_method
+from recserve.engine.server.security.setup import new_security
 from recserve.engine.server.service import RecommenderService, Row
-from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
 from recserve.errors import ConfigError, Unavailable
 from recserve.proto import open_inference_pb2
+
+if TYPE_CHECKING:
+    from recserve.engine.server.http.front import HttpFront
+    from recserve.engine.server.telemetry.metrics import Metrics
 
 log = structlog.get_logger("recserve.server")
 
@@ -40,7 +46,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Server:
     """A server that answers health checks at once and requests when its engine is warm.
 
-    ``reuse_port``: other processes may bind the same port (processes.py).
+    ``reuse_port``: other processes bind the same port (processes.py). Then this one binds it only when it is
+    warm: until then the kernel would send it connections that the others could serve.
     """
 
     def __init__(
@@ -50,19 +57,25 @@ class Server:
         *,
         reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
-        principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
+        http: HttpConfig | None = None,
     ) -> None:
         self._config = config
         self._batcher_config = batcher or BatcherConfig()
         self._warm_engine: Engine | None = None
-        self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
+        self.admin_address = ""
+        self._gave_up = False
+        self._pool = WorkerPool(config.worker_threads, on_exhausted=self._give_up)
         self.health = HealthService()
-        models = ServedBundle(self._engine, config.model_name)
+        models = ServedBundle(self._engine)
         statistics = Statistics(models.states)
         recommender = RecommenderService(self._engine, self._pool, on_batch=statistics.on_batch)
+        http = http or HttpConfig()
+        metrics = _new_metrics(http)
         self.batcher = Batcher[Call | Row](
-            recommender.recommend, self._batcher_config, on_exhausted=self._not_ready
+            metrics.counting(recommender.recommend) if metrics else recommender.recommend,
+            self._batcher_config,
+            on_exhausted=self._give_up,
         )
         methods = [
             *recommender.methods(self.batcher),
@@ -72,27 +85,43 @@ class Server:
             *extra_methods,
             *self.health.methods(),
         ]
-        if config.with_reflection:
+        if config.with_reflection or config.admin_address:
             pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
             methods.append(reflection_method(MethodTable(methods).services(), pools))
+        self._security = new_security(config)
+        auditors = [self._security.auditor] if self._security.auditor is not None else []
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
             MethodTable(methods),
             self.admission,
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
-            principal_of=principal_of,
-            observers=[statistics, *observers],
+            principal_of=self._security.authoriser,
+            observers=[statistics, *auditors, *observers, *([metrics] if metrics else [])],
         )
-        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
+        self.binds_when_warm = reuse_port
+        self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
+        self._http = self._new_http(http, metrics) if metrics else None
+        # By name, "http" and "metrics"; of the ports that are open.
+        self.urls: dict[str, str] = {}
+        self._not_ready()
 
     def start(self) -> str:
-        """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
+        """Binds and returns the public address; Health answers NOT_SERVING until :meth:`serve`.
 
-        Raises :class:`ConfigError` when the address cannot be bound.
+        Raises :class:`ConfigError` when an address cannot be bound.
         """
-        self._not_ready()
-        return self._transport.start()
+        try:
+            address, *admin = [transport.start() for transport in self._transports]
+            if self._http is not None:
+                self.urls = self._http.start()
+        except ConfigError:
+            self.stop()
+            raise
+        if admin:
+            self.admin_address = admin[0]
+            log.info("admin address", address=self.admin_address)
+        return address
 
     def serve(self, engine: Engine) -> None:
         """Answers requests from ``engine`` (loaded and warm) from now on.
@@ -113,15 +142,49 @@ class Server:
         self._not_ready()
         self.admission.drain()
         self.admission.wait_until_idle(self._config.drain_seconds)
-        self._transport.stop(STREAM_GRACE_SECONDS)
+        for transport in self._transports:
+            transport.stop(STREAM_GRACE_SECONDS)
+        if self._http is not None:
+            self._http.stop()
         self.batcher.close()
         self._pool.close()
         self.chain.close()
+        self._security.close()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered: an engine is there and warm, nothing is stopping."""
+        return bool(self.health.status("") == SERVING)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is worth keeping: its threads have not died again and again."""
+        return not self._gave_up
+
+    def _new_http(self, http: HttpConfig, metrics: "Metrics") -> "HttpFront":
+        from recserve.engine.server.http.front import HttpFront
+        from recserve.engine.server.http.probes import probe_routes
+        from recserve.engine.server.telemetry.metrics import Sources
+
+        sources = Sources(
+            in_flight=lambda: self.admission.in_flight,
+            waiting=lambda: self.batcher.n_waiting,
+            batcher=self.batcher.stats,
+            engine=lambda: self._warm_engine,
+            methods=self.chain.methods,
+            is_ready=lambda: self.is_ready,
+        )
+        probes = probe_routes(lambda: self.is_alive, lambda: self.is_ready)
+        return HttpFront(self.chain, self._config, http, metrics=metrics, sources=sources, probes=probes)
 
     def _engine(self) -> Engine:
         if self._warm_engine is None:
             raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
         return self._warm_engine
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        self._not_ready()
 
     def _not_ready(self) -> None:
         self.health.set(NOT_SERVING, *self._health_names())
@@ -130,15 +193,13 @@ class Server:
         return ["", *self.chain.methods.services()]
 
 
-def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
-    """Returns the transport that the settings name; its library is imported here, when it is wanted."""
-    if config.transport == "native":
-        from recserve.engine.server.transports.native import NativeTransport
+def _new_metrics(http: HttpConfig) -> "Metrics | None":
+    """Returns the observer that counts; None where no port would show it, and no call pays for it."""
+    if not http.is_wanted:
+        return None
+    from recserve.engine.server.telemetry.metrics import Metrics
 
-        return NativeTransport(chain, config, reuse_port=reuse_port)
-    from recserve.engine.server.transports.grpcio import GrpcioTransport
-
-    return GrpcioTransport(chain, config, reuse_port=reuse_port)
+    return Metrics()
 
 
 def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
@@ -147,7 +208,7 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
     ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
     called with the address when the first request can be answered.
     """
-    address = server.start()
+    address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()
     loading = Future[Engine]()
@@ -165,8 +226,9 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
             if events.get() == "loaded":
                 engine = loading.result()
                 server.serve(engine)
+                address = address or server.start()
                 announce(address)
-                log.info("serving", address=address, bundle=engine.manifest.bundle_version)
+                log.info("serving", address=address, bundle=engine.manifest.bundle_version, **server.urls)
                 events.get()
             log.info("draining")
         finally:

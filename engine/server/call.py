@@ -12,7 +12,7 @@ from google.protobuf.message import EncodeError
 from google.rpc import status_pb2
 
 from recserve.engine.server.methods import Method, Shape
-from recserve.engine.wire.status import REASON_INTERNAL, grpc_code, make_status, status_of
+from recserve.engine.wire.status import REASON_INTERNAL, grpc_code, make_status, reason_of, status_of
 from recserve.errors import DeadlineExceeded, RecserveError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("recserve.server")
 
 REQUEST_ID_HEADER = "x-request-id"
+REASON_CANCELLED = "CANCELLED"
 MAX_REQUEST_ID_CHARACTERS = 64
 ANONYMOUS = "anonymous"
 
@@ -38,11 +39,13 @@ class Call(ABC):
         "_open",
         "_request_id",
         "deadline",
+        "identities",
         "metadata",
         "method",
         "peer",
         "principal",
         "priority",
+        "reason",
         "received_at",
         "request",
         "stage_ns",
@@ -56,17 +59,24 @@ class Call(ABC):
         metadata: Sequence[tuple[str, str | bytes]] = (),
         peer: str = "",
         seconds: float | None = None,
+        identities: Sequence[str] = (),
     ) -> None:
-        """``seconds``: until the caller's deadline, None when it set none."""
+        """``seconds``: until the caller's deadline, None when it set none.
+
+        ``identities``: names of its verified certificate, as security/policy.py writes them.
+        """
         self.method = method
         self.metadata = metadata
         self.peer = peer
+        self.identities = identities
         self.principal: Any = ANONYMOUS
         self.priority = method.priority
         self.request: Any = None
         self.received_at = time.monotonic()
         self.deadline = self.received_at + seconds if seconds is not None else 0.0
         self.stage_ns: dict[str, int] = {}
+        # Why it failed: a reason of the status table, "" for a good answer.
+        self.reason = ""
         self.was_cancelled = False
         # Whoever pops the one element answers: list.pop is atomic.
         self._open = [True]
@@ -92,6 +102,12 @@ class Call(ABC):
             else:
                 self._request_id = uuid.uuid4().hex
         return self._request_id
+
+    def echo(self) -> tuple[tuple[str, str], ...]:
+        """Returns the trailing metadata with the request id, where somebody knows it (caller, log, trace)."""
+        if self._request_id or self.header(REQUEST_ID_HEADER) is not None:
+            return ((REQUEST_ID_HEADER, self.request_id),)
+        return ()
 
     @property
     def is_done(self) -> bool:
@@ -143,7 +159,10 @@ class Call(ABC):
 
     def cancel(self) -> bool:
         """The caller has left (or its own deadline has passed): nothing is sent."""
+        if not self._open:
+            return False
         late = time.monotonic() >= self.deadline > 0
+        self.reason = reason_of(DeadlineExceeded) if late else REASON_CANCELLED
         self.was_cancelled = self._end(
             grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
         )
@@ -184,12 +203,19 @@ class Call(ABC):
             callback()
 
     def _status(self, error: BaseException) -> status_pb2.Status:
+        self.reason = reason_of(type(error))
         if isinstance(error, RecserveError):
             status = status_of(error)
             if status.code != grpc.StatusCode.INTERNAL.value[0]:
                 return status
         error_id = uuid.uuid4().hex[:12]
-        log.error("request failed", method=self.method.path, error_id=error_id, exc_info=error)
+        log.error(
+            "request failed",
+            method=self.method.path,
+            request_id=self.request_id,
+            error_id=error_id,
+            exc_info=error,
+        )
         message = f"The server failed; its log has the cause under {error_id}."
         return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, message)
 

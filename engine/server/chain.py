@@ -32,6 +32,9 @@ class Observer:
         Refused calls come here too, without :meth:`on_admitted`. The reply is sent just after.
         """
 
+    def close(self) -> None:
+        """The server has stopped: no call comes any more."""
+
 
 def everybody(call: Call) -> Any:
     """The authorising hook of a server without authentication."""
@@ -112,9 +115,11 @@ class Chain:
                     log.exception("observer failed", observer=type(observer).__name__)
 
     def close(self) -> None:
-        """Stops watching deadlines."""
+        """Stops watching deadlines; tells the observers that there will be no more calls."""
         self._closed.set()
         self._sweeper.join()
+        for observer in self._observers:
+            observer.close()
 
     def _enter(self, call: Call) -> None:
         call._chain = self

@@ -27,6 +27,11 @@ class HealthService:
         self._statuses: dict[str, Status] = {}
         self._watchers: dict[str, set[Call]] = {}
 
+    def status(self, service: str) -> Status:
+        """Returns the status of a service name."""
+        with self._lock:
+            return int(self._statuses.get(service, SERVICE_UNKNOWN))
+
     def methods(self) -> list[Method]:
         """Returns the rows of the service; none of them is admitted, so overload never hides health."""
         rows = (

@@ -19,6 +19,7 @@ Adding a method
     2. Make a row: ``Method(path="/package.Service/Name", request=pb.Ask, response=pb.Answer,
        handler=…, scope="items:read")``. ``decode`` and ``encode`` are those of the messages unless given:
        an ``encode`` that writes bytes straight from arrays, a ``decode`` of a private descriptor pool.
+       ``http="/v1/name"`` makes a unary method a route of the JSON gateway too (server/http).
     3. Add the row to the list that ``app.Server`` builds its :class:`MethodTable` from (``extra_methods``
        for what is not always there). All transports, the authorisation matrix, the fuzzers and the metrics
        enumerate that table: there is no second place.
@@ -36,9 +37,9 @@ What a call carries
     ``stage_ns`` (nanoseconds by stage, for the observers).
 
 Scopes
-    ``scope`` is what a principal needs: "recommend", "items:read", "model:read", "model:admin", "health",
-    "reflection". The chain asks ``principal_of(call)`` before anything else; it may read
-    ``call.method.scope`` and raises to refuse. The default lets everybody in.
+    ``scope`` is what a principal needs, one of scopes.py; those in ``ADMIN_SCOPES`` are served on the admin
+    address only, and audited. The chain asks ``principal_of(call)`` (security/authoriser.py) before anything
+    else.
 
 Streams (``shape``)
     - SERVER_STREAM: the handler keeps the call and uses ``call.send(message)`` (any thread; False: the caller
@@ -101,7 +102,8 @@ class Method:
 
     ``path``: "/package.Service/Name"; ``request`` and ``response``: message classes; ``is_admitted``:
     whether the call counts against ``max_in_flight`` and holds a drain (health and streams do not);
-    ``is_batched``: whether calls are answered together (for metrics and model statistics).
+    ``is_batched``: whether calls are answered together (for metrics and model statistics); ``http``: path
+    of a unary method on the JSON gateway, "" for none.
     """
 
     path: str
@@ -113,6 +115,7 @@ class Method:
     priority: int = INTERACTIVE
     is_admitted: bool = True
     is_batched: bool = False
+    http: str = ""
     decode: Callable[[bytes], Any] = _that_of_the_message
     encode: Callable[[Any], bytes] = _that_of_the_message
 
@@ -122,6 +125,8 @@ class Method:
             raise ConfigError("method path", found=self.path, expected="/package.Service/Name")
         if not self.scope:
             raise ConfigError(f"scope of {self.path}", found="empty", expected="a name")
+        if self.http and (not self.http.startswith("/") or self.shape is not Shape.UNARY):
+            raise ConfigError(f"http of {self.path}", found=self.http, expected="/PATH of a unary method")
         if self.decode is _that_of_the_message:
             object.__setattr__(self, "decode", self.request.FromString)
         if self.encode is _that_of_the_message:

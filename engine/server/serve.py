@@ -2,16 +2,16 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
-from recserve.engine.engine import Engine
 from recserve.engine.logs import configure_logs
-from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.processes import Supervisor, reserved_port
+from recserve.engine.server.telemetry.config import TelemetryConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,34 @@ class ServeBundle:
     engine: EngineConfig
     server: ServerConfig
     batcher: BatcherConfig
+    http: HttpConfig = field(default_factory=HttpConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __call__(self, announce: Callable[[str], None]) -> None:
-        """Runs in the main thread of a process; ``announce`` gets the address when the engine is warm."""
+        """Runs in the main thread of a process; ``announce`` gets the addresses when the engine is warm.
+
+        One a line, the gRPC address first.
+        """
+        # Here, so that the parent of several workers stays small.
+        from recserve.engine.engine import Engine
+        from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.security.setup import harden_process
+        from recserve.engine.server.telemetry.observers import new_observers
+
         configure_logs()
-        server = Server(self.server, self.batcher, reuse_port=self.server.workers > 1)
-        run_server(server, lambda: Engine.load(self.bundle, self.engine), announce)
+        harden_process()
+        server = Server(
+            self.server,
+            self.batcher,
+            reuse_port=self.server.workers > 1,
+            observers=new_observers(self.telemetry),
+            http=self.http,
+        )
+        run_server(
+            server,
+            lambda: Engine.load(self.bundle, self.engine),
+            lambda address: announce("\n".join((address, *server.urls.values()))),
+        )
 
 
 def serve(work: ServeBundle, announce: Callable[[str], None]) -> None:

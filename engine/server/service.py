@@ -84,6 +84,7 @@ class RecommenderService:
                 response=pb.Slate,
                 handler=batcher.submit,
                 scope="recommend",
+                http="/v1/recommend",
                 is_batched=True,
                 encode=bytes,  # The batch writes them: encode_ranked.
             ),
@@ -93,6 +94,7 @@ class RecommenderService:
                 response=pb.RecommendManyResponse,
                 handler=self._pool.plain(self._recommend_many),
                 scope="recommend",
+                http="/v1/recommend-many",
             ),
             Method(
                 path=PREFIX + "SimilarItems",
@@ -100,6 +102,7 @@ class RecommenderService:
                 response=pb.Slate,
                 handler=self._pool.plain(self._similar_items),
                 scope="recommend",
+                http="/v1/similar-items",
             ),
             Method(
                 path=PREFIX + "GetItems",
@@ -107,6 +110,7 @@ class RecommenderService:
                 response=pb.GetItemsResponse,
                 handler=self._pool.plain(self._get_items),
                 scope="items:read",
+                http="/v1/items",
             ),
         ]
 
@@ -120,6 +124,7 @@ class RecommenderService:
         slate = self._engine_of().similar_items(
             message.item_id, k, exclude=list(message.exclude), variant=message.variant
         )
+        call.stage_ns.update(slate.stage_ns)
         return slate_to_message(slate)
 
     def _get_items(self, message: pb.GetItemsRequest, call: Call) -> pb.GetItemsResponse:

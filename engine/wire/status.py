@@ -69,9 +69,20 @@ def code_number(code: grpc.StatusCode) -> int:
     return int(code.value[0])
 
 
+def row_of(kind: type[BaseException]) -> StatusRow | None:
+    """Returns the row of an error's class, None for what is not in the table (INTERNAL)."""
+    return next((row for known, row in STATUS_TABLE.items() if issubclass(kind, known)), None)
+
+
+def reason_of(kind: type[BaseException]) -> str:
+    """Returns the reason of an error's class."""
+    row = row_of(kind)
+    return row.reason if row is not None else REASON_INTERNAL
+
+
 def status_of(error: RecserveError) -> status_pb2.Status:
     """Returns the rich status of one of our errors; its message is the error's own sentence."""
-    row = next((row for kind, row in STATUS_TABLE.items() if isinstance(error, kind)), None)
+    row = row_of(type(error))
     if row is None:
         return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, "The server failed; see its log.")
     status = make_status(row.code, row.reason, str(error), field=error.name)
@@ -102,13 +113,19 @@ def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:
 
 
 class RemoteError(RecserveError):
-    """A server answered with an error; ``code`` is the gRPC code, ``reason`` the server's closed reason."""
+    """A server answered with an error; ``code`` is the gRPC code, ``reason`` the server's closed reason.
 
-    def __init__(self, code: grpc.StatusCode, reason: str, message: str) -> None:
+    ``retry_after``: seconds that the server asks to wait before another try, None when it asks for none.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, reason: str, message: str, retry_after: float | None = None
+    ) -> None:
         super().__init__("reply", found=code.name, expected="OK", cure=message)
         self.code = code
         self.reason = reason
         self.message = message
+        self.retry_after = retry_after
         # The server's sentence is complete; the frame around it would only repeat the code.
         self.args = (f"{message} ({code.name})",)
         if code is grpc.StatusCode.UNAVAILABLE:
@@ -119,12 +136,22 @@ class RemoteError(RecserveError):
 
 def error_from_status(status: status_pb2.Status) -> RemoteError:
     """Returns the error that a rich status stands for."""
-    reason = ""
+    return RemoteError(grpc_code(status), reason_in(status), status.message, retry_after_of(status))
+
+
+def reason_in(status: status_pb2.Status) -> str:
+    """Returns the reason that a rich status carries, "" for none."""
     info = error_details_pb2.ErrorInfo()
+    return next((info.reason for detail in status.details if detail.Unpack(info)), "")
+
+
+def retry_after_of(status: status_pb2.Status) -> float | None:
+    """Returns the seconds of the status's RetryInfo, None when it has none."""
+    pause = error_details_pb2.RetryInfo()
     for detail in status.details:
-        if detail.Unpack(info):
-            reason = info.reason
-    return RemoteError(grpc_code(status), reason, status.message)
+        if detail.Unpack(pause):
+            return float(pause.retry_delay.seconds + pause.retry_delay.nanos / 1e9)
+    return None
 
 
 def error_from_call(call: grpc.RpcError) -> RemoteError:

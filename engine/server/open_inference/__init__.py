@@ -2,8 +2,8 @@
 
 Clients of Triton and KServe ask unchanged; a client's own batch is spread over the dynamic batcher's.
 
-- Model: the name is ``server.model_name``, by default the name of the bundle's folder; the version is the
-  bundle's version, and empty means the one that is served.
+- Model: the name is the bundle's ``model``, as in the metrics; the version is the bundle's version, and empty
+  means the one that is served.
 - Input ``user_id`` BYTES [n, 1] (empty: nobody known) and optional ``history`` BYTES [n, length], item ids,
   newest last, which wins over the stored one (empty elements are padding).
 - Outputs ``item_id`` BYTES [n, k] and ``score`` FP32 [n, k], best first. A row of fewer than ``k`` items ends

@@ -48,10 +48,9 @@ class ServedBundle:
 
     can_load = False
 
-    def __init__(self, engine_of: Callable[[], Engine], name: str = "") -> None:
-        """``engine_of`` raises :class:`Unavailable` until it is warm; ``name`` empty: the bundle's."""
+    def __init__(self, engine_of: Callable[[], Engine]) -> None:
+        """``engine_of`` raises :class:`Unavailable` until it is warm."""
         self._engine_of = engine_of
-        self._name = name
         # Asked for with every request: made once for each engine.
         self._known: tuple[Engine | None, list[ModelState]] = (None, [])
 
@@ -63,14 +62,14 @@ class ServedBundle:
             return []
         known, states = self._known
         if known is not engine:
-            states = [ModelState(self.name_of(engine), engine.manifest.bundle_version, READY)]
+            states = [ModelState(engine.manifest.model, engine.manifest.bundle_version, READY)]
             self._known = (engine, states)
         return states
 
     def find(self, name: str, version: str = "") -> Engine:
         """Returns the engine; raises :class:`UnknownModel` for any other name or version."""
         engine = self._engine_of()
-        served = self.name_of(engine)
+        served = engine.manifest.model
         if name != served:
             raise UnknownModel("model", found=f"{name} (not found)", expected=served)
         if version and version != engine.manifest.bundle_version:
@@ -80,10 +79,6 @@ class ServedBundle:
                 expected=f"{engine.manifest.bundle_version} or empty",
             )
         return engine
-
-    def name_of(self, engine: Engine) -> str:
-        """Returns the name under which ``engine`` is served."""
-        return self._name or engine.name
 
     def load(self, name: str) -> None:
         """Raises :class:`Unsupported`."""

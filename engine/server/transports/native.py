@@ -13,7 +13,8 @@ from google.rpc import status_pb2
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.methods import Method, Shape
+from recserve.engine.server.methods import Method, MethodTable, Shape
+from recserve.engine.server.transports import guard_socket
 from recserve.engine.wire.status import trailer_of
 from recserve.errors import ConfigError, Overloaded
 
@@ -29,8 +30,10 @@ SETTLE_SECONDS = 0.2
 class NativeTransport:
     """Unary and server-streaming methods on one address, without a thread or a task per call."""
 
-    def __init__(self, chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> None:
-        chain.methods.check_shapes("native", CARRIED)
+    def __init__(
+        self, chain: Chain, config: ServerConfig, methods: MethodTable, *, reuse_port: bool = False
+    ) -> None:
+        methods.check_shapes("native", CARRIED)
         if not config.is_local:
             raise ConfigError(
                 "server.host",
@@ -42,7 +45,7 @@ class NativeTransport:
         self._chain = chain
         self._config = config
         self._reuse_port = reuse_port
-        self._methods = list(chain.methods)
+        self._methods = list(methods)
         # By the front's id; a call leaves when it is answered or cancelled.
         self._calls: dict[int, _NativeCall] = {}
         self._front: Any = None
@@ -64,6 +67,7 @@ class NativeTransport:
             raise ConfigError(
                 "server address", found=address, expected="free to bind", cure="Choose another --port."
             ) from error
+        guard_socket(address)
         self._thread.start()
         return self._config.address(self._front.bound_port)
 
@@ -91,15 +95,15 @@ class NativeTransport:
                 elif (gone := calls.pop(call_id, None)) is not None:
                     gone.cancel()
 
-    def reply(self, call_id: int, data: bytes) -> None:
+    def reply(self, call_id: int, data: bytes, echo: tuple[tuple[str, str], ...]) -> None:
         """Sends the one reply of a call."""
         self._calls.pop(call_id, None)
-        self._front.respond(call_id, data)
+        self._front.respond(call_id, data, trailing_metadata=echo or None)
 
-    def fail(self, call_id: int, status: status_pb2.Status) -> None:
+    def fail(self, call_id: int, status: status_pb2.Status, echo: tuple[tuple[str, str], ...]) -> None:
         """Ends a call with a status."""
         self._calls.pop(call_id, None)
-        self._front.fail(call_id, status.code, status.message, trailer_of(status))
+        self._front.fail(call_id, status.code, status.message, trailer_of(status) + echo)
 
     def send(self, call: Call, call_id: int, data: bytes) -> None:
         """Sends one message of a reply stream; a reader too slow for its buffer loses the stream."""
@@ -126,10 +130,10 @@ class _NativeCall(Call):
         self._call_id = call_id
 
     def _send_reply(self, data: bytes) -> None:
-        self._transport.reply(self._call_id, data)
+        self._transport.reply(self._call_id, data, self.echo())
 
     def _send_failure(self, status: status_pb2.Status) -> None:
-        self._transport.fail(self._call_id, status)
+        self._transport.fail(self._call_id, status, self.echo())
 
     def _send_message(self, data: bytes) -> None:
         self._transport.send(self, self._call_id, data)

@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +16,14 @@ import pytest
 
 from recserve.engine import Request
 from recserve.engine.client import RecommenderClient
+from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.http.config import HttpConfig
+from recserve.engine.server.http.listener import HttpListener
 from recserve.engine.server.processes import reserved_port
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import ConfigError
+from tests.engine.server.http_client import HttpCaller
 
 TIMEOUT_SECONDS = 90
 
@@ -69,9 +74,10 @@ def test_a_killed_worker_is_replaced_and_sigterm_ends_all(
         assert len(first) == 2
         assert all(answers(address) for _ in range(8))
         os.kill(first[0], signal.SIGKILL)
+        assert has_ended(first[0])
         end = time.monotonic() + TIMEOUT_SECONDS
         while len(events(log, "serving")) < 3:
-            # Its connections are gone with it: the other one answers.
+            # The other one answers; the new one takes no connection before it is warm.
             assert answers(address)
             assert time.monotonic() < end
         assert [event["exit_code"] for event in events(log, "worker died")] == [-signal.SIGKILL]
@@ -125,3 +131,31 @@ def test_a_unix_socket_carries_calls(bundle_folder: Path, tmp_path: Path, transp
         assert process.wait(TIMEOUT_SECONDS) == 0
     with pytest.raises(RemoteError):
         answers(address)
+
+
+def test_each_worker_has_metrics_of_its_own(bundle_folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving(bundle_folder, log, "--workers", "2", "--metrics-port", "0") as (process, address):
+        assert answers(address)
+        urls = [str(event["metrics"]) for event in events(log, "serving")]
+        assert len(set(urls)) == 2
+        for url in urls:
+            with HttpCaller(url) as caller:
+                assert b"recserve_bundle_info{" in caller.get("/metrics")[2]
+                assert caller.get("/readyz")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_SECONDS) == 0
+    with pytest.raises(ConfigError, match="a port that all workers can bind"):
+        Server(ServerConfig(port=0, workers=2), http=HttpConfig(port=0))
+
+
+def test_a_worker_takes_the_next_free_metrics_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        listener = HttpListener(None, "metrics", "127.0.0.1", [port, 0], max_connections=1)
+        assert listener.start() != f"127.0.0.1:{port}"
+        listener.stop()
+        with pytest.raises(ConfigError, match=f"metrics address is 127.0.0.1:{port}"):
+            HttpListener(None, "metrics", "127.0.0.1", [port], max_connections=1).start()

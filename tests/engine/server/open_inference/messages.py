@@ -27,7 +27,7 @@ def parameter(value: Any) -> pb.InferParameter:
 def ask(
     users: Sequence[str | bytes],
     *,
-    model: str = "bundle",
+    model: str = "sasrec",
     history: Sequence[Sequence[str]] | None = None,
     raw: bool = True,
     outputs: Mapping[str, Mapping[str, Any]] | None = None,
