@@ -21,7 +21,7 @@ ENTRY_POINTS = "recserve.commands"
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 configuration, 4 server not reachable, 5 bundle invalid."
 )
-ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve")
+ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve", "models")
 
 
 def build_app() -> typer.Typer:
@@ -37,7 +37,12 @@ def build_app() -> typer.Typer:
     app.callback(help="Train recommendation models, export them to ONNX, serve them fast.")(_root)
     verbs: dict[str, tuple[Callable[..., Any], bool]] = {}
 
-    def add(verb: Callable[..., Any], *, needs: Sequence[str] = (), extra: str = "") -> None:
+    groups: dict[str, typer.Typer] = {}
+
+    def add(verb: Callable[..., Any] | typer.Typer, *, needs: Sequence[str] = (), extra: str = "") -> None:
+        if isinstance(verb, typer.Typer):
+            groups[str(verb.info.name)] = verb
+            return
         missing = [module for module in needs if importlib.util.find_spec(module) is None]
         verbs[verb.__name__] = (_refuse(verb, missing, extra) if missing else verb, bool(missing))
 
@@ -46,6 +51,8 @@ def build_app() -> typer.Typer:
     for name in sorted(verbs, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
         verb, missing = verbs[name]
         app.command(name, hidden=missing)(verb)
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
     return app
 
 

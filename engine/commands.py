@@ -1,4 +1,4 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``."""
+"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``models``, ``demo``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from recserve import console
+from recserve.engine.models_commands import models
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher].")
+    Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher], [repository].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -22,6 +23,7 @@ def register(add: Callable[..., Any]) -> None:
     add(inspect)
     add(recommend)
     add(serve)
+    add(models)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
 
 
@@ -112,7 +114,13 @@ def recommend(
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; not with --repository.")] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Folder of models, MODEL/BUNDLE; see `recserve models`.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or URL that new bundles are copied from into --repository.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to bind, or unix:PATH. Default: 127.0.0.1.")
     ] = None,
@@ -130,10 +138,11 @@ def serve(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve a bundle over gRPC until SIGTERM; the address stands on stdout when it is warm."""
+    """Serve a bundle or a repository over gRPC until SIGTERM; stdout has its address once warm."""
     from recserve.engine.engine import Engine
     from recserve.engine.logs import configure_logs
     from recserve.engine.server.app import Server, run_server
+    from recserve.engine.server.models import serve_repository
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -145,16 +154,22 @@ def serve(
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },
+        "repository": {"folder": repository and str(repository), "source": source},
     }
     settings = load_settings(config, flags)
+    if bool(settings.repository.folder) == (bundle is not None):
+        raise typer.BadParameter("give a bundle folder or --repository DIR, one of the two")
     configure_logs()
 
     def announce(address: str) -> None:
         console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
-    server = Server(settings.server, settings.batcher)
-    run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
+    if bundle is None:
+        serve_repository(settings.repository, settings.engine, settings.server, settings.batcher, announce)
+    else:
+        server = Server(settings.server, settings.batcher)
+        run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
 
 
 def demo(

@@ -1,6 +1,6 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine], [server] and [batcher]; the environment says
+The file is TOML with the sections [engine], [server], [batcher] and [repository]; the environment says
 RECSERVE__SERVER__PORT=8000.
 An unknown key is an error that names the nearest known one.
 """
@@ -21,11 +21,17 @@ from pydantic_settings import (
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
+from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.errors import ConfigError, nearest
 
 ENV_PREFIX = "RECSERVE__"
-SECTIONS: dict[str, type] = {"engine": EngineConfig, "server": ServerConfig, "batcher": BatcherConfig}
+SECTIONS: dict[str, type] = {
+    "engine": EngineConfig,
+    "server": ServerConfig,
+    "batcher": BatcherConfig,
+    "repository": RepositoryConfig,
+}
 
 
 class Settings(BaseSettings):
@@ -36,6 +42,7 @@ class Settings(BaseSettings):
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     batcher: BatcherConfig = BatcherConfig()
+    repository: RepositoryConfig = RepositoryConfig()
 
 
 def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:

@@ -16,11 +16,21 @@ ALLOWED: dict[str, set[str]] = {
     "engine.bundle": set(),
     "engine": {"engine.bundle", "engine.state", "engine.wire", "kernels", "proto"},
     "engine.state": {"engine.bundle"},
-    "engine.wire": {"engine", "proto"},
-    "engine.server": {"engine", "engine.bundle", "engine.wire", "proto"},
+    "engine.models": {"engine", "engine.bundle"},
+    "engine.wire": {"engine", "engine.models", "proto"},
+    "engine.server": {"engine", "engine.bundle", "engine.models", "engine.state", "engine.wire", "proto"},
     "training": {"kernels", "proto"},
     "exporters": {"training", "kernels", "engine.bundle"},
-    "benchmarks": {"training", "kernels", "engine", "engine.bundle", "engine.server", "exporters", "proto"},
+    "benchmarks": {
+        "training",
+        "kernels",
+        "engine",
+        "engine.bundle",
+        "engine.models",
+        "engine.server",
+        "exporters",
+        "proto",
+    },
 }
 # The command line starts the server: the one place where the engine's folder looks up.
 MAY_LOOK_UP = {"engine/commands.py", "engine/settings.py"}

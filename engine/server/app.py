@@ -13,6 +13,8 @@ import structlog
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
+from recserve.engine.models.registry import Registry
+from recserve.engine.models.router import Router
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain, Observer, everybody
@@ -23,7 +25,7 @@ from recserve.engine.server.reflection import reflection_method
 from recserve.engine.server.service import RecommenderService
 from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import ConfigError, Unavailable
+from recserve.errors import ConfigError
 
 log = structlog.get_logger("recserve.server")
 
@@ -40,16 +42,18 @@ class Server:
         config: ServerConfig,
         batcher: BatcherConfig | None = None,
         *,
+        router: Router | None = None,
         extra_methods: Sequence[Method] = (),
         principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._config = config
         self._batcher_config = batcher or BatcherConfig()
-        self._warm_engine: Engine | None = None
+        # Who fills it, and what answers, is not the server's matter.
+        self.router = router or Router(Registry())
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
         self.health = HealthService()
-        recommender = RecommenderService(self._engine, self._pool)
+        recommender = RecommenderService(self.router, self._pool)
         self.batcher = Batcher[Call](
             recommender.recommend, self._batcher_config, on_exhausted=self._not_ready
         )
@@ -79,18 +83,22 @@ class Server:
         self._not_ready()
         return self._transport.start()
 
-    def serve(self, engine: Engine) -> None:
-        """Answers requests from ``engine`` (loaded and warm) from now on.
+    def serve(self, engine: Engine | None = None) -> None:
+        """Answers from ``engine`` (loaded and warm) from now on; without one, from the models of the router.
 
         Raises :class:`ConfigError` when the engine takes smaller batches than the server makes.
         """
-        if self._batcher_config.max_size > engine.config.max_requests:
-            raise ConfigError(
-                "batcher.max_size",
-                found=self._batcher_config.max_size,
-                expected=f"at most engine.max_requests ({engine.config.max_requests})",
-            )
-        self._warm_engine = engine
+        registry = self.router.registry
+        engines = [engine] if engine else registry.engines()
+        for config in (one.config for one in engines):
+            if self._batcher_config.max_size > config.max_requests:
+                raise ConfigError(
+                    "batcher.max_size",
+                    found=self._batcher_config.max_size,
+                    expected=f"at most engine.max_requests ({config.max_requests})",
+                )
+        if engine is not None:
+            registry.serve_one(engine.manifest.model, engine.manifest.bundle_version, engine)
         self.health.set(SERVING, *self._health_names())
 
     def stop(self) -> None:
@@ -101,12 +109,8 @@ class Server:
         self._transport.stop(STREAM_GRACE_SECONDS)
         self.batcher.close()
         self._pool.close()
+        self.router.close()
         self.chain.close()
-
-    def _engine(self) -> Engine:
-        if self._warm_engine is None:
-            raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
-        return self._warm_engine
 
     def _not_ready(self) -> None:
         self.health.set(NOT_SERVING, *self._health_names())
@@ -126,16 +130,19 @@ def new_transport(chain: Chain, config: ServerConfig) -> Transport:
     return GrpcioTransport(chain, config)
 
 
-def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
+def run_server(
+    server: Server, load_engine: Callable[[], Engine | None], announce: Callable[[str], None]
+) -> None:
     """Runs ``server`` until SIGTERM or SIGINT, then drains; a second signal stops at once. Main thread only.
 
-    ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
-    called with the address when the first request can be answered.
+    ``load_engine`` runs on a thread while the server already answers health checks; it returns the one engine
+    to serve, or None when it filled the router's registry. ``announce`` is called with the address when the
+    first request can be answered.
     """
     address = server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()
-    loading = Future[Engine]()
+    loading = Future[Engine | None]()
 
     def load() -> None:
         try:
@@ -151,13 +158,14 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
                 engine = loading.result()
                 server.serve(engine)
                 announce(address)
-                log.info("serving", address=address, bundle=engine.manifest.bundle_version)
+                log.info("serving", address=address, models=server.router.registry.routes())
                 events.get()
             log.info("draining")
         finally:
             server.stop()
         # A load under way cannot be interrupted; its end, good or bad, is waited for.
-        loading.result().close()
+        if (engine := loading.result()) is not None:
+            engine.close()
     log.info("stopped")
 
 
