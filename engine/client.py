@@ -25,13 +25,15 @@ class RecommenderClient:
     """Asks one server; may be shared by threads.
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
-    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call.
+    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call; ``model``: who answers, "" the server's
+    default one.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, model: str = "") -> None:
         self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
+        self._model = model
 
     def __enter__(self) -> "RecommenderClient":
         return self
@@ -54,25 +56,23 @@ class RecommenderClient:
 
     def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
-        return convert.slate_from_message(
-            self._call(self._stub.Recommend, convert.request_to_message(request))
-        )
+        return convert.slate_from_message(self._call(self._stub.Recommend, _one(request, self._model)))
 
     def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
-        message = _many(requests)
+        message = _many(requests, self._model)
         return _results(self._call(self._stub.RecommendMany, message))
 
     def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items nearest to ``item_id``."""
-        message = _similar(item_id, k, exclude, variant)
+        message = _similar(item_id, k, exclude, variant, self._model)
         return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(self._call(self._stub.GetItems, _item_ids(item_ids)))
+        return _items(self._call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
     def _call(self, method: Any, message: Any) -> Any:
         try:
@@ -84,10 +84,11 @@ class RecommenderClient:
 class AsyncRecommenderClient:
     """The same client for asyncio."""
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
+    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, model: str = "") -> None:
         self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
+        self._model = model
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
         return self
@@ -103,24 +104,24 @@ class AsyncRecommenderClient:
 
     async def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
-        message = convert.request_to_message(request)
+        message = _one(request, self._model)
         return convert.slate_from_message(await self._call(self._stub.Recommend, message))
 
     async def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
-        message = _many(requests)
+        message = _many(requests, self._model)
         return _results(await self._call(self._stub.RecommendMany, message))
 
     async def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items nearest to ``item_id``."""
-        message = _similar(item_id, k, exclude, variant)
+        message = _similar(item_id, k, exclude, variant, self._model)
         return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(await self._call(self._stub.GetItems, _item_ids(item_ids)))
+        return _items(await self._call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
     async def _call(self, method: Any, message: Any) -> Any:
         try:
@@ -129,16 +130,25 @@ class AsyncRecommenderClient:
             raise error_from_call(error) from None
 
 
-def _many(requests: Iterable[Request]) -> pb.RecommendManyRequest:
-    return pb.RecommendManyRequest(requests=[convert.request_to_message(request) for request in requests])
+def _one(request: Request, model: str) -> pb.RecommendRequest:
+    message = convert.request_to_message(request)
+    message.model = model
+    return message
 
 
-def _similar(item_id: str, k: int, exclude: Sequence[str], variant: str) -> pb.SimilarItemsRequest:
-    return convert.new_message(pb.SimilarItemsRequest, item_id=item_id, k=k, exclude=exclude, variant=variant)
+def _many(requests: Iterable[Request], model: str) -> pb.RecommendManyRequest:
+    return pb.RecommendManyRequest(requests=[_one(request, model) for request in requests])
 
 
-def _item_ids(item_ids: Sequence[str]) -> pb.GetItemsRequest:
-    return convert.new_message(pb.GetItemsRequest, item_ids=item_ids)
+def _similar(
+    item_id: str, k: int, exclude: Sequence[str], variant: str, model: str
+) -> pb.SimilarItemsRequest:
+    fields = {"item_id": item_id, "k": k, "exclude": exclude, "variant": variant, "model": model}
+    return convert.new_message(pb.SimilarItemsRequest, **fields)
+
+
+def _item_ids(item_ids: Sequence[str], model: str) -> pb.GetItemsRequest:
+    return convert.new_message(pb.GetItemsRequest, item_ids=item_ids, model=model)
 
 
 def _results(message: pb.RecommendManyResponse) -> list[Slate | RemoteError]:

@@ -54,7 +54,7 @@ class ModelManager:
 
         Raises the error of the last attempt when no model at all can answer.
         """
-        self.repository.sweep_staging()
+        self.repository.sweep()
         models = dict.fromkeys([found.model for found in self.repository.bundles()])
         desired = self.repository.read_desired()
         self._generation = desired.generation

@@ -145,9 +145,13 @@ class Repository:
             os.close(descriptor)
             shutil.rmtree(folder, ignore_errors=True)
 
-    def sweep_staging(self) -> int:
-        """Removes the staging folders whose process died; returns how many."""
+    def sweep(self) -> int:
+        """Removes what processes that died had begun (copies, pointer files); returns how many."""
         n = 0
+        with self.changing():
+            for partial in self.folder.glob(f".{ACTIVE_NAME}.*.tmp"):
+                partial.unlink()
+                n += 1
         staging = self.folder / STAGING_NAME
         for folder in list(staging.iterdir()) if staging.is_dir() else []:
             descriptor = os.open(folder, os.O_RDONLY)

@@ -18,7 +18,7 @@ from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.models.routing import Arm, Route, Shadow
 from recserve.engine.models.states import State
 from recserve.engine.server.models import EngineLoader
-from recserve.errors import BundleInvalid, Conflict, ConfigError, InvalidRequest, UnknownModel
+from recserve.errors import BundleInvalid, ConfigError, Conflict, InvalidRequest, UnknownModel
 from tests.engine.models.conftest import MODEL
 from tests.engine.models.versions import flip_bit, is_of, make_version
 
@@ -276,6 +276,6 @@ def test_the_sweep_takes_what_the_dead_left(repository_folder: Path) -> None:
     (repository_folder / ".staging" / "orphan").mkdir(parents=True)
     (repository_folder / ".staging" / "orphan" / "file").touch()
     with repository.staging() as alive:
-        assert Repository(repository_folder).sweep_staging() == 1
+        assert Repository(repository_folder).sweep() == 1
         assert alive.is_dir()
     assert list((repository_folder / ".staging").iterdir()) == []
