@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-serving clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,6 +47,13 @@ proto: $(VENV)/.dev  ## regenerate the protobuf code from proto/*.proto
 
 bench-kernels: $(VENV)/.dev  ## time top-K search against its peers (those that are installed)
 	$(BIN)/python -m recserve.benchmarks.kernels
+
+bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=folder; needs h2load)
+	$(BIN)/python -m recserve.benchmarks.serving $(BUNDLE)
+
+bench-als: $(VENV)/.dev  ## time ALS and measure ALS and BPR against implicit
+	$(BIN)/python -m recserve.benchmarks.als_speed
+	$(BIN)/python -m recserve.benchmarks.table_quality
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist *.egg-info

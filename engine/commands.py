@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recserve import console
 from recserve.engine.models_commands import models
+
+if TYPE_CHECKING:
+    from recserve.engine.bundle import VariantEntry
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="TOML file with [engine], [server], [batcher], [repository].")
@@ -48,6 +51,10 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            *(
+                [f"query embeddings of {name}", _query_text(variant)]
+                for name, variant in manifest.variants.items()
+            ),
         ],
     )
     metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
@@ -67,6 +74,16 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             for name, variant in manifest.variants.items()
         ],
     )
+
+
+def _query_text(variant: "VariantEntry") -> str:
+    if variant.fold_in is not None:
+        fold_in = variant.fold_in
+        return (
+            f"user {variant.query}, fold-in with weight {fold_in.weight:g}, reg {fold_in.reg:g} "
+            f"(exponent {fold_in.reg_exponent:g})"
+        )
+    return variant.query_encoder or f"user {variant.query}, others by popularity"
 
 
 def recommend(
@@ -128,6 +145,9 @@ def serve(
     transport: Annotated[
         str | None, typer.Option(help="grpcio, or native (faster; plain text, local only). Default: grpcio.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on the port; the vectors are in memory once. Default: 1.")
+    ] = None,
     worker_threads: Annotated[
         int | None, typer.Option(help="Threads for calls that are not batched. Default: 2.")
     ] = None,
@@ -139,10 +159,8 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle or a repository over gRPC until SIGTERM; stdout has its address once warm."""
-    from recserve.engine.engine import Engine
-    from recserve.engine.logs import configure_logs
-    from recserve.engine.server.app import Server, run_server
-    from recserve.engine.server.models import serve_repository
+    from recserve.engine.server.serve import ServeBundle, ServeRepository
+    from recserve.engine.server.serve import serve as run
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -151,6 +169,7 @@ def serve(
             "host": host,
             "port": port,
             "transport": transport,
+            "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
         },
@@ -159,17 +178,17 @@ def serve(
     settings = load_settings(config, flags)
     if bool(settings.repository.folder) == (bundle is not None):
         raise typer.BadParameter("give a bundle folder or --repository DIR, one of the two")
-    configure_logs()
 
     def announce(address: str) -> None:
         console.stdout.file.write(f"{address}\n")
         console.stdout.file.flush()
 
     if bundle is None:
-        serve_repository(settings.repository, settings.engine, settings.server, settings.batcher, announce)
+        run(
+            ServeRepository(settings.repository, settings.engine, settings.server, settings.batcher), announce
+        )
     else:
-        server = Server(settings.server, settings.batcher)
-        run_server(server, lambda: Engine.load(bundle, settings.engine), announce)
+        run(ServeBundle(bundle, settings.engine, settings.server, settings.batcher), announce)
 
 
 def demo(

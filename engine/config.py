@@ -1,6 +1,7 @@
 """The settings of an embedded engine; checked when made, never read from the environment here."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from recserve.errors import ConfigError
 
@@ -16,6 +17,9 @@ class EngineConfig:
 
     encoder_threads: int = 1
     """Threads of one ONNX Runtime call. One is fastest for single requests; throughput comes from callers."""
+
+    index_folder: Path | None = None
+    """Where the prepared search index is kept and mapped from, shared by processes; none: built in memory."""
 
     max_k: int = 1000
     """Longest slate that a request may ask for."""

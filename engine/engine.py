@@ -20,9 +20,9 @@ from recserve.engine.features import (
     check_timestamp,
     check_variant,
 )
-from recserve.engine.pipeline import Batch, LoadedBundle, run, slate_items
+from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, run, slate_items, slates
 from recserve.engine.retrieval import Retriever
-from recserve.engine.session import QueryEncoder
+from recserve.engine.sources import open_source
 from recserve.engine.state.history import HistoryStore, ObservedEvents
 from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
@@ -74,9 +74,9 @@ class Engine:
         """
         config = config or EngineConfig()
         bundle = open_bundle(path)
-        encoders = {name: QueryEncoder(bundle, name, config) for name in bundle.manifest.variants}
         kernels.warmup()
-        engine = cls(LoadedBundle(bundle, encoders, Retriever(bundle)), config, observed)
+        sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
+        engine = cls(LoadedBundle(bundle, sources, Retriever(bundle, config.index_folder)), config, observed)
         engine._warm_up()
         return engine
 
@@ -85,7 +85,8 @@ class Engine:
         for variant in self._loaded.bundle.manifest.variants:
             # Past the checks: limits that a user set low must not refuse the engine's own requests.
             self._run([Request(history=first, variant=variant, k=1), Request(k=1)])
-        self.similar_items(first[0], k=1)
+        if self._has_directions():
+            self.similar_items(first[0], k=1)
         with self._lock:
             self._counters = dict.fromkeys(self._counters, 0)
 
@@ -123,19 +124,29 @@ class Engine:
         requests = self._accept(requests)
         for request in requests:
             check_request(request, self._loaded.bundle, self._config)
-        return self._run(requests)
+        return slates(self._run(requests))
 
     def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
         """Answers requests as one batch, in their order; a bad entry has its error in its place."""
+        answers = self.rank_each(requests)
+        named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
+        return [next(named) if isinstance(answer, Ranked) else answer for answer in answers]
+
+    def rank_each(self, requests: Iterable[Request]) -> list[Ranked | InvalidRequest]:
+        """Does what :meth:`recommend_each` does, and leaves the items as arrays for the wire to encode."""
         requests = self._accept(requests)
-        errors: dict[int, InvalidRequest] = {}
-        for i, request in enumerate(requests):
+        answers: list[Ranked | InvalidRequest | None] = []
+        good = []
+        for request in requests:
             try:
                 check_request(request, self._loaded.bundle, self._config)
             except InvalidRequest as error:
-                errors[i] = error
-        slates = iter(self._run([request for i, request in enumerate(requests) if i not in errors]))
-        return [errors[i] if i in errors else next(slates) for i in range(len(requests))]
+                answers.append(error)
+            else:
+                answers.append(None)
+                good.append(request)
+        ranked = iter(self._run(good))
+        return [next(ranked) if answer is None else answer for answer in answers]
 
     def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
@@ -146,28 +157,29 @@ class Engine:
             )
         return requests
 
-    def _run(self, requests: list[Request]) -> list[Slate]:
+    def _run(self, requests: list[Request]) -> list[Ranked]:
         default = self._loaded.bundle.manifest.default_variant
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(request.variant or default, []).append(i)
-        slates: dict[int, Slate] = {}
+        ranked: dict[int, Ranked] = {}
         for variant, rows in rows_of.items():
             batch = Batch(self._loaded, variant, [requests[i] for i in rows], now=int(time.time()))
-            slates.update(zip(rows, run(batch, self._store), strict=True))
+            ranked.update(zip(rows, run(batch, self._store), strict=True))
             self._count(
                 requests=len(rows),
-                cold_starts=len(rows) - len(batch.rows_with_history()),
+                cold_starts=len(rows) - len(batch.model_rows()),
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
-        return [slates[i] for i in range(len(requests))]
+        return [ranked[i] for i in range(len(requests))]
 
     def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items whose embeddings point the way of ``item_id``'s (cosine), without itself.
 
-        Raises :class:`InvalidRequest` for an item that the catalogue does not have.
+        Raises :class:`InvalidRequest` for an item that the catalogue does not have, and where the model has
+        no item vectors, as popularity.
         """
         self._check_open()
         check_k(k, self._config)
@@ -175,6 +187,12 @@ class Engine:
         check_ids("exclude", exclude, self._config.max_exclude)
         bundle = self._loaded.bundle
         check_variant(variant, bundle)
+        if not self._has_directions():
+            raise InvalidRequest(
+                f"model {bundle.manifest.model}",
+                found="one number per item",
+                expected="one with item vectors where similar items are asked for",
+            )
         start = time.perf_counter_ns()
         vocabulary = bundle.catalogue.vocabulary
         item = vocabulary.index_of(item_id)
@@ -190,6 +208,10 @@ class Engine:
             source=SOURCE_SIMILAR,
             stage_ns={"retrieve": time.perf_counter_ns() - start},
         )
+
+    def _has_directions(self) -> bool:
+        # Numbers all point the same way.
+        return self._loaded.bundle.manifest.embedding_size > 1
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
-from recserve.engine.bundle.histories import History
+from recserve.engine.bundle.histories import EMPTY_HISTORY, History
 from recserve.engine.bundle.vocabulary import MAX_ID_BYTES
 from recserve.engine.config import EngineConfig
 from recserve.engine.state.history import HistoryStore
@@ -23,8 +23,9 @@ MAX_TIMESTAMP = 253_402_300_799
 class ResolvedRequest:
     """A request in the engine's own terms.
 
-    ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32 ascending
-    and unique, with the seen items unless the caller wants them; ``warnings``: what was ignored.
+    ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32, unsorted
+    and repeated as they come, the seen items among them unless the caller wants those; ``warnings``: what was
+    ignored.
     """
 
     k: int
@@ -39,8 +40,10 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> Non
     check_k(request.k, config)
     check_id("user_id", request.user_id, may_be_empty=True)
     history = () if request.history is None else request.history
-    check_ids("history", history, config.max_history)
-    check_ids("exclude", request.exclude, config.max_exclude)
+    if history != ():
+        check_ids("history", history, config.max_history)
+    if request.exclude != ():
+        check_ids("exclude", request.exclude, config.max_exclude)
     if len(request.history_timestamps) and len(request.history_timestamps) != len(history):
         raise InvalidRequest(
             "history_timestamps",
@@ -75,8 +78,8 @@ def check_id(name: str, id_: str, *, may_be_empty: bool = False) -> None:
     """Raises :class:`InvalidRequest` unless ``id_`` is a string of 1..256 bytes of UTF-8."""
     if not isinstance(id_, str):
         raise InvalidRequest(name, found=type(id_).__name__, expected="a string")
-    n_bytes = len(id_.encode("utf-8", "surrogatepass"))
-    if n_bytes > MAX_ID_BYTES:
+    # A character has at most four bytes: most ids need no encoding to be known as short.
+    if len(id_) > MAX_ID_BYTES // 4 and (n_bytes := len(id_.encode("utf-8", "surrogatepass"))) > MAX_ID_BYTES:
         raise InvalidRequest(name, found=f"{n_bytes} bytes long", expected=f"at most {MAX_ID_BYTES} bytes")
     if not id_ and not may_be_empty:
         raise InvalidRequest(name, found="empty", expected=f"1 to {MAX_ID_BYTES} bytes")
@@ -105,35 +108,49 @@ def check_variant(variant: str, bundle: Bundle) -> None:
         )
 
 
-def resolve(request: Request, bundle: Bundle, store: HistoryStore) -> ResolvedRequest:
-    """Turns a checked request into arrays; unknown items are dropped with a warning."""
-    vocabulary = bundle.catalogue.vocabulary
-    warnings = [
-        f"context {key[:64]!r} is not used by this bundle"
-        for key in request.context
-        if key not in bundle.manifest.inputs.context
+def resolve(requests: Sequence[Request], bundle: Bundle, store: HistoryStore) -> list[ResolvedRequest]:
+    """Turns checked requests into arrays; unknown items are dropped with a warning."""
+    remembered = iter(store.get_many([r.user_id for r in requests if r.history is None]))
+    return [
+        _resolve(request, bundle, next(remembered) if request.history is None else None)
+        for request in requests
     ]
+
+
+def _resolve(request: Request, bundle: Bundle, history: History | None) -> ResolvedRequest:
+    vocabulary = bundle.catalogue.vocabulary
+    warnings: list[str] = []
     n_ignored = 0
-    if request.history is None:
-        history = store.get(request.user_id)
-    else:
-        found = vocabulary.indices(request.history)
-        known = found >= 0
-        n_ignored += int((~known).sum())
-        times = np.zeros(len(found), np.int64)
-        if len(request.history_timestamps):
-            times = np.asarray(request.history_timestamps, np.int64)
-        history = History(found[known], times[known])
+    if request.context:
+        warnings += [
+            f"context {key[:64]!r} is not used by this bundle"
+            for key in request.context
+            if key not in bundle.manifest.inputs.context
+        ]
+    if history is None:
+        history, n_ignored = _given_history(request, bundle)
         if n_ignored:
-            warnings.append(f"{n_ignored} of {len(found)} history items are not in the catalogue")
-    exclude = vocabulary.indices(request.exclude)
-    n_unknown = int((exclude < 0).sum())
-    if n_unknown:
-        warnings.append(f"{n_unknown} of {len(exclude)} exclude items are not in the catalogue")
-    if not request.include_seen:
-        exclude = np.concatenate([exclude, history.items])
-    exclude = np.unique(exclude[exclude >= 0])
-    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored + n_unknown)
+            n_given = len(request.history or ())
+            warnings.append(f"{n_ignored} of {n_given} history items are not in the catalogue")
+    exclude = EMPTY_HISTORY.items if request.include_seen else history.items
+    if len(request.exclude):
+        asked = vocabulary.indices(request.exclude)
+        known = asked[asked >= 0]
+        if n_unknown := len(asked) - len(known):
+            n_ignored += n_unknown
+            warnings.append(f"{n_unknown} of {len(asked)} exclude items are not in the catalogue")
+        exclude = np.concatenate([known, exclude])
+    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored)
+
+
+def _given_history(request: Request, bundle: Bundle) -> tuple[History, int]:
+    """Returns the known part of a request's own history, and how many of its items are unknown."""
+    found = bundle.catalogue.vocabulary.indices(request.history or ())
+    known = found >= 0
+    times = np.zeros(len(found), np.int64)
+    if len(request.history_timestamps):
+        times = np.asarray(request.history_timestamps, np.int64)
+    return History(found[known], times[known]), int(len(found) - known.sum())
 
 
 def pad_histories(histories: list[NDArray[np.int32]], max_history: int) -> NDArray[np.int32]:

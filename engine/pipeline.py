@@ -1,21 +1,21 @@
-"""One batch from requests to slates: resolve → encode → retrieve → assemble.
+"""One batch from requests to ranked items: resolve → encode → retrieve → assemble.
 
 Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle, layout
-from recserve.engine.features import ResolvedRequest, pad_histories, pad_time_gaps, resolve
+from recserve.engine.bundle import Bundle
+from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.retrieval import Retriever
-from recserve.engine.session import QueryEncoder
+from recserve.engine.sources import QuerySource
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
 
@@ -27,7 +27,7 @@ class LoadedBundle:
     """A bundle with everything that answering from it needs."""
 
     bundle: Bundle
-    encoders: dict[str, QueryEncoder]
+    sources: dict[str, QuerySource]
     retriever: Retriever
 
 
@@ -44,12 +44,30 @@ class Batch:
     found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
     stage_ns: dict[str, int] = field(default_factory=dict)
 
-    def rows_with_history(self) -> list[int]:
+    def model_rows(self) -> list[int]:
         """The rows that the model can answer; the others are cold starts."""
-        return [i for i, resolved in enumerate(self.resolved) if len(resolved.history.items)]
+        source = self.loaded.sources[self.variant]
+        return [i for i, resolved in enumerate(self.resolved) if source.answers(resolved.history)]
 
 
-def run(batch: Batch, store: HistoryStore) -> list[Slate]:
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The answer to one request before its items get names: items (n,) int32 of ``bundle``, best first.
+
+    Rows of one batch share ``stage_ns``; an item of −1 is padding.
+    """
+
+    bundle: Bundle
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    variant: str
+    source: str
+    stage_ns: dict[str, int]
+    warnings: tuple[str, ...]
+    arm: str = ""
+
+
+def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     """Answers a batch of checked requests, in their order."""
     _timed(batch, "resolve", lambda: _resolve(batch, store))
     _timed(batch, "encode", lambda: _encode(batch))
@@ -65,60 +83,63 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
-    batch.resolved = [resolve(request, batch.loaded.bundle, store) for request in batch.requests]
+    batch.resolved = resolve(batch.requests, batch.loaded.bundle, store)
 
 
 def _encode(batch: Batch) -> None:
-    rows = batch.rows_with_history()
-    if not rows:
-        return
-    inputs = batch.loaded.bundle.manifest.inputs
-    histories = [batch.resolved[i].history for i in rows]
-    padded = pad_histories([history.items for history in histories], inputs.max_history)
-    gaps = None
-    if layout.TIME_GAPS_INPUT in inputs.features:
-        gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], batch.now)
-    batch.queries = batch.loaded.encoders[batch.variant].encode(padded, gaps)
+    rows = batch.model_rows()
+    if rows:
+        source = batch.loaded.sources[batch.variant]
+        batch.queries = source.encode([batch.resolved[i].history for i in rows], batch.now)
 
 
 def _retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
-    rows = batch.rows_with_history()
-    answers: dict[int, tuple[str, NDArray[np.float32], NDArray[np.int32]]] = {}
+    rows = batch.model_rows()
+    answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
     if rows:
         k = max(batch.resolved[i].k for i in rows)
         scores, items = retriever.by_query(batch.queries, k, [batch.resolved[i].exclude for i in rows])
         for row, i in enumerate(rows):
             answers[i] = (SOURCE_MODEL, scores[row], items[row])
-    for i, resolved in enumerate(batch.resolved):
-        if i not in answers:
-            answers[i] = (SOURCE_POPULARITY, *retriever.popular(resolved.k, resolved.exclude))
-    batch.found = [answers[i] for i in range(len(batch.requests))]
+    batch.found = [
+        answer or (SOURCE_POPULARITY, *retriever.popular(resolved.k, resolved.exclude))
+        for answer, resolved in zip(answers, batch.resolved, strict=True)
+    ]
 
 
-def _assemble(batch: Batch) -> list[Slate]:
-    slates = []
-    for resolved, (source, scores, items) in zip(batch.resolved, batch.found, strict=True):
-        slates.append(
-            Slate(
-                items=slate_items(batch.loaded.bundle, scores[: resolved.k], items[: resolved.k]),
-                bundle_version=batch.loaded.bundle.manifest.bundle_version,
-                variant=batch.variant,
-                source=source,
-                stage_ns=batch.stage_ns,
-                warnings=resolved.warnings,
-            )
+def _assemble(batch: Batch) -> list[Ranked]:
+    bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
+    return [
+        Ranked(
+            bundle, items[: resolved.k], scores[: resolved.k], variant, source, stage_ns, resolved.warnings
         )
-    return slates
+        for resolved, (source, scores, items) in zip(batch.resolved, batch.found, strict=True)
+    ]
+
+
+def slates(ranked: Sequence[Ranked]) -> list[Slate]:
+    """Gives the items of each answer their names."""
+    return [
+        Slate(
+            items=slate_items(answer.bundle, answer.scores, answer.items),
+            bundle_version=answer.bundle.manifest.bundle_version,
+            variant=answer.variant,
+            source=answer.source,
+            stage_ns=answer.stage_ns,
+            warnings=answer.warnings,
+            arm=answer.arm,
+        )
+        for answer in ranked
+    ]
 
 
 def slate_items(
     bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32]
 ) -> tuple[SlateItem, ...]:
     """Turns one row of search results into slate items, leaving out the padding (−1)."""
-    valid = items >= 0
-    ids = bundle.catalogue.vocabulary.ids(items[valid])
-    return tuple(
-        SlateItem(rank, item_id, score)
-        for rank, (item_id, score) in enumerate(zip(ids, scores[valid].tolist(), strict=True), start=1)
-    )
+    if len(items) and items[-1] < 0:
+        valid = items >= 0
+        scores, items = scores[valid], items[valid]
+    ids = bundle.catalogue.vocabulary.ids(items)
+    return tuple(map(SlateItem, range(1, len(ids) + 1), ids, scores.tolist()))

@@ -1,19 +1,27 @@
 """Retrieval: from a query embedding to the best items of the whole catalogue."""
 
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle
+from recserve.engine.bundle import Bundle, layout
 from recserve.kernels import ItemIndex
 
 
 class Retriever:
-    """Exact top-K over a bundle's catalogue; read-only, safe to call from several threads."""
+    """Exact top-K over a bundle's catalogue; read-only, safe to call from several threads.
 
-    def __init__(self, bundle: Bundle) -> None:
+    ``folder``: where the prepared indices are kept, so that other processes map the same memory.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path | None = None) -> None:
         self._vectors = bundle.item_embeddings
-        self._index = ItemIndex.build(self._vectors)
-        self._cosine_index = ItemIndex.build(_unit(self._vectors))
+        name = bundle.manifest.files[layout.ITEM_EMBEDDINGS].sha256
+        self._index = _prepare(folder and folder / f"{name}.dot", lambda: self._vectors)
+        self._cosine_index = _prepare(folder and folder / f"{name}.cosine", lambda: _unit(self._vectors))
         self._popularity_order = np.argsort(-bundle.popularity, kind="stable").astype(np.int32)
         total = max(1, int(bundle.popularity.sum()))
         self._popularity_share = (bundle.popularity / total).astype(np.float32)
@@ -38,6 +46,19 @@ class Retriever:
         candidates = self._popularity_order[: k + len(exclude)]
         kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
         return self._popularity_share[kept], kept
+
+
+def _prepare(folder: Path | None, vectors: Callable[[], NDArray[np.float32]]) -> ItemIndex:
+    """Builds an index; with a folder, the one that another process left there, or for others to find."""
+    if folder is None:
+        return ItemIndex.build(vectors())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(folder.suffix + ".lock").open("w") as lock:
+        # Processes that start together: one builds, the others wait for what it makes.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            ItemIndex.build(vectors()).save(folder)
+    return ItemIndex.open(folder)
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
-"""Puts a bundle together from a run: graph, vectors, catalogue, histories, popularity, manifest."""
+"""Puts a bundle together from a run: the model's variant, catalogue, histories, popularity, manifest."""
 
+import dataclasses
 import datetime
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,20 +9,26 @@ import numpy as np
 import pyarrow as pa
 
 import recserve
-from recserve.engine.bundle import BundleWriter, Manifest, VariantEntry, Vocabulary, layout
+from recserve.engine.bundle import BundleWriter, Manifest, Vocabulary, layout
 from recserve.engine.bundle.histories import histories_table
-from recserve.engine.bundle.manifest import InputContract, Lineage
-from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
-from recserve.exporters.parity import Parity, check_parity, record_golden
-from recserve.training.data import Dataset
+from recserve.engine.bundle.manifest import Lineage
+from recserve.errors import InvalidRequest
+from recserve.exporters.encoder_variant import write_encoder
+from recserve.exporters.parity import Parity
+from recserve.exporters.table_variant import write_table
+from recserve.exporters.variant import VARIANT, Variant
+from recserve.training.data import Dataset, Histories
+from recserve.training.models.base import RankingModel
+from recserve.training.models.sasrec import SASRec
+from recserve.training.models.tables import TableModel
 from recserve.training.run import Run
 
-VARIANT = "fp32"
+NO_HISTORIES = Histories(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A bundle just written and how well its graph agrees with the trained model."""
+    """A bundle just written and how well it agrees with the trained model."""
 
     manifest: Manifest
     parity: Parity
@@ -36,29 +42,29 @@ def export_run(run: Run, target: Path, *, replace: bool = False, histories: bool
     then nothing is left behind.
     """
     model = run.best_model()
+    known = run.dataset.histories() if histories else None
     with BundleWriter(target, replace=replace) as writer:
-        graph = export_query_encoder(model)
-        writer.add_array(layout.ITEM_EMBEDDINGS, graph.item_embeddings)
-        session = graph.session(writer.folder)
-        recorded = run.split().test
-        parity = check_parity(model, session, graph.item_embeddings, recorded)
-        golden = io.BytesIO()
-        np.savez(golden, **record_golden(model, session, recorded))  # type: ignore[arg-type]
+        variant = _write_variant(writer, run, model, known)
         _add_catalogue(writer, run.dataset)
-        _add_histories(writer, run.dataset, histories)
+        _add_histories(writer, run.dataset, known)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
-        entry = VariantEntry(
-            query_encoder=f"variants/{VARIANT}/query_encoder.onnx",
-            golden=f"variants/{VARIANT}/golden.npz",
-            size_bytes=len(graph.data) + graph.item_embeddings.nbytes,
-            metrics=_metrics_of(run),
-            gate=parity.as_dict(),
-        )
-        writer.add_bytes(entry.query_encoder, graph.data)
-        writer.add_bytes(entry.golden, golden.getvalue())
-        manifest = _manifest(run, graph, entry, writer)
+        manifest = _manifest(run, variant, writer)
         writer.commit(manifest)
-    return Exported(manifest, parity)
+    return Exported(manifest, variant.parity)
+
+
+def _write_variant(writer: BundleWriter, run: Run, model: RankingModel, known: Histories | None) -> Variant:
+    recorded = run.split().test
+    if isinstance(model, SASRec):
+        return write_encoder(writer, model, recorded)
+    if isinstance(model, TableModel):
+        return write_table(writer, model, NO_HISTORIES if known is None else known, recorded)
+    raise InvalidRequest(
+        f"model {run.config.model} for export",
+        found="neither an encoder nor tables",
+        expected="a model whose score is an inner product",
+        cure="It is a baseline for evaluate.",
+    )
 
 
 def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:
@@ -68,14 +74,10 @@ def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:
     writer.add_table(layout.ITEM_LOOKUP, Vocabulary.build(ids.to_pylist()).lookup_table())
 
 
-def _add_histories(writer: BundleWriter, dataset: Dataset, wanted: bool) -> None:
-    if wanted:
-        known = dataset.histories()
-        user_ids = dataset.users["user_id"].to_list()
-        table = histories_table(user_ids, known.indptr, known.item_index, known.timestamp)
-    else:
-        user_ids = []
-        table = histories_table([], np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
+def _add_histories(writer: BundleWriter, dataset: Dataset, known: Histories | None) -> None:
+    user_ids = [] if known is None else dataset.users["user_id"].to_list()
+    known = NO_HISTORIES if known is None else known
+    table = histories_table(user_ids, known.indptr, known.item_index, known.timestamp)
     writer.add_table(layout.HISTORIES, table)
     writer.add_table(layout.USER_LOOKUP, Vocabulary.build(user_ids).lookup_table())
 
@@ -87,17 +89,18 @@ def _metrics_of(run: Run) -> dict[str, float]:
     return {name: estimate["mean"] for name, estimate in evaluation["model"]["metrics"].items()}
 
 
-def _manifest(run: Run, graph: EncoderGraph, entry: VariantEntry, writer: BundleWriter) -> Manifest:
+def _manifest(run: Run, variant: Variant, writer: BundleWriter) -> Manifest:
     checkpoint = run.checkpoint_sha256()
     now = datetime.datetime.now(datetime.UTC)
-    n_items, embedding_size = graph.item_embeddings.shape
+    n_items, embedding_size = variant.item_embeddings.shape
+    metrics = _metrics_of(run)
     return Manifest(
         model=run.config.model,
         bundle_version=f"{run.config.model}-{now:%Y%m%dT%H%M%SZ}-{checkpoint[:8]}",
         created_at=now.isoformat(timespec="seconds"),
         n_items=n_items,
         embedding_size=embedding_size,
-        inputs=InputContract(max_history=run.config.shape.max_history, features=graph.features),
+        inputs=variant.inputs,
         lineage=Lineage(
             data_name=run.dataset.name,
             data_sha256=run.dataset.sha256,
@@ -106,8 +109,8 @@ def _manifest(run: Run, graph: EncoderGraph, entry: VariantEntry, writer: Bundle
             seed=run.config.loop.seed,
             config=run.config.as_dict(),
         ),
-        variants={VARIANT: entry},
+        variants={VARIANT: dataclasses.replace(variant.entry, metrics=metrics)},
         default_variant=VARIANT,
-        metrics=_metrics_of(run),
+        metrics=metrics,
         files=writer.files,
     )

@@ -23,7 +23,7 @@ def export(
     histories: Annotated[bool, typer.Option(help="Put the users' interactions into the bundle.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Export a run to a bundle: ONNX graph, parity check, vectors, catalogue."""
+    """Export a run to a bundle: ONNX graph or user table, parity check, vectors, catalogue."""
     from recserve.exporters.assemble import export_run
     from recserve.exporters.parity import MAX_ABS_ERROR
     from recserve.training.run import open_run
@@ -39,7 +39,7 @@ def export(
         )
         return
     console.print_table(
-        f"{manifest.bundle_version} in {out}: torch against ONNX Runtime",
+        f"{manifest.bundle_version} in {out}: what is served against what was trained",
         ["check", "found", "allowed"],
         [
             ["test histories compared", parity.n_histories, ""],

@@ -1,5 +1,6 @@
-"""Parity: the exported graph answers as the trained model does, on real histories."""
+"""Parity: what is served answers as the trained model does, on real histories."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,8 +12,7 @@ from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
 from recserve.training.data import EvaluationSet
 from recserve.training.evaluate import MAX_SCORES_PER_STEP, top_k
-from recserve.training.loop import model_inputs
-from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sasrec import SASRec, model_inputs
 
 # Of a query embedding's components; float32 in another order of summation stays far below.
 MAX_ABS_ERROR = 1e-4
@@ -21,6 +21,9 @@ TIE_MARGIN = 1e-4
 TOP = 10
 BATCH = 64
 N_GOLDEN = 8
+
+# Rows of an evaluation set → query embeddings (len(rows), d) float32.
+Encode = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +36,39 @@ class Parity:
     top10_identical: int
     top10_equal_up_to_ties: int
 
+    @classmethod
+    def of_nothing(cls) -> "Parity":
+        """A model that computes nothing at serving time: there is nothing to compare."""
+        return cls(0, 0.0, 0.0, 0, 0)
+
     def as_dict(self) -> dict[str, float]:
         """Returns plain numbers for the manifest."""
         return {name: float(value) for name, value in asdict(self).items()}
 
 
+def evenly_spaced(n_rows: int, n_wanted: int) -> NDArray[np.int64]:
+    """Returns at most ``n_wanted`` of the rows 0..n_rows−1, ascending, from first to last."""
+    return np.unique(np.linspace(0, n_rows - 1, min(n_wanted, n_rows)).astype(np.int64))
+
+
 def check_parity(
-    model: SASRec,
-    session: ort.InferenceSession,
+    name: str,
+    encode: Encode,
+    encode_as_trained: Encode,
     item_embeddings: NDArray[np.float32],
     recorded: EvaluationSet,
 ) -> Parity:
-    """Compares torch and ONNX Runtime on every history of ``recorded``.
+    """Compares the query embeddings of what is served and of the model on every history of ``recorded``.
 
-    Raises :class:`CheckFailed` when an embedding differs by more than 1e-4 or a top-10 list differs by
-    more than a tie.
+    ``name``: what the errors call the comparison. Raises :class:`CheckFailed` when an embedding differs by
+    more than 1e-4 or a top-10 list differs by more than a tie.
     """
     n_rows = len(recorded.user_index)
     errors, score_errors, identical, equal = [0.0], [0.0], 0, 0
     batch = max(1, min(BATCH, MAX_SCORES_PER_STEP // len(item_embeddings)))
     for start in range(0, n_rows, batch):
         rows = np.arange(start, min(start + batch, n_rows))
-        inputs = _inputs(model, recorded, rows)
-        expected = _torch_embedding(model, recorded, rows)
-        found = session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]
+        expected, found = encode_as_trained(rows), encode(rows)
         errors.append(float(np.abs(found - expected).max(initial=0.0)))
         for row, ours, theirs in zip(
             rows.tolist(), found @ item_embeddings.T, expected @ item_embeddings.T, strict=True
@@ -70,13 +82,13 @@ def check_parity(
     parity = Parity(n_rows, max(errors), max(score_errors), identical, equal)
     if not parity.max_abs_error <= MAX_ABS_ERROR:
         raise CheckFailed(
-            "ONNX parity (largest difference of an embedding)",
+            f"{name} (largest difference of an embedding)",
             found=f"{parity.max_abs_error:.2e}",
             expected=f"at most {MAX_ABS_ERROR:.0e}",
         )
     if parity.top10_equal_up_to_ties != n_rows:
         raise CheckFailed(
-            "ONNX parity (users with the same top 10)",
+            f"{name} (users with the same top 10)",
             found=f"{parity.top10_equal_up_to_ties} of {n_rows}",
             expected="all of them, ties aside",
         )
@@ -87,9 +99,7 @@ def record_golden(
     model: SASRec, session: ort.InferenceSession, recorded: EvaluationSet
 ) -> dict[str, NDArray[np.generic]]:
     """Returns inputs and outputs of a few histories, which the loader of the bundle replays."""
-    rows = np.linspace(0, len(recorded.user_index) - 1, min(N_GOLDEN, len(recorded.user_index))).astype(
-        np.int64
-    )
+    rows = evenly_spaced(len(recorded.user_index), N_GOLDEN)
     inputs = _inputs(model, recorded, rows)
     return {**inputs, layout.QUERY_EMBEDDING_OUTPUT: session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]}
 
@@ -104,10 +114,20 @@ def _inputs(
     return inputs
 
 
-@torch.inference_mode()
-def _torch_embedding(model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    model.eval()
-    return model.encode(*model_inputs(model, recorded, rows)).numpy()
+def onnx_encoder(model: SASRec, session: ort.InferenceSession, recorded: EvaluationSet) -> Encode:
+    """Returns rows of ``recorded`` → query embeddings, by ONNX Runtime."""
+    return lambda rows: session.run([layout.QUERY_EMBEDDING_OUTPUT], _inputs(model, recorded, rows))[0]
+
+
+def torch_encoder(model: SASRec, recorded: EvaluationSet) -> Encode:
+    """Returns rows of ``recorded`` → query embeddings, by the trained model."""
+
+    @torch.inference_mode()
+    def encode(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        model.eval()
+        return model.encode(*model_inputs(model, recorded, rows)).numpy()
+
+    return encode
 
 
 def _compare_top(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[bool, bool]:

@@ -5,10 +5,28 @@ never start threads. Nothing compiles at import; :func:`warmup` compiles or load
 request.
 """
 
+from recserve.kernels.als import als_step
+from recserve.kernels.bpr import bpr_steps
+from recserve.kernels.cooccurrence import co_occurrences
 from recserve.kernels.diversity import dpp, mmr
+from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
-from recserve.kernels.foldin import fold_in
+from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
 from recserve.kernels.warmup import warmup
 
-__all__ = ["ItemFilter", "ItemIndex", "dpp", "exact_top_k", "fold_in", "mmr", "warmup"]
+__all__ = [
+    "ItemFilter",
+    "ItemIndex",
+    "als_step",
+    "bpr_steps",
+    "co_occurrences",
+    "count_repeats",
+    "dpp",
+    "encode_slate_items",
+    "exact_top_k",
+    "fold_in",
+    "gram_matrix",
+    "mmr",
+    "warmup",
+]

@@ -41,18 +41,113 @@ def exact_top_k(
     return out_scores, out_indices
 
 
-def fold_in(vectors: Scores, interactions: Exclude, weights: Scores, reg: float) -> Scores:
+def fold_in(
+    vectors: Scores,
+    interactions: Exclude,
+    weights: Scores,
+    reg: float,
+    *,
+    reg_exponent: float = 0.0,
+    gram: npt.NDArray[np.float64] | None = None,
+) -> Scores:
     """Solves one user at a time with numpy.linalg: the twin of recserve.kernels.fold_in."""
     indptr, item_indices = interactions
     items = vectors.astype(np.float64)
+    gram = items.T @ items if gram is None else gram
     users = np.zeros((len(indptr) - 1, items.shape[1]), np.float32)
     for user in range(len(users)):
         part = slice(indptr[user], indptr[user + 1])
         history, weight = items[item_indices[part]], weights[part].astype(np.float64)
         if len(history):
-            left = items.T @ items + (history.T * weight) @ history + reg * np.eye(items.shape[1])
+            ridge = reg * (len(items) + weight.sum()) ** reg_exponent
+            left = gram + (history.T * weight) @ history + ridge * np.eye(items.shape[1])
             users[user] = np.linalg.solve(left, history.T @ (1.0 + weight))
     return users
+
+
+def count_repeats(interactions: Exclude) -> tuple[Exclude, Scores]:
+    """Counts one user at a time: the twin of recserve.kernels.count_repeats."""
+    indptr, item_indices = interactions
+    rows = [np.unique(row, return_counts=True) for row in np.split(item_indices, indptr[1:-1])]
+    once = np.cumsum([0] + [len(items) for items, _ in rows[: len(indptr) - 1]]).astype(np.int64)
+    items = np.concatenate([items for items, _ in rows]).astype(np.int32)
+    return (once, items), np.concatenate([counts for _, counts in rows]).astype(np.float32)
+
+
+def als_step(
+    vectors: Scores,
+    others: Scores,
+    interactions: Exclude,
+    weights: Scores,
+    reg: float,
+    *,
+    reg_exponent: float = 0.0,
+    gram: npt.NDArray[np.float64] | None = None,
+    n_steps: int = 3,
+) -> float:
+    """Conjugate gradients on whole matrices, in float64: the twin of recserve.kernels.als_step."""
+    indptr, indices = interactions
+    gram = gram_matrix(others) if gram is None else gram
+    loss = 0.0
+    for row in range(len(vectors)):
+        part = slice(indptr[row], indptr[row + 1])
+        near, weight, x = (
+            others[indices[part]].astype(np.float64),
+            weights[part],
+            vectors[row].astype(np.float64),
+        )
+        if not len(near):
+            vectors[row] = 0
+            continue
+        scores = near @ x
+        loss += x @ gram @ x + ((1 + weight) * (1 - scores) ** 2 - scores**2).sum()
+        ridge = reg * (len(others) + weight.sum()) ** reg_exponent
+        left = gram + (near.T * weight) @ near + ridge * np.eye(len(x))
+        residual = near.T @ (1.0 + weight) - left @ x
+        direction = residual
+        for _ in range(n_steps):
+            squared = residual @ residual
+            if squared < 1e-20:
+                break
+            length = squared / (direction @ left @ direction)
+            x, residual = x + length * direction, residual - length * (left @ direction)
+            direction = residual + residual @ residual / squared * direction
+        vectors[row] = x
+    return float(loss)
+
+
+def gram_matrix(vectors: Scores) -> npt.NDArray[np.float64]:
+    """Multiplies in one piece: the twin of recserve.kernels.gram_matrix."""
+    items = vectors.astype(np.float64)
+    return items.T @ items
+
+
+def bpr_steps(
+    users: Scores,
+    items: Scores,
+    triples: tuple[Indices, Indices, Indices],
+    learning_rate: float,
+    reg: float,
+) -> float:
+    """Moves three whole vectors per triple: the twin of recserve.kernels.bpr_steps."""
+    losses = []
+    for user, positive, negative in zip(*triples, strict=True):
+        u, i, j = users[user].copy(), items[positive].copy(), items[negative].copy()
+        margin = float(u @ i - u @ j)
+        slope = np.float32(1 / (1 + np.exp(margin)))
+        losses.append(float(np.logaddexp(0, -margin)))
+        items[positive] = i + np.float32(learning_rate) * (slope * u - np.float32(reg) * i)
+        items[negative] = j + np.float32(learning_rate) * (-slope * u - np.float32(reg) * j)
+        users[user, :-1] = (u + np.float32(learning_rate) * (slope * (i - j) - np.float32(reg) * u))[:-1]
+    return sum(losses) / max(1, len(losses))
+
+
+def co_occurrences(by_user: Exclude, by_item: Exclude, first: int, last: int) -> Scores:
+    """Multiplies the dense matrix by itself: the twin of recserve.kernels.co_occurrences."""
+    indptr, item_indices = by_user
+    had = np.zeros((len(indptr) - 1, len(by_item[0]) - 1), np.float32)
+    had[np.repeat(np.arange(len(had)), np.diff(indptr)), item_indices] = 1
+    return (had.T @ had)[first:last]
 
 
 def mmr(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
@@ -112,3 +207,32 @@ def dot_products(queries: Scores, vectors: Scores) -> Scores:
     for width in (8, 4, 2, 1):
         lanes = lanes[:, :, :width] + lanes[:, :, width:]
     return lanes[:, :, 0]
+
+
+def encode_slate_items(
+    id_offsets: npt.NDArray[np.int64],
+    id_bytes: npt.NDArray[np.uint8],
+    items: npt.NDArray[np.int32],
+    scores: npt.NDArray[np.float32],
+    lengths: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Writes every message by hand: the twin of recserve.kernels.encode_slate_items."""
+    out, ends = b"", []
+    for row, length in enumerate(lengths):
+        found = [column for column in range(length) if items[row, column] >= 0]
+        for rank, column in enumerate(found, start=1):
+            item = items[row, column]
+            item_id = id_bytes[id_offsets[item] : id_offsets[item + 1]].tobytes()
+            message = b"\x0a" + _varint(len(item_id)) + item_id + b"\x15" + scores[row, column].tobytes()
+            message += b"\x18" + _varint(rank)
+            out += b"\x0a" + _varint(len(message)) + message
+        ends.append(len(out))
+    return np.frombuffer(out, np.uint8), np.array(ends, np.int64)
+
+
+def _varint(value: int) -> bytes:
+    head = b""
+    while value >= 0x80:
+        head += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return head + bytes([value])

@@ -16,53 +16,67 @@ from numba.extending import intrinsic
 DOT_LANES = 16
 CACHE_LINE_BYTES = 64
 
-_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-_F32 = ir.FloatType()
-_POINTER = ir.PointerType()
-_F32_LANES = ir.VectorType(_F32, DOT_LANES)
+I1, _I8, I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+F32 = ir.FloatType()
+POINTER = ir.PointerType()
+F32_LANES = ir.VectorType(F32, DOT_LANES)
 _I64_LANES = ir.VectorType(_I64, DOT_LANES)
 
 
-def _int64(value: int) -> ir.Constant:
+def int64(value: int) -> ir.Constant:
     return ir.Constant(_I64, value)
 
 
-def _declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+def declare(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _row_pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
+def row_pointer(context: Any, builder: Any, array_type: Any, array: Any, row: Any) -> Any:
     """The address of ``array[row]`` of a C-order matrix."""
     struct = context.make_array(array_type)(context, builder, array)
     row_bytes = cgutils.unpack_tuple(builder, struct.strides, 2)[0]
-    return builder.gep(
-        builder.bitcast(struct.data, _POINTER), [builder.mul(row, row_bytes)], source_etype=_I8
-    )
+    return builder.gep(builder.bitcast(struct.data, POINTER), [builder.mul(row, row_bytes)], source_etype=_I8)
 
 
-def _load_floats(builder: Any, pointer: Any, element: Any, mask: Any) -> Any:
-    address = builder.gep(pointer, [element], source_etype=_F32)
-    load = _declare(
+def load_floats(builder: Any, pointer: Any, element: Any, mask: Any) -> Any:
+    address = builder.gep(pointer, [element], source_etype=F32)
+    load = declare(
         builder,
         "llvm.masked.load.v16f32.p0",
-        _F32_LANES,
-        [_POINTER, _I32, ir.VectorType(_I1, DOT_LANES), _F32_LANES],
+        F32_LANES,
+        [POINTER, I32, ir.VectorType(I1, DOT_LANES), F32_LANES],
     )
-    zeros = ir.Constant(_F32_LANES, [0.0] * DOT_LANES)
-    return builder.call(load, [address, ir.Constant(_I32, 4), mask, zeros])
+    zeros = ir.Constant(F32_LANES, [0.0] * DOT_LANES)
+    return builder.call(load, [address, ir.Constant(I32, 4), mask, zeros])
 
 
-def _sum_by_halves(builder: Any, lanes: Any) -> Any:
+def sum_by_halves(builder: Any, lanes: Any) -> Any:
     """Adds the upper half to the lower half until one number is left."""
     width = DOT_LANES
     while width > 1:
         width //= 2
         halves = [
-            builder.shuffle_vector(lanes, lanes, ir.Constant(ir.VectorType(_I32, width), list(selected)))
+            builder.shuffle_vector(lanes, lanes, ir.Constant(ir.VectorType(I32, width), list(selected)))
             for selected in (range(width), range(width, 2 * width))
         ]
         lanes = builder.fadd(halves[0], halves[1])
-    return builder.extract_element(lanes, ir.Constant(_I32, 0))
+    return builder.extract_element(lanes, ir.Constant(I32, 0))
+
+
+def for_lanes(builder: Any, size: Any, body: Any) -> None:
+    """Calls ``body(element, mask)`` for every 16 elements of a row of ``size``, the last ones masked."""
+    whole = builder.and_(size, int64(-DOT_LANES))
+    every_lane = ir.Constant(ir.VectorType(I1, DOT_LANES), [1] * DOT_LANES)
+    with cgutils.for_range_slice(builder, int64(0), whole, int64(DOT_LANES)) as (element, _):
+        body(element, every_lane)
+    with builder.if_then(builder.icmp_signed("<", whole, size)):
+        # The lanes beyond the end read nothing and add 0 × 0.
+        lane_numbers = ir.Constant(_I64_LANES, list(range(DOT_LANES)))
+        rest = builder.insert_element(
+            ir.Constant(_I64_LANES, ir.Undefined), builder.sub(size, whole), int64(0)
+        )
+        rest = builder.shuffle_vector(rest, rest, ir.Constant(ir.VectorType(I32, DOT_LANES), [0] * 16))
+        body(whole, builder.icmp_signed("<", lane_numbers, rest))
 
 
 @intrinsic
@@ -71,33 +85,22 @@ def _dot_compiled(typing_context: Any, left: Any, left_row: Any, right: Any, rig
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         left_type, _, right_type, _ = signature.args
-        left_pointer = _row_pointer(context, builder, left_type, arguments[0], arguments[1])
-        right_pointer = _row_pointer(context, builder, right_type, arguments[2], arguments[3])
+        left_pointer = row_pointer(context, builder, left_type, arguments[0], arguments[1])
+        right_pointer = row_pointer(context, builder, right_type, arguments[2], arguments[3])
         struct = context.make_array(left_type)(context, builder, arguments[0])
         size = cgutils.unpack_tuple(builder, struct.shape, 2)[1]
-        whole = builder.and_(size, _int64(-DOT_LANES))
 
-        total = cgutils.alloca_once_value(builder, ir.Constant(_F32_LANES, [0.0] * DOT_LANES))
+        total = cgutils.alloca_once_value(builder, ir.Constant(F32_LANES, [0.0] * DOT_LANES))
 
         def accumulate(element: Any, mask: Any) -> None:
             product = builder.fmul(
-                _load_floats(builder, left_pointer, element, mask),
-                _load_floats(builder, right_pointer, element, mask),
+                load_floats(builder, left_pointer, element, mask),
+                load_floats(builder, right_pointer, element, mask),
             )
             builder.store(builder.fadd(builder.load(total), product), total)
 
-        every_lane = ir.Constant(ir.VectorType(_I1, DOT_LANES), [1] * DOT_LANES)
-        with cgutils.for_range_slice(builder, _int64(0), whole, _int64(DOT_LANES)) as (element, _):
-            accumulate(element, every_lane)
-        with builder.if_then(builder.icmp_signed("<", whole, size)):
-            # The lanes beyond the end read nothing and add 0 × 0.
-            lane_numbers = ir.Constant(_I64_LANES, list(range(DOT_LANES)))
-            rest = builder.insert_element(
-                ir.Constant(_I64_LANES, ir.Undefined), builder.sub(size, whole), _int64(0)
-            )
-            rest = builder.shuffle_vector(rest, rest, ir.Constant(ir.VectorType(_I32, DOT_LANES), [0] * 16))
-            accumulate(whole, builder.icmp_signed("<", lane_numbers, rest))
-        return _sum_by_halves(builder, builder.load(total))
+        for_lanes(builder, size, accumulate)
+        return sum_by_halves(builder, builder.load(total))
 
     return signature, codegen
 
@@ -105,8 +108,8 @@ def _dot_compiled(typing_context: Any, left: Any, left_row: Any, right: Any, rig
 @intrinsic
 def _trailing_zeros_compiled(typing_context: Any, word: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        count = _declare(builder, "llvm.cttz.i32", _I32, [_I32, _I1])
-        return builder.zext(builder.call(count, [arguments[0], ir.Constant(_I1, 1)]), _I64)
+        count = declare(builder, "llvm.cttz.i32", I32, [I32, I1])
+        return builder.zext(builder.call(count, [arguments[0], ir.Constant(I1, 1)]), _I64)
 
     return types.int64(types.uint32), codegen
 
@@ -114,12 +117,12 @@ def _trailing_zeros_compiled(typing_context: Any, word: Any) -> Any:
 @intrinsic
 def _prefetch_row_compiled(typing_context: Any, matrix: Any, row: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _row_pointer(context, builder, signature.args[0], *arguments)
+        pointer = row_pointer(context, builder, signature.args[0], *arguments)
         struct = context.make_array(signature.args[0])(context, builder, arguments[0])
         row_bytes = cgutils.unpack_tuple(builder, struct.strides, 2)[0]
-        fetch = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [_POINTER, _I32, _I32, _I32])
-        read, keep, data = (ir.Constant(_I32, value) for value in (0, 3, 1))
-        with cgutils.for_range_slice(builder, _int64(0), row_bytes, _int64(CACHE_LINE_BYTES)) as (offset, _):
+        fetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
+        read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        with cgutils.for_range_slice(builder, int64(0), row_bytes, int64(CACHE_LINE_BYTES)) as (offset, _):
             builder.call(fetch, [builder.gep(pointer, [offset], source_etype=_I8), read, keep, data])
         return context.get_dummy_value()
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from recserve.kernels.checks import read_only
 from recserve.kernels.diversity import dpp, mmr
+from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex
 
@@ -23,3 +25,5 @@ def warmup() -> None:
     mmr(scores, candidates, vectors, 2, diversity=0.5)
     dpp(scores, candidates, vectors, 2, diversity=0.5)
     fold_in(vectors, lists, np.ones(1, np.float32), reg=1.0)
+    read_only_offsets, read_only_bytes = read_only(np.arange(4)), read_only(np.zeros(3, np.uint8))
+    encode_slate_items(read_only_offsets, read_only_bytes, candidates, scores, np.array([2, 2, 2]))

@@ -23,7 +23,8 @@ def run_folder(shared_folder: Path) -> Path:
     """A run of SASRec on a small synthetic shop: two epochs, enough to have real weights."""
     from recserve.training.data import load_dataset
     from recserve.training.distributed import Processes
-    from recserve.training.loop import LoopConfig, Trainer
+    from recserve.training.loop import Trainer
+    from recserve.training.loop_config import LoopConfig
     from recserve.training.models.sasrec import SASRecConfig
     from recserve.training.run import RunConfig, create_run
 
@@ -54,6 +55,39 @@ def bundle_folder(run_folder: Path, shared_folder: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             export_run(open_run(run_folder), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def als_run_folder(shared_folder: Path) -> Path:
+    """A run of ALS on the same shop."""
+    from recserve.training.commands import run_config
+    from recserve.training.data import load_dataset
+    from recserve.training.loop import Trainer
+    from recserve.training.run import create_run
+
+    folder = shared_folder / "als-run"
+    with (shared_folder / "als-run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            config = run_config("als", "leave-one-out", {"embedding_size": 16, "epochs": 3, "seed": 3})
+            run = create_run(folder.with_name("als-run.partial"), config, load_dataset(SHOP))
+            Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
+            run.folder.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def table_bundle_folder(als_run_folder: Path, shared_folder: Path) -> Path:
+    """The bundle of ``als_run_folder``: a user table with fold-in. Copy it before breaking it."""
+    from recserve.exporters.assemble import export_run
+    from recserve.training.run import open_run
+
+    folder = shared_folder / "table-bundle"
+    with (shared_folder / "table-bundle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            export_run(open_run(als_run_folder), folder)
     return folder
 
 

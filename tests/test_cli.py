@@ -126,7 +126,11 @@ BAD_ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "an unknown data set": (("train", "--data", "ml-100"), 2, "Did you mean 'ml-100k'?"),
     "a missing file": (("train", "--data", "none.csv"), 1, "none.csv"),
     "an unknown model": (("train", "--data", "x.csv", "--model", "sasrek"), 2, "Did you mean 'sasrec'?"),
-    "an unknown split": (("train", "--data", "x.csv", "--split", "random"), 2, "leave-one-out, temporal"),
+    "an unknown split": (
+        ("train", "--data", "x.csv", "--split", "by-day"),
+        2,
+        "leave-one-out, temporal, random",
+    ),
     "a role that is none": (("train", "--data", "x.csv", "--columns", "usr=a"), 2, "Did you mean 'user'?"),
     "no heads": (("train", "--data", "x.csv", "--heads", "0"), 2, "n_heads is 0"),
     "no run": (("evaluate", "nothing"), 1, "Check the path"),

@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"engine.bundle", "engine.state", "engine.wire", "kernels", "proto"},
     "engine.state": {"engine.bundle"},
     "engine.models": {"engine", "engine.bundle"},
-    "engine.wire": {"engine", "engine.models", "proto"},
+    "engine.wire": {"engine", "engine.bundle", "engine.models", "kernels", "proto"},
     "engine.server": {"engine", "engine.bundle", "engine.models", "engine.state", "engine.wire", "proto"},
     "training": {"kernels", "proto"},
     "exporters": {"training", "kernels", "engine.bundle"},

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
-from recserve.errors import RecserveError
+from recserve.errors import InvalidRequest, RecserveError
+from recserve.training.models import MODULES
 
 if TYPE_CHECKING:
     from recserve.training.data import Dataset
-    from recserve.training.run import Run
+    from recserve.training.run import Run, RunConfig
 
 NEEDS = ("torch", "polars", "safetensors")
 
@@ -25,9 +26,12 @@ def register(add: Callable[..., Any]) -> None:
 
 def train(
     data: Annotated[
-        str, typer.Option(help="ml-100k, synthetic-shop[:n_items=...,seed=...] or a file of events.")
+        str,
+        typer.Option(
+            help="ml-100k, synthetic-shop[:n_items=...,seed=...], a file of events, or sequences:FILE."
+        ),
     ],
-    model: Annotated[str, typer.Option(help="Model family.")] = "sasrec",
+    model: Annotated[str, typer.Option(help=f"Model family: {', '.join(MODULES)}.")] = "sasrec",
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/DATA-MODEL.")] = None,
     columns: Annotated[
         str,
@@ -40,59 +44,81 @@ def train(
     ] = None,
     min_user_interactions: Annotated[int, typer.Option(help="k-core: interactions a user needs.")] = 1,
     min_item_interactions: Annotated[int, typer.Option(help="k-core: interactions an item needs.")] = 1,
-    split: Annotated[str, typer.Option(help="leave-one-out or temporal.")] = "leave-one-out",
-    embedding_size: Annotated[int, typer.Option(help="Width of the network and of the item vectors.")] = 64,
-    blocks: Annotated[int, typer.Option(help="Transformer blocks.")] = 2,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
-    max_history: Annotated[int, typer.Option(help="Newest items that the model sees.")] = 50,
-    dropout: Annotated[float, typer.Option(help="Dropout rate.")] = 0.5,
-    time_gaps: Annotated[bool, typer.Option(help="Let attention see how long ago each item was.")] = False,
-    epochs: Annotated[int, typer.Option(help="Most epochs.")] = 60,
-    batch_size: Annotated[int, typer.Option(help="Users per step of one process.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-3,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
-    loss: Annotated[str, typer.Option(help="softmax, sampled, or auto by catalogue size.")] = "auto",
-    negatives: Annotated[int, typer.Option(help="Sampled items of a step under the sampled loss.")] = 4096,
-    patience: Annotated[int, typer.Option(help="Validations without progress before training stops.")] = 4,
-    validate_every: Annotated[int, typer.Option(help="Epochs between validations.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    split: Annotated[
+        str, typer.Option(help="leave-one-out, temporal, or random (8:1:1 of each user).")
+    ] = "leave-one-out",
+    embedding_size: Annotated[int | None, typer.Option(help="Width of the user and item vectors.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Transformer blocks (sasrec).")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads (sasrec).")] = None,
+    max_history: Annotated[
+        int | None, typer.Option(help="Newest items that the model sees (sasrec).")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout rate (sasrec).")] = None,
+    time_gaps: Annotated[
+        bool | None, typer.Option(help="Let attention see how long ago each item was (sasrec).")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Confidence of an interaction above that of none (als).")
+    ] = None,
+    reg: Annotated[float | None, typer.Option(help="Regularisation (als, bpr, ease).")] = None,
+    reg_exponent: Annotated[
+        float | None, typer.Option(help="How regularisation grows with the interactions, 0 to 1 (als).")
+    ] = None,
+    neighbours: Annotated[int | None, typer.Option(help="Neighbours of an item (item-knn).")] = None,
+    shrinkage: Annotated[
+        float | None, typer.Option(help="Damping of neighbours with few users (item-knn).")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Users per step of one process.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the gradient steps.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    loss: Annotated[str | None, typer.Option(help="softmax, sampled, or auto by catalogue size.")] = None,
+    negatives: Annotated[
+        int | None, typer.Option(help="Sampled items of a step under the sampled loss.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without progress before training stops.")
+    ] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Epochs between validations.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
 ) -> None:
-    """Train a model on behaviour data; the best checkpoint lands in the run folder."""
+    """Train a model on behaviour data; the best checkpoint lands in the run folder.
+
+    What is not given is the family's default; an option that the family does not use is an error.
+    """
     # Threads that spin at a barrier slow training five times down when another program needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from recserve.training.data import ColumnMap, load_dataset
     from recserve.training.distributed import processes
-    from recserve.training.loop import LoopConfig, check_learnable
-    from recserve.training.models import check_model_name
-    from recserve.training.models.sasrec import SASRecConfig
-    from recserve.training.run import Run, RunConfig, create_run, open_run, resume_run
+    from recserve.training.loop import check_learnable
+    from recserve.training.models import family_of
+    from recserve.training.run import Run, create_run, open_run, resume_run
 
-    check_model_name(model)
-    config = RunConfig(
-        model=model,
-        shape=SASRecConfig(
-            embedding_size=embedding_size,
-            n_blocks=blocks,
-            n_heads=heads,
-            max_history=max_history,
-            dropout=dropout,
-            time_gaps=time_gaps,
-        ),
-        loop=LoopConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            patience=patience,
-            validate_every=validate_every,
-            seed=seed,
-            loss=loss,
-            n_negatives=negatives,
-        ),
-        split=split,
-    )
+    given = {
+        "embedding_size": embedding_size,
+        "n_blocks": blocks,
+        "n_heads": heads,
+        "max_history": max_history,
+        "dropout": dropout,
+        "time_gaps": time_gaps,
+        "weight": weight,
+        "reg": reg,
+        "reg_exponent": reg_exponent,
+        "neighbours": neighbours,
+        "shrinkage": shrinkage,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "loss": loss,
+        "n_negatives": negatives,
+        "patience": patience,
+        "validate_every": validate_every,
+        "seed": seed,
+    }
+    config = run_config(model, split, {name: value for name, value in given.items() if value is not None})
     folder = out or Path("runs") / f"{Path(data).stem.split(':')[0]}-{model}"
     failure: RecserveError | None = None
     with processes() as group:
@@ -110,7 +136,7 @@ def train(
                         on_note=console.note,
                     )
                     # Before anything is written: data that cannot be learned from leaves no run folder.
-                    check_learnable(Run(folder, config, dataset).split())
+                    check_learnable(Run(folder, config, dataset).split(), family_of(model).min_history)
                     run = create_run(folder, config, dataset, overwrite=overwrite, data=data)
                 show_cleaning(run.dataset)
             except RecserveError as error:
@@ -123,6 +149,32 @@ def train(
         if not group.is_main:
             run = open_run(folder)
         train_run(run, group)
+
+
+def run_config(model: str, split: str, given: dict[str, Any]) -> "RunConfig":
+    """Returns the configuration of a run of the family ``model`` with the settings that were given.
+
+    Raises :class:`InvalidRequest` for a setting that the family does not use.
+    """
+    import dataclasses
+
+    from recserve.training.loop_config import LoopConfig
+    from recserve.training.models import family_of
+    from recserve.training.run import RunConfig
+
+    family = family_of(model)
+    names = {field.name for field in dataclasses.fields(family.settings)}
+    for name in given:
+        if name not in names | family.loop_options:
+            raise InvalidRequest(f"setting {name}", found="given", expected=f"not given with model {model}")
+    settings = {name: value for name, value in given.items() if name in names}
+    loop = {name: value for name, value in given.items() if name not in names}
+    return RunConfig(
+        model=model,
+        shape=family.settings(**settings),
+        loop=LoopConfig(**{**family.budget, **loop}),
+        split=split,
+    )
 
 
 def train_run(run: "Run", group: Any) -> None:

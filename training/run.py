@@ -15,14 +15,15 @@ from typing import Any
 import recserve
 from recserve.errors import DataError, InvalidRequest
 from recserve.training.checkpoint import load_checkpoint
-from recserve.training.data import Dataset, Split, leave_one_out, temporal_split
+from recserve.training.data import Dataset, Split, leave_one_out, random_split, temporal_split
 from recserve.training.files import write_whole
-from recserve.training.loop import BEST, LoopConfig
-from recserve.training.models import create_model
-from recserve.training.models.sasrec import SASRec, SASRecConfig
+from recserve.training.loop import BEST
+from recserve.training.loop_config import LoopConfig
+from recserve.training.models import family_of
+from recserve.training.models.base import RankingModel
 
 RUN_FILE, DATASET_FOLDER, EVALUATION_FILE = "run.json", "dataset", "evaluation.json"
-SPLITS = ("leave-one-out", "temporal")
+SPLITS = {"leave-one-out": leave_one_out, "temporal": temporal_split, "random": random_split}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,10 @@ class RunConfig:
     """Everything that defines a run besides its data."""
 
     model: str
-    shape: SASRecConfig
+    shape: Any
+    """The settings of the model family, see ``Family.settings``."""
     loop: LoopConfig
-    split: str = SPLITS[0]
+    split: str = "leave-one-out"
     data: str = ""
     """The data set as it was named when the run began."""
     code_version: str = recserve.__version__
@@ -56,17 +58,15 @@ class Run:
 
     def split(self) -> Split:
         """Returns the run's split of its dataset; the same every time."""
-        return (
-            leave_one_out(self.dataset)
-            if self.config.split == "leave-one-out"
-            else temporal_split(self.dataset)
-        )
+        split: Split = SPLITS[self.config.split](self.dataset)
+        return split
 
-    def new_model(self) -> SASRec:
+    def new_model(self) -> RankingModel:
         """Returns an untrained model of the run's shape; the caller seeds torch."""
-        return create_model(self.config.model, self.config.shape, self.dataset.n_items)
+        create = family_of(self.config.model).create
+        return create(self.config.shape, self.dataset.n_users, self.dataset.n_items)
 
-    def best_model(self) -> SASRec:
+    def best_model(self) -> RankingModel:
         """Returns the model with the best validation metric; :class:`DataError` before there is one."""
         if not (self.folder / BEST).is_file():
             raise DataError(
@@ -131,7 +131,7 @@ def open_run(folder: Path) -> Run:
         raw = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         config = RunConfig(
             model=raw["model"],
-            shape=SASRecConfig(**raw["shape"]),
+            shape=family_of(raw["model"]).settings(**raw["shape"]),
             loop=LoopConfig(**raw["loop"]),
             split=raw["split"],
             data=raw["data"],
@@ -170,7 +170,8 @@ def resume_run(folder: Path, wanted: RunConfig, data: str) -> Run:
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     values = config.as_dict()
-    return {**values.pop("shape"), **values.pop("loop"), **values}
+    # A name that both have is the family's own: the loop's cannot be set there.
+    return {**values.pop("loop"), **values.pop("shape"), **values}
 
 
 def write_json(path: Path, value: Any) -> None:

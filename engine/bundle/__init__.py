@@ -4,7 +4,7 @@ Needs numpy, pyarrow and the standard library only. Nothing in a bundle is ever 
 except its ONNX graphs, which ONNX Runtime interprets.
 """
 
-from recserve.engine.bundle.manifest import FORMAT_VERSION, Manifest, VariantEntry
+from recserve.engine.bundle.manifest import FORMAT_VERSION, FoldIn, Manifest, VariantEntry
 from recserve.engine.bundle.reader import Bundle, open_bundle
 from recserve.engine.bundle.vocabulary import Vocabulary
 from recserve.engine.bundle.writer import BundleWriter
@@ -13,6 +13,7 @@ __all__ = [
     "FORMAT_VERSION",
     "Bundle",
     "BundleWriter",
+    "FoldIn",
     "Manifest",
     "VariantEntry",
     "Vocabulary",

@@ -1,5 +1,6 @@
 """What users did before the bundle was written: the warm start of the online state, memory-mapped."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,15 @@ from recserve.errors import BundleInvalid
 
 
 class History(NamedTuple):
-    """One user's interactions, newest last: ``items`` (n,) int32, ``timestamps`` (n,) int64 seconds."""
+    """One user's interactions, newest last: ``items`` (n,) int32, ``timestamps`` (n,) int64 seconds.
+
+    ``user_row``: the row of the bundle's user tables that stands for exactly this history; −1 where there is
+    none, as for a history that a request brought or that grew since.
+    """
 
     items: NDArray[np.int32]
     timestamps: NDArray[np.int64]
+    user_row: int = -1
 
 
 # The columns of the Arrow file.
@@ -56,11 +62,19 @@ class StoredHistories:
 
     def get(self, user_id: str) -> History:
         """Returns the history of ``user_id``; an unknown user has an empty one."""
-        row = self.vocabulary.index_of(user_id) if user_id else -1
+        return self._of_row(self.vocabulary.index_of(user_id) if user_id else -1)
+
+    def get_many(self, user_ids: Sequence[str]) -> list[History]:
+        """Returns the history of each user, in one lookup."""
+        if len(user_ids) == 1:
+            return [self.get(user_ids[0])]
+        return [self._of_row(row) for row in self.vocabulary.indices(user_ids).tolist()]
+
+    def _of_row(self, row: int) -> History:
         if row < 0:
             return EMPTY_HISTORY
         start, end = self._offsets[row], self._offsets[row + 1]
-        return History(self._items[start:end], self._timestamps[start:end])
+        return History(self._items[start:end], self._timestamps[start:end], row)
 
 
 def histories_table(

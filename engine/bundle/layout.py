@@ -6,6 +6,8 @@ ITEM_EMBEDDINGS = "item_embeddings.npy"
 POPULARITY = "popularity.npy"
 HISTORIES = "histories.arrow"
 USER_LOOKUP = "user_lookup.arrow"
+# Of bundles with a table variant: row i is the query embedding of the user in row i of HISTORIES.
+USER_EMBEDDINGS = "user_embeddings.npy"
 
 # The query encoder reads the item table through this initializer; it is bound to ITEM_EMBEDDINGS at load,
 # so the vectors exist once on disk, and the encoders of all processes share one map.
@@ -15,3 +17,6 @@ EXTERNAL_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 HISTORY_INPUT = "history"
 TIME_GAPS_INPUT = "time_gaps"
 QUERY_EMBEDDING_OUTPUT = "query_embedding"
+# Recorded rows of the user table: their numbers and what stands in them.
+USER_ROW_RECORD = "user_row"
+USER_EMBEDDING_RECORD = "user_embedding"

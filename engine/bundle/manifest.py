@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import re
+import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.errors import BundleInvalid, nearest
 
 FORMAT_VERSION = 1
@@ -18,6 +20,8 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # Far above any model: the loader runs the graph at full length once, and must be able to.
 MAX_HISTORY_LIMIT = 1 << 16
 MAX_INTEGER_DIGITS = 20
+# The values of a variant's field ``query``.
+ENCODER, TABLE = "encoder", "table"
 
 T = TypeVar("T")
 
@@ -31,17 +35,32 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class VariantEntry:
-    """A form of the model: its own graph, its quality and the gate that it passed.
+class FoldIn:
+    """How a table makes the query embedding of a history: the arguments of ``recserve.kernels.fold_in``.
 
-    ``query_encoder`` takes the inputs of the manifest's ``inputs`` and gives ``query_embedding``
-    (batch, embedding_size) float32. ``golden`` holds recorded inputs and outputs (.npz) that the
-    loader replays.
+    ``weight``: confidence of an interaction above that of an item never seen.
     """
 
-    query_encoder: str
+    weight: float
+    reg: float
+    reg_exponent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class VariantEntry:
+    """A form of the model: where its query embeddings come from, its quality and the gate that it passed.
+
+    ``query`` "encoder": the graph ``query_encoder`` takes the inputs of the manifest's ``inputs`` and gives
+    ``query_embedding`` (batch, embedding_size) float32. "table": a user whose history is the bundle's has a
+    row of the user table; any other history is folded in, or answered by popularity where ``fold_in`` is
+    not given. ``golden`` holds recorded inputs and outputs (.npz) that the loader replays.
+    """
+
     golden: str
     size_bytes: int
+    query: str = ENCODER
+    query_encoder: str = ""
+    fold_in: FoldIn | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     gate: dict[str, float] = field(default_factory=dict)
 
@@ -135,11 +154,7 @@ class Manifest:
                 "default_variant", found=self.default_variant, expected=f"one of {sorted(self.variants)}"
             )
         for name, variant in self.variants.items():
-            for path in (variant.query_encoder, variant.golden):
-                if path not in self.files:
-                    raise BundleInvalid(
-                        f"a file of variant {name}", found=path, expected="one listed in files"
-                    )
+            self._check_variant(name, variant)
         for name, value in (
             ("n_items", self.n_items),
             ("embedding_size", self.embedding_size),
@@ -151,6 +166,35 @@ class Manifest:
             raise BundleInvalid(
                 "max_history", found=self.inputs.max_history, expected=f"at most {MAX_HISTORY_LIMIT}"
             )
+
+    def _check_variant(self, name: str, variant: VariantEntry) -> None:
+        if variant.query not in (ENCODER, TABLE):
+            raise BundleInvalid(
+                f"query of variant {name}", found=variant.query, expected=f"{ENCODER} or {TABLE}"
+            )
+        is_table = variant.query == TABLE
+        if is_table and variant.query_encoder:
+            raise BundleInvalid(
+                f"query_encoder of variant {name}", found=variant.query_encoder, expected="empty for a table"
+            )
+        if variant.fold_in is not None:
+            _check_fold_in(name, is_table, variant.fold_in)
+        for path in (variant.golden, USER_EMBEDDINGS if is_table else variant.query_encoder):
+            if path not in self.files:
+                raise BundleInvalid(
+                    f"a file of variant {name}", found=path or "not named", expected="one listed in files"
+                )
+
+
+def _check_fold_in(name: str, is_table: bool, fold_in: FoldIn) -> None:
+    if not is_table:
+        raise BundleInvalid(f"fold_in of variant {name}", found="given", expected="none for an encoder")
+    if not fold_in.weight >= 0:
+        raise BundleInvalid(f"fold_in.weight of {name}", found=fold_in.weight, expected="0 or more")
+    if not fold_in.reg > 0:
+        raise BundleInvalid(f"fold_in.reg of {name}", found=fold_in.reg, expected="above 0")
+    if not 0 <= fold_in.reg_exponent <= 1:
+        raise BundleInvalid(f"fold_in.reg_exponent of {name}", found=fold_in.reg_exponent, expected="0 to 1")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -206,6 +250,9 @@ def _build(cls: type[T], raw: Any, where: str) -> T:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where)  # type: ignore[arg-type]
+    if isinstance(kind, types.UnionType):
+        # Only "something or none" is in use.
+        return None if value is None else _convert(typing.get_args(kind)[0], value, where)
     origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is Any:
         return value

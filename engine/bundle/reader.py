@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
 from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
-from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, FileEntry, Manifest
 from recserve.engine.bundle.vocabulary import LOOKUP_COLUMNS, Vocabulary
 from recserve.engine.bundle.writer import sha256_of
 from recserve.errors import BundleInvalid
@@ -28,7 +28,9 @@ EXPORT_AGAIN = "Export the bundle again."
 class Bundle:
     """An open bundle. Arrays are read-only memory maps.
 
-    ``item_embeddings``: (n_items, embedding_size) float32; ``popularity``: (n_items,) int64 counts.
+    ``item_embeddings``: (n_items, embedding_size) float32; ``popularity``: (n_items,) int64 counts;
+    ``user_embeddings``: (n_users, embedding_size) float32, row i of user i of ``histories``, where a variant
+    is a table.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Bundle:
     histories: StoredHistories
     item_embeddings: NDArray[np.float32]
     popularity: NDArray[np.int64]
+    user_embeddings: NDArray[np.float32] | None = None
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a listed file, checked against the manifest as they were read."""
@@ -60,16 +63,17 @@ def open_bundle(folder: str | Path) -> Bundle:
     _check_rows(layout.ITEMS, items.num_rows, manifest.n_items)
     vocabulary = _vocabulary(folder, items.column(ITEM_ID), layout.ITEMS, layout.ITEM_LOOKUP)
     shape = (manifest.n_items, manifest.embedding_size)
+    histories = _open_histories(folder, manifest)
     bundle = Bundle(
         folder=folder,
         manifest=manifest,
         catalogue=Catalogue(items, vocabulary),
-        histories=_open_histories(folder, manifest),
+        histories=histories,
         item_embeddings=_map_array(folder, layout.ITEM_EMBEDDINGS, np.dtype(np.float32), shape),
         popularity=_map_array(folder, layout.POPULARITY, np.dtype(np.int64), shape[:1]),
+        user_embeddings=_open_user_embeddings(folder, manifest, len(histories)),
     )
-    if not np.isfinite(bundle.item_embeddings).all():
-        raise BundleInvalid(layout.ITEM_EMBEDDINGS, found="NaN or infinite", expected="finite numbers")
+    _check_finite(layout.ITEM_EMBEDDINGS, bundle.item_embeddings)
     if bundle.popularity.min() < 0:
         raise BundleInvalid(
             layout.POPULARITY, found=int(bundle.popularity.min()), expected="counts of 0 or more"
@@ -203,6 +207,20 @@ def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[in
             f"layout of {name}", found=f"{array.dtype.str}, {order} order", expected=f"{dtype.str}, C order"
         )
     return array
+
+
+def _check_finite(name: str, array: NDArray[np.float32]) -> None:
+    if not np.isfinite(array).all():
+        raise BundleInvalid(name, found="NaN or infinite", expected="finite numbers")
+
+
+def _open_user_embeddings(folder: Path, manifest: Manifest, n_users: int) -> NDArray[np.float32] | None:
+    if all(variant.query != TABLE for variant in manifest.variants.values()):
+        return None
+    shape = (n_users, manifest.embedding_size)
+    table = _map_array(folder, layout.USER_EMBEDDINGS, np.dtype(np.float32), shape)
+    _check_finite(layout.USER_EMBEDDINGS, table)
+    return table
 
 
 def _vocabulary(folder: Path, ids: pa.ChunkedArray, ids_file: str, lookup_file: str) -> Vocabulary:

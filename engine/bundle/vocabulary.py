@@ -91,24 +91,40 @@ class Vocabulary(Sequence[str]):
         """Returns the ids of ``indices`` (each in 0..n-1)."""
         return self._ids.take(pa.array(indices, type=pa.int64())).to_pylist()  # type: ignore[no-any-return]
 
+    def utf8(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Returns (offsets, bytes): id i is ``bytes[offsets[i]:offsets[i + 1]]``. Read-only, not copied."""
+        _, offsets, data = self._ids.buffers()
+        positions = np.frombuffer(offsets, np.int64)[self._ids.offset :][: len(self) + 1]
+        return positions, np.frombuffer(b"" if data is None else data, np.uint8)
+
     def index_of(self, id_: str) -> int:
         """Returns the index of ``id_``, or −1 when it is unknown."""
-        return int(self.indices([id_])[0])
+        wanted = _hash(id_)
+        return self._walk(int(self._hashes.searchsorted(np.uint64(wanted))), wanted, id_)
 
     def indices(self, ids: Sequence[str]) -> NDArray[np.int32]:
         """Returns the index of each id as (n,) int32, −1 for the unknown ones."""
-        wanted = np.fromiter((_hash(text) for text in ids), dtype=np.uint64, count=len(ids))
-        starts = np.searchsorted(self._hashes, wanted)
         found = np.full(len(ids), -1, dtype=np.int32)
-        for i, start in enumerate(starts.tolist()):
-            # Two ids may share a hash; walk the run of equal hashes.
-            while start < len(self._hashes) and self._hashes[start] == wanted[i]:
-                row = int(self._rows[start])
-                if self._ids[row].as_py() == ids[i]:
-                    found[i] = row
-                    break
-                start += 1
+        if not len(ids) or not len(self):
+            return found
+        wanted = np.array([_hash(text) for text in ids], np.uint64)
+        starts = self._hashes.searchsorted(wanted)
+        np.minimum(starts, len(self) - 1, out=starts)
+        near = np.flatnonzero(self._hashes[starts] == wanted)
+        rows = self._rows[starts[near]]
+        for i, row, text in zip(near.tolist(), rows.tolist(), self.ids(rows), strict=True):
+            # Another id in its place: two that share a hash, or one of them asked and not there.
+            found[i] = row if text == ids[i] else self._walk(int(starts[i]), int(wanted[i]), ids[i])
         return found
+
+    def _walk(self, start: int, wanted: int, id_: str) -> int:
+        """Looks for ``id_`` in the run of equal hashes that begins at ``start``."""
+        while start < len(self._hashes) and int(self._hashes[start]) == wanted:
+            row = int(self._rows[start])
+            if self._ids[row].as_py() == id_:
+                return row
+            start += 1
+        return -1
 
 
 def _check_lengths(ids: pa.Array, name: str) -> None:

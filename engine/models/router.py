@@ -12,7 +12,8 @@ from recserve.engine.models.guard import Breach, judge
 from recserve.engine.models.registry import ActiveRoute, Lease, Registry
 from recserve.engine.models.routing import Arm
 from recserve.engine.models.shadow import Asked, ShadowRunner
-from recserve.engine.types import SOURCE_MODEL, Request, Slate
+from recserve.engine.pipeline import Ranked
+from recserve.engine.types import SOURCE_MODEL, Request
 from recserve.errors import InvalidRequest
 
 log = structlog.get_logger("recserve.models")
@@ -41,7 +42,7 @@ class Router:
         keys: Callable[[], Sequence[str]],
         *,
         model: str = "",
-    ) -> Iterator[tuple[list[int], list[Slate | InvalidRequest]]]:
+    ) -> Iterator[tuple[list[int], list[Ranked | InvalidRequest]]]:
         """Yields rows of ``requests`` and their answers, one arm after the other, each from one version.
 
         ``keys()`` gives what assigns each request to an arm; asked only when there are several. A request
@@ -54,23 +55,23 @@ class Router:
                 start = self._clock()
                 answers = self._ask(lease, arm, asked)
                 seconds = self._clock() - start
+                ranked = [answer for answer in answers if isinstance(answer, Ranked)]
+                self._record(lease.active, arm, ranked, seconds)
                 yield rows, answers
-                slates = [slate for slate in answers if isinstance(slate, Slate)]
-                self._record(lease.active, arm, slates, seconds)
                 if lease.route.shadow:
                     self.shadow.offer(
-                        Asked(lease.active, request, slate, seconds)
-                        for request, slate in zip(asked, answers, strict=True)
-                        if isinstance(slate, Slate)
+                        Asked(lease.active, request, answer, seconds)
+                        for request, answer in zip(asked, answers, strict=True)
+                        if isinstance(answer, Ranked)
                     )
 
     def close(self) -> None:
         """Ends the shadow traffic."""
         self.shadow.close()
 
-    def _ask(self, lease: Lease[Engine], arm: Arm, requests: list[Request]) -> list[Slate | InvalidRequest]:
+    def _ask(self, lease: Lease[Engine], arm: Arm, requests: list[Request]) -> list[Ranked | InvalidRequest]:
         try:
-            answers = lease.engine(arm).recommend_each(requests)
+            answers = lease.engine(arm).rank_each(requests)
         except Exception:
             if len(requests) == 1:
                 # The rows of a larger batch are asked again, each alone.
@@ -78,15 +79,20 @@ class Router:
             raise
         if not lease.route.is_split:
             return answers
-        return [replace(slate, arm=arm.name) if isinstance(slate, Slate) else slate for slate in answers]
+        return [replace(one, arm=arm.name) if isinstance(one, Ranked) else one for one in answers]
 
     def _record(
-        self, active: ActiveRoute[Engine], arm: Arm, slates: Sequence[Slate], seconds: float, errors: int = 0
+        self,
+        active: ActiveRoute[Engine],
+        arm: Arm,
+        answers: Sequence[Ranked],
+        seconds: float,
+        errors: int = 0,
     ) -> None:
         now = self._clock()
-        by_model = sum(slate.source == SOURCE_MODEL for slate in slates)
+        by_model = sum(answer.source == SOURCE_MODEL for answer in answers)
         active.windows[arm.name].record(
-            now, answered=len(slates), by_model=by_model, errors=errors, seconds=seconds
+            now, answered=len(answers), by_model=by_model, errors=errors, seconds=seconds
         )
         guard, baseline = active.route.guard, active.route.arms[0]
         if guard is None or arm is baseline:

@@ -16,6 +16,7 @@ import structlog
 
 from recserve.engine.engine import Engine
 from recserve.engine.models.registry import ActiveRoute, Registry
+from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.threads import Crew
 from recserve.engine.types import Request, Slate
 from recserve.errors import RecserveError
@@ -30,11 +31,11 @@ NICENESS = 19
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request with the slate that its caller got, which took ``seconds``."""
+    """A request with the answer that its caller got, which took ``seconds``."""
 
     active: ActiveRoute[Engine]
     request: Request
-    slate: Slate
+    answer: Ranked
     seconds: float
 
 
@@ -154,15 +155,16 @@ class ShadowRunner:
             log.warning("shadow failed", version=version, error=type(error).__name__)
             self._add(key, failed=len(batch))
             return
-        for asked, answer in zip(batch, answers, strict=True):
+        ours = slates([asked.answer for asked in batch])
+        for asked, mine, answer in zip(batch, ours, answers, strict=True):
             if isinstance(answer, RecserveError):
                 self._add(key, failed=1)
                 continue
-            firsts = [slate.items[0].item_id if slate.items else "" for slate in (asked.slate, answer)]
+            firsts = [slate.items[0].item_id if slate.items else "" for slate in (mine, answer)]
             self._add(
                 key,
                 compared=1,
-                overlap=overlap(asked.slate, answer),
+                overlap=overlap(mine, answer),
                 same_first=int(firsts[0] == firsts[1]),
                 ms=asked.seconds * 1000,
                 shadow_ms=milliseconds,

@@ -9,9 +9,9 @@ import structlog
 from recserve.engine.bundle.manifest import MANIFEST_NAME
 from recserve.engine.bundle.reader import open_bundle, read_manifest
 from recserve.engine.models.config import RepositoryConfig
+from recserve.engine.models.feeds import Feed, FolderFeed, Place
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.repository import FoundBundle, check_name
-from recserve.engine.models.sources import FolderSource, Place, Source
 from recserve.engine.threads import Crew
 from recserve.errors import BundleInvalid, RecserveError
 
@@ -24,12 +24,12 @@ class Watcher:
     What failed is tried again when its files have changed, not before.
     """
 
-    def __init__(self, manager: ModelManager, config: RepositoryConfig, source: Source | None = None) -> None:
+    def __init__(self, manager: ModelManager, config: RepositoryConfig, source: Feed | None = None) -> None:
         self._manager = manager
         self._config = config
         self._source = source
         self._repository = manager.repository
-        self._own_files = FolderSource(self._repository.folder)
+        self._own_files = FolderFeed(self._repository.folder)
         # Fingerprints of what was dealt with, well or not.
         self._fetched: dict[Place, str] = {}
         self._tried: dict[Place, str] = {}
@@ -72,7 +72,7 @@ class Watcher:
                 # Half copied perhaps: the rest will change the fingerprint.
                 log.warning("bundle not fetched", place="/".join(place), error=str(error))
 
-    def _fetch(self, source: Source, place: Place) -> None:
+    def _fetch(self, source: Feed, place: Place) -> None:
         """Copies one bundle to a private folder, checks every byte, and moves it into the repository."""
         with self._repository.staging() as staging:
             folder = staging / "bundle"

@@ -35,7 +35,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
-    """A server that answers health checks at once and requests when its engine is warm."""
+    """A server that answers health checks at once and requests when its engine is warm.
+
+    ``reuse_port``: other processes bind the same port (processes.py). Then this one binds it only when it is
+    warm: until then the kernel would send it connections that the others could serve.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Server:
         batcher: BatcherConfig | None = None,
         *,
         router: Router | None = None,
+        reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
@@ -73,14 +78,15 @@ class Server:
             principal_of=principal_of,
             observers=observers,
         )
-        self._transport = new_transport(self.chain, config)
+        self.binds_when_warm = reuse_port
+        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
+        self._not_ready()
 
     def start(self) -> str:
         """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
 
         Raises :class:`ConfigError` when the address cannot be bound.
         """
-        self._not_ready()
         return self._transport.start()
 
     def serve(self, engine: Engine | None = None) -> None:
@@ -119,15 +125,15 @@ class Server:
         return ["", *self.chain.methods.services()]
 
 
-def new_transport(chain: Chain, config: ServerConfig) -> Transport:
+def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
     """Returns the transport that the settings name; its library is imported here, when it is wanted."""
     if config.transport == "native":
         from recserve.engine.server.transports.native import NativeTransport
 
-        return NativeTransport(chain, config)
+        return NativeTransport(chain, config, reuse_port=reuse_port)
     from recserve.engine.server.transports.grpcio import GrpcioTransport
 
-    return GrpcioTransport(chain, config)
+    return GrpcioTransport(chain, config, reuse_port=reuse_port)
 
 
 def run_server(
@@ -139,7 +145,7 @@ def run_server(
     to serve, or None when it filled the router's registry. ``announce`` is called with the address when the
     first request can be answered.
     """
-    address = server.start()
+    address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()
     loading = Future[Engine | None]()
@@ -157,6 +163,7 @@ def run_server(
             if events.get() == "loaded":
                 engine = loading.result()
                 server.serve(engine)
+                address = address or server.start()
                 announce(address)
                 log.info("serving", address=address, models=server.router.registry.routes())
                 events.get()

@@ -23,6 +23,9 @@ class ServerConfig:
     port: int = 50051
     """Port to bind; 0 takes a free one, which the first line on stdout names."""
 
+    workers: int = 1
+    """Processes that serve the same port; the bundle's vectors are in memory once."""
+
     worker_threads: int = 2
     """Threads for the calls that are not batched (RecommendMany, SimilarItems, GetItems)."""
 
@@ -47,7 +50,13 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError("server.port", found=self.port, expected="0 to 65535")
-        for name in ("worker_threads", "max_in_flight", "default_deadline_ms", "max_message_bytes"):
+        for name in (
+            "workers",
+            "worker_threads",
+            "max_in_flight",
+            "default_deadline_ms",
+            "max_message_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"server.{name}", found=getattr(self, name), expected="1 or more")
         if not self.drain_seconds >= 0:
@@ -68,9 +77,14 @@ class ServerConfig:
             )
 
     @property
+    def is_unix(self) -> bool:
+        """Whether the address is a Unix socket."""
+        return self.host.startswith(UNIX_PREFIX)
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
-        return self.host.startswith(UNIX_PREFIX) or _is_loopback(self.host)
+        return self.is_unix or _is_loopback(self.host)
 
     @property
     def with_reflection(self) -> bool:
@@ -79,7 +93,7 @@ class ServerConfig:
 
     def address(self, port: int) -> str:
         """Returns HOST:PORT, or unix:PATH, as gRPC and a caller write it."""
-        if self.host.startswith(UNIX_PREFIX):
+        if self.is_unix:
             return self.host
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 

@@ -1,22 +1,18 @@
 """A server over a repository of models: registry, manager, watcher and Admin put together."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
 from recserve.engine.engine import Engine
 from recserve.engine.models.config import RepositoryConfig
+from recserve.engine.models.feeds import open_feed
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.memory import release_memory
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.models.router import Router
-from recserve.engine.models.sources import open_source
 from recserve.engine.models.watcher import Watcher
 from recserve.engine.server.admin import AdminService
-from recserve.engine.server.app import Server, run_server
-from recserve.engine.server.config import ServerConfig
 from recserve.engine.state.history import ObservedEvents
 
 
@@ -49,7 +45,7 @@ class Models:
         self.manager = ModelManager(Repository(Path(config.folder)), registry, EngineLoader(engine))
         self.router = Router(registry, on_rollback=self.manager.rolled_back)
         self.admin = AdminService(self.manager, self.router)
-        source = open_source(config.source) if config.source else None
+        source = open_feed(config.source) if config.source else None
         self.watcher = Watcher(self.manager, config, source)
 
     def start(self) -> None:
@@ -61,22 +57,3 @@ class Models:
         """Ends the threads; operations under way finish."""
         self.watcher.close()
         self.admin.close()
-
-
-def serve_repository(
-    config: RepositoryConfig,
-    engine: EngineConfig,
-    server: ServerConfig,
-    batcher: BatcherConfig,
-    announce: Callable[[str], None],
-) -> None:
-    """Runs a server over a repository until SIGTERM; see :func:`run_server`."""
-    models = Models(config, engine)
-    try:
-        run_server(
-            Server(server, batcher, router=models.router, extra_methods=models.admin.methods()),
-            models.start,
-            announce,
-        )
-    finally:
-        models.close()

@@ -6,11 +6,13 @@ from typing import Any
 
 from recserve.engine.batcher import Batcher
 from recserve.engine.models.router import Router
+from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
 from recserve.engine.types import DEFAULT_K, Slate
 from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
+from recserve.engine.wire.slates import encode_ranked
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest, UnknownModel
 from recserve.proto import recommender_pb2 as pb
@@ -32,12 +34,17 @@ class RecommenderService:
             return [calls[i].request.user_id or calls[i].request_id for i in rows]
 
         for rows, answers in self._answer([call.request for call in calls], keys):
+            answered = []
             for i, answer in zip(rows, answers, strict=True):
-                if isinstance(answer, Slate):
-                    calls[i].stage_ns.update(answer.stage_ns)
-                    calls[i].reply(answer)
-                else:
+                if isinstance(answer, InvalidRequest):
                     calls[i].fail(answer)
+                else:
+                    answered.append((calls[i], answer))
+            if answered:
+                encoded = encode_ranked([answer for _, answer in answered])
+                for (call, answer), slate in zip(answered, encoded, strict=True):
+                    call.stage_ns.update(answer.stage_ns)
+                    call.reply(slate)
 
     def methods(self, batcher: Batcher[Call]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
@@ -49,7 +56,7 @@ class RecommenderService:
                 handler=batcher.submit,
                 scope="recommend",
                 is_batched=True,
-                encode=_encode_slate,
+                encode=bytes,  # The batch writes them: encode_ranked.
             ),
             Method(
                 path=PREFIX + "RecommendMany",
@@ -82,13 +89,14 @@ class RecommenderService:
             return [entries[i].user_id or f"{call.request_id}/{i}" for i in rows]
 
         for rows, answers in self._answer(entries, keys):
+            named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
             for i, answer in zip(rows, answers, strict=True):
-                results[i] = _result(answer)
+                results[i] = _result(next(named) if isinstance(answer, Ranked) else answer)
         return pb.RecommendManyResponse(results=results)
 
     def _answer(
         self, messages: Sequence[pb.RecommendRequest], keys: Callable[[Sequence[int]], list[str]]
-    ) -> Iterator[tuple[Sequence[int], list[Slate | InvalidRequest]]]:
+    ) -> Iterator[tuple[Sequence[int], list[Ranked | InvalidRequest]]]:
         """Yields rows and their answers, by model and arm; ``keys(rows)`` assigns callers to arms."""
         for model, asked in _by_model(messages):
             requests = [request_from_message(messages[i]) for i in asked]
@@ -131,7 +139,3 @@ def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:
     if isinstance(answer, InvalidRequest):
         return pb.RecommendResult(error=status_of(answer))
     return pb.RecommendResult(slate=slate_to_message(answer))
-
-
-def _encode_slate(slate: Slate) -> bytes:
-    return slate_to_message(slate).SerializeToString()

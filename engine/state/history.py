@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,6 +54,11 @@ class HistoryStore:
     def get(self, user_id: str) -> History:
         """Returns the history of ``user_id``, newest last; empty for an unknown user."""
         return self._with_observed(user_id, self._stored.get(user_id))
+
+    def get_many(self, user_ids: Sequence[str]) -> list[History]:
+        """Returns the history of each user, as :meth:`get` does."""
+        stored = self._stored.get_many(user_ids)
+        return [self._with_observed(*pair) for pair in zip(user_ids, stored, strict=True)]
 
     def _with_observed(self, user_id: str, stored: History) -> History:
         observed = self._observed.get(user_id)

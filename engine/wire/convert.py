@@ -29,9 +29,9 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         user_id=message.user_id,
         k=message.k if message.HasField("k") else DEFAULT_K,
         # Protobuf cannot tell an empty list from none: a caller who sends no items wants the stored history.
-        history=list(message.history) or None,
-        history_timestamps=list(message.history_timestamps),
-        exclude=list(message.exclude),
+        history=tuple(message.history) or None,
+        history_timestamps=tuple(message.history_timestamps),
+        exclude=tuple(message.exclude),
         context=dict(message.context),
         variant=message.variant,
         include_seen=message.include_seen,

@@ -10,7 +10,7 @@ import torch
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import layout, open_bundle
 from recserve.errors import CheckFailed, InvalidRequest
-from recserve.exporters import assemble, parity
+from recserve.exporters import encoder_variant, parity
 from recserve.exporters.assemble import export_run
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.training.evaluate import top_k
@@ -114,7 +114,7 @@ def test_a_graph_that_disagrees_is_not_published(
             changed.norm.bias.add_(1e-3)
         return export_query_encoder(changed)
 
-    monkeypatch.setattr(assemble, "export_query_encoder", export_another_model)
+    monkeypatch.setattr(encoder_variant, "export_query_encoder", export_another_model)
     with pytest.raises(CheckFailed, match="ONNX parity"):
         export_run(run, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

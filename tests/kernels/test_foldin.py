@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import fold_in, reference
+from recserve.kernels import count_repeats, fold_in, gram_matrix, reference
 
 
 def problem(seed: int, n_items: int, dim: int, n_users: int) -> Any:
@@ -24,9 +24,41 @@ def problem(seed: int, n_items: int, dim: int, n_users: int) -> Any:
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 6), st.integers(0, 4))
 def test_equals_the_reference(seed: int, n_items: int, dim: int, n_users: int) -> None:
     arguments = problem(seed, n_items, dim, n_users)
-    users = fold_in(*arguments, reg=0.5)
-    assert users.dtype == np.float32
-    np.testing.assert_allclose(users, reference.fold_in(*arguments, reg=0.5), rtol=1e-5, atol=1e-6)
+    for reg_exponent in (0.0, 0.5, 1.0):
+        users = fold_in(*arguments, reg=0.5, reg_exponent=reg_exponent)
+        assert users.dtype == np.float32
+        expected = reference.fold_in(*arguments, reg=0.5, reg_exponent=reg_exponent)
+        np.testing.assert_allclose(users, expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=5))
+def test_repeats_are_counted_as_the_reference_counts_them(histories: list[list[int]]) -> None:
+    indptr = np.cumsum([0] + [len(items) for items in histories]).astype(np.int64)
+    interactions = (indptr, np.array([item for items in histories for item in items], np.int32))
+    (found_indptr, found_items), found_counts = count_repeats(interactions)
+    (indptr, items), counts = reference.count_repeats(interactions)
+    np.testing.assert_array_equal(found_indptr, indptr)
+    np.testing.assert_array_equal(found_items, items)
+    np.testing.assert_array_equal(found_counts, counts)
+    assert (found_indptr.dtype, found_items.dtype, found_counts.dtype) == (np.int64, np.int32, np.float32)
+
+
+def test_a_gram_matrix_given_changes_nothing() -> None:
+    arguments = problem(2, 5000, 7, 6)
+    gram = gram_matrix(arguments[0])
+    np.testing.assert_allclose(gram, reference.gram_matrix(arguments[0]), rtol=1e-10)
+    users = fold_in(*arguments, reg=0.1, gram=gram)
+    np.testing.assert_array_equal(users, fold_in(*arguments, reg=0.1))
+
+
+def test_a_user_alone_and_among_others_has_the_same_vector() -> None:
+    vectors, (indptr, items), weights = problem(3, 50, 9, 20)
+    together = fold_in(vectors, (indptr, items), weights, reg=0.1)
+    for user in range(20):
+        part = slice(indptr[user], indptr[user + 1])
+        alone = fold_in(vectors, (np.array([0, part.stop - part.start]), items[part]), weights[part], reg=0.1)
+        np.testing.assert_array_equal(alone[0], together[user])
 
 
 def test_a_user_without_interactions_is_the_zero_vector() -> None:
@@ -47,6 +79,9 @@ def test_an_item_seen_scores_higher_than_before() -> None:
     [
         ({"reg": 0.0}, "reg is 0.0"),
         ({"reg": float("nan")}, "reg is nan"),
+        ({"reg_exponent": 1.5}, "reg_exponent is 1.5"),
+        ({"gram": np.eye(3)}, "gram is float64 of shape \\(3, 3\\)"),
+        ({"gram": np.eye(4, dtype=np.float32)}, "gram is float32"),
         ({"weights": np.array([-1.0], np.float32)}, "weights is negative"),
         ({"weights": np.array([1.0, 2.0], np.float32)}, "weights is of shape"),
         ({"interactions": (np.array([0, 1]), np.array([4], np.int32))}, "item_indices\\[0\\] is 4"),

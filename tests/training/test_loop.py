@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from recserve.errors import CheckFailed, DataError, InvalidRequest
 from recserve.training.commands import evaluate_run
 from recserve.training.data import leave_one_out, load_dataset
-from recserve.training.loop import BEST, LAST, LOG, LoopConfig, Trainer, check_learnable
+from recserve.training.loop import BEST, LAST, LOG, Trainer, check_learnable
+from recserve.training.loop_config import LoopConfig
 from recserve.training.models.sasrec import SASRecConfig
 from recserve.training.run import Run, RunConfig, create_run, open_run, resume_run
 
@@ -198,7 +199,7 @@ def test_weights_that_are_no_numbers_are_never_the_best(
             ours._model.item_embeddings.fill_(float("nan"))
         return 1.0
 
-    monkeypatch.setattr(ours, "_train_epoch", diverge)
+    monkeypatch.setattr(ours._learner, "train_epoch", diverge)
     with pytest.raises(CheckFailed, match="scores is NaN"):
         ours.fit()
     assert not (run.folder / BEST).exists()

@@ -49,6 +49,10 @@ class Histories:
         """Returns each row cut to its newest ``n`` interactions."""
         return self.gather(np.maximum(self.indptr[1:] - n, self.indptr[:-1]), self.indptr[1:])
 
+    def take(self, rows: npt.NDArray[np.integer]) -> "Histories":
+        """Returns the rows ``rows``, in their order."""
+        return self.gather(self.indptr[rows], self.indptr[rows + 1])
+
     def gather(self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> "Histories":
         """Returns new rows, row i being the flat range ``starts[i]:stops[i]`` of this one."""
         lengths = stops - starts

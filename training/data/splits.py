@@ -10,6 +10,7 @@ from recserve.training.data.dataset import Dataset
 from recserve.training.data.histories import Histories
 
 MIN_LEAVE_ONE_OUT = 3
+MIN_RANDOM = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +24,10 @@ class EvaluationSet:
     user_index: npt.NDArray[np.int32]
     histories: Histories
     targets: Histories
+
+    def take(self, rows: npt.NDArray[np.integer]) -> "EvaluationSet":
+        """Returns the users of the rows ``rows``, in their order."""
+        return EvaluationSet(self.user_index[rows], self.histories.take(rows), self.targets.take(rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +89,45 @@ def temporal_split(dataset: Dataset, validation_fraction: float = 0.1, test_frac
         whole.gather(starts, train_stops),
         validation=_window(whole, train_stops, validation_stops),
         test=_window(whole, validation_stops, whole.indptr[1:]),
+    )
+
+
+def random_split(dataset: Dataset, seed: int = 0) -> Split:
+    """Holds out a tenth of each user's interactions for test and a tenth for validation, drawn at random.
+
+    It leaks the future, as every random split: for comparison with published figures. Shares are rounded;
+    users with fewer than 5 interactions stay whole in train and are not tested. Raises DataError where no
+    user has 5 interactions.
+    """
+    whole = dataset.histories()
+    held_out = np.round(whole.lengths / 10).astype(np.int64)
+    held_out[whole.lengths >= MIN_RANDOM] = np.maximum(held_out[whole.lengths >= MIN_RANDOM], 1)
+    held_out[whole.lengths < MIN_RANDOM] = 0
+    tested = np.flatnonzero(held_out).astype(np.int32)
+    if not len(tested):
+        raise DataError(
+            "longest history",
+            found=int(whole.lengths.max()),
+            expected=f"{MIN_RANDOM} interactions or more of at least one user",
+            cure="Use more events, or another split.",
+        )
+    row = np.repeat(np.arange(len(whole)), whole.lengths)
+    # The place of each interaction in a random order of its user's.
+    shuffled = np.lexsort((np.random.default_rng(seed).random(len(row)), row))
+    place = np.empty(len(row), np.int64)
+    place[shuffled] = np.arange(len(row)) - whole.indptr[row]
+    is_test, is_validation = place < held_out[row], place < 2 * held_out[row]
+
+    def part(chosen: npt.NDArray[np.bool_]) -> Histories:
+        return Histories.from_sorted(
+            row[chosen], whole.item_index[chosen], whole.timestamp[chosen], len(whole)
+        )
+
+    train = part(~is_validation)
+    return Split(
+        train,
+        validation=EvaluationSet(tested, train.take(tested), part(is_validation & ~is_test).take(tested)),
+        test=EvaluationSet(tested, part(~is_test).take(tested), part(is_test).take(tested)),
     )
 
 

@@ -1,26 +1,33 @@
-"""The model families, one file each, and the list of names that the command line knows."""
+"""The model families, one file each; a family registers by its name here and a ``FAMILY`` in its file."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from recserve.errors import InvalidRequest, nearest
 
 if TYPE_CHECKING:
-    from recserve.training.models.sasrec import SASRec, SASRecConfig
+    from recserve.training.models.base import Family
 
-MODEL_NAMES = ("sasrec",)
+MODULES = {
+    "sasrec": "sasrec",
+    "als": "als",
+    "bpr": "bpr",
+    "ease": "ease",
+    "item-knn": "item_knn",
+    "popularity": "popularity",
+}
 
 
 def check_model_name(name: str) -> None:
     """Raises :class:`InvalidRequest` with the nearest name unless ``name`` is a model family."""
-    if name not in MODEL_NAMES:
+    if name not in MODULES:
         raise InvalidRequest(
-            "model", found=name, expected=f"one of {', '.join(MODEL_NAMES)}", cure=nearest(name, MODEL_NAMES)
+            "model", found=name, expected=f"one of {', '.join(MODULES)}", cure=nearest(name, MODULES)
         )
 
 
-def create_model(name: str, config: "SASRecConfig", n_items: int) -> "SASRec":
-    """Returns an untrained model of the family ``name`` over a catalogue of ``n_items``."""
-    from recserve.training.models.sasrec import SASRec
-
+def family_of(name: str) -> "Family":
+    """Returns the family called ``name``; torch is imported with it."""
     check_model_name(name)
-    return SASRec(config, n_items)
+    family: Family = importlib.import_module(f"{__name__}.{MODULES[name]}").FAMILY
+    return family

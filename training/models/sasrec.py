@@ -8,11 +8,16 @@ correction (Yi et al. 2019). Written for export: no data-dependent control flow,
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recserve.errors import InvalidRequest
+from recserve.training.batches import gaps_of, pad
+from recserve.training.data import EvaluationSet
+from recserve.training.models.base import EPOCH_OPTIONS, Family, RankingModel
 
 # A gap falls into a bucket of its logarithm (base e): seconds 0..1 first, more than ~20 years last.
 N_GAP_BUCKETS = 21
@@ -44,7 +49,7 @@ class SASRecConfig:
             raise InvalidRequest("dropout", found=self.dropout, expected="0 to below 1")
 
 
-class SASRec(nn.Module):
+class SASRec(RankingModel):
     """History → query embedding; the score of an item is the inner product with its embedding.
 
     ``item_embeddings`` (n_items, embedding_size) is both the input table and the output layer.
@@ -94,6 +99,12 @@ class SASRec(nn.Module):
         """Returns the scores (..., n_items) of all items."""
         return queries @ self.item_embeddings.T
 
+    @torch.inference_mode()
+    def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the scores (len(rows), n_items) of users whose history is that of ``held_out``."""
+        scores: NDArray[np.float32] = self.score(self.encode(*model_inputs(self, held_out, rows))).numpy()
+        return scores
+
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual."""
@@ -134,3 +145,26 @@ class Block(nn.Module):
 def _gap_buckets(time_gaps: Tensor) -> Tensor:
     """Returns the bucket of the logarithm of each gap, (batch, length) int64 in 0..N_GAP_BUCKETS−1."""
     return torch.log1p(time_gaps.clamp(min=0)).floor().clamp(max=N_GAP_BUCKETS - 1).to(torch.int64)
+
+
+def model_inputs(
+    model: SASRec, held_out: EvaluationSet, rows: NDArray[np.int64]
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the encoder's inputs for ``rows``: history (batch, length) int32 and, where used, time gaps.
+
+    "Now" is the moment of the first held-out interaction: when the question was asked.
+    """
+    items, times = pad(held_out.histories, rows, model.config.max_history)
+    if not model.config.time_gaps:
+        return torch.from_numpy(items), None
+    now = held_out.targets.timestamp[held_out.targets.indptr[rows]]
+    return torch.from_numpy(items), torch.from_numpy(gaps_of(times, now))
+
+
+FAMILY = Family(
+    settings=SASRecConfig,
+    create=lambda settings, n_users, n_items: SASRec(settings, n_items),
+    budget={},
+    loop_options=EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay", "loss", "n_negatives"},
+    min_history=2,
+)

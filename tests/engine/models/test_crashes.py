@@ -59,7 +59,7 @@ def is_repository(descriptor: int) -> bool:
 
 # Point → (who is wrapped, how, which versions may answer after the restart).
 POINTS: dict[str, tuple[str, str, dict[str, Any], set[str]]] = {
-    "copying": ("sources.FolderSource", "copy", {"after": True, "at": 3}, {"v2"}),
+    "copying": ("feeds.FolderFeed", "copy", {"after": True, "at": 3}, {"v2"}),
     "copied": ("watcher", "open_bundle", {"after": False}, {"v2"}),
     "copy checked": ("watcher", "open_bundle", {"after": True}, {"v2"}),
     "copy flushed": ("Path", "rename", {"after": False}, {"v2"}),
@@ -110,7 +110,7 @@ def restart(repository: Path, published: Path) -> dict[str, Any]:
 def new_manager(repository: Path, published: Path) -> tuple[Any, Any, dict[str, Any]]:
     from recserve.engine import engine
     from recserve.engine.config import EngineConfig
-    from recserve.engine.models import config, registry, sources, watcher
+    from recserve.engine.models import config, feeds, registry, watcher
     from recserve.engine.models import manager as manager_module
     from recserve.engine.models import repository as repository_module
     from recserve.engine.server.models import EngineLoader
@@ -122,13 +122,13 @@ def new_manager(repository: Path, published: Path) -> tuple[Any, Any, dict[str, 
     modules = {
         "os": os,
         "Path": Path,
-        "sources": sources,
+        "feeds": feeds,
         "watcher": watcher,
         "engine": engine,
         "registry": registry,
         "repository": repository_module,
     }
-    return manager, watcher.Watcher(manager, settings, sources.open_source(str(published))), modules
+    return manager, watcher.Watcher(manager, settings, feeds.open_feed(str(published))), modules
 
 
 def in_child(work: Callable[[], Any]) -> tuple[int, str]:

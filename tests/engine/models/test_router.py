@@ -90,7 +90,7 @@ def test_a_canary_that_fails_is_taken_back(bench: Bench, monkeypatch: pytest.Mon
     def fail(requests: object) -> None:
         raise RuntimeError("model broken")
 
-    monkeypatch.setattr(bench.engines["v2"], "recommend_each", fail)
+    monkeypatch.setattr(bench.engines["v2"], "rank_each", fail)
     failures = 0
     for i in range(300):
         try:
@@ -110,9 +110,9 @@ def test_a_canary_that_is_slow_is_taken_back(bench: Bench, monkeypatch: pytest.M
 
         def slow(requests: Any, engine: Engine = engine, seconds: float = seconds) -> Any:
             bench.now += seconds
-            return type(engine).recommend_each(engine, requests)
+            return type(engine).rank_each(engine, requests)
 
-        monkeypatch.setattr(engine, "recommend_each", slow)
+        monkeypatch.setattr(engine, "rank_each", slow)
     for i in range(200):
         bench.ask(f"user-{i}")
     assert [breach.reason for breach in bench.breaches] == ["latency"]
@@ -124,8 +124,8 @@ def test_a_canary_that_forgot_its_users_is_taken_back(bench: Bench, monkeypatch:
     engine = bench.engines["v2"]
     monkeypatch.setattr(
         engine,
-        "recommend_each",
-        lambda requests: Engine.recommend_each(engine, [Request(user_id="nobody", k=5) for _ in requests]),
+        "rank_each",
+        lambda requests: Engine.rank_each(engine, [Request(user_id="nobody", k=5) for _ in requests]),
     )
     users = known_users(bench)
     for _ in range(4):

@@ -11,11 +11,11 @@ import pytest
 
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.config import RepositoryConfig
+from recserve.engine.models.feeds import Feed, Place, open_feed
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.repository import Repository
 from recserve.engine.models.routing import Arm, Route
-from recserve.engine.models.sources import Place, Source, open_source
 from recserve.engine.models.states import State
 from recserve.engine.models.watcher import Watcher
 from recserve.engine.server.models import EngineLoader
@@ -55,7 +55,7 @@ def publish(bundle: Path, place: str, name: str, *, only: tuple[str, ...] = ()) 
 def new_watcher(manager: ModelManager, source: str = "", **settings: object) -> Watcher:
     folder = str(manager.repository.folder)
     config = RepositoryConfig(folder=folder, source=source, **settings)  # type: ignore[arg-type]
-    watcher = Watcher(manager, config, open_source(source) if source else None)
+    watcher = Watcher(manager, config, open_feed(source) if source else None)
     # What start() does before its thread.
     watcher._tried = watcher._own_files.list()
     return watcher
@@ -95,7 +95,7 @@ def test_a_broken_bundle_is_refused_once_and_taken_when_repaired(
     watcher = new_watcher(manager, place)
     source = watcher._source
     assert source is not None
-    copies = CountingSource(source)
+    copies = CountingFeed(source)
     watcher._source = copies
     watcher.look()
     n_copied = copies.n_copied
@@ -111,8 +111,8 @@ def test_a_broken_bundle_is_refused_once_and_taken_when_repaired(
     assert answering(manager) == "v3", "a file that the manifest does not name is not copied"
 
 
-class CountingSource:
-    def __init__(self, source: Source) -> None:
+class CountingFeed:
+    def __init__(self, source: Feed) -> None:
         self._source = source
         self.n_copied = 0
 
@@ -192,7 +192,7 @@ def test_the_thread_looks_until_it_is_closed(manager: ModelManager, versions_fol
 
 def test_urls_that_nobody_can_open() -> None:
     with pytest.raises(ConfigError, match=r"repository\.source"):
-        open_source("nosuch://bucket/prefix")
+        open_feed("nosuch://bucket/prefix")
     with pytest.raises(ConfigError, match=r"repository\.folder"):
         RepositoryConfig(source="memory://x")
     with pytest.raises(ConfigError, match="poll_seconds"):

@@ -13,9 +13,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from recserve.engine import Engine, InvalidRequest, Request, Slate
+from recserve.engine import Engine, InvalidRequest, Request
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.client import RecommenderClient
+from recserve.engine.pipeline import Ranked
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import ConfigError
@@ -38,15 +39,15 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.open = threading.Event()
         self.n_calls = 0
-        recommend = engine.recommend_each
+        rank = engine.rank_each
 
-        def held(requests: list[Request]) -> list[Slate | InvalidRequest]:
+        def held(requests: list[Request]) -> list[Ranked | InvalidRequest]:
             self.n_calls += len(requests)
             self.entered.release()
             assert self.open.wait(TIMEOUT_SECONDS)
-            return recommend(requests)
+            return rank(requests)
 
-        monkeypatch.setattr(engine, "recommend_each", held)
+        monkeypatch.setattr(engine, "rank_each", held)
 
 
 def health(address: str, service: str = "") -> int:

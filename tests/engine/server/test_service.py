@@ -170,7 +170,7 @@ def test_nothing_internal_reaches_the_caller(
     def fail(requests: list[Request]) -> None:
         raise ValueError("/secret/path token=abc")
 
-    monkeypatch.setattr(engine, "recommend_each", fail)
+    monkeypatch.setattr(engine, "rank_each", fail)
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(METHOD + "Recommend")(b"", timeout=TIMEOUT_SECONDS)
     error = caught.value

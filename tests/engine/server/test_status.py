@@ -36,7 +36,7 @@ def test_every_row_of_the_table_reaches_the_caller(
     def fail(requests: list[Request]) -> None:
         raise kind("the name", found="wrong", expected="right")
 
-    monkeypatch.setattr(engine, "recommend_each", fail)
+    monkeypatch.setattr(engine, "rank_each", fail)
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
         recommender_pb2_grpc.RecommenderStub(channel).Recommend(
             pb.RecommendRequest(), timeout=TIMEOUT_SECONDS
@@ -87,7 +87,7 @@ def test_what_is_not_in_the_table_is_internal_and_says_nothing(
     def fail(requests: list[Request]) -> None:
         raise error
 
-    monkeypatch.setattr(engine, "recommend_each", fail)
+    monkeypatch.setattr(engine, "rank_each", fail)
     client = RecommenderClient(server.address, timeout=TIMEOUT_SECONDS)
     with client, pytest.raises(RemoteError) as caught:
         client.recommend(Request())

@@ -42,7 +42,7 @@ def test_the_core_is_part_of_the_report(tmp_path: Path) -> None:
     [
         (
             "ml100k",
-            r"dataset is ml100k; expected ml-100k, synthetic-shop or the path .* Did you mean 'ml-100k'\?",
+            r"dataset is ml100k; expected ml-100k, .*sequences:PATH or the path .* Did you mean 'ml-100k'\?",
         ),
         ("sintetic-shop:seed=1", r"Did you mean 'synthetic-shop'\?"),
         ("ml-100k:seed=1", "options of ml-100k is seed=1; expected none"),
@@ -64,6 +64,33 @@ def test_a_missing_path_is_a_missing_file_and_not_an_unknown_name(tmp_path: Path
     for spec in (tmp_path / "gone.csv", str(tmp_path / "gone"), "gone.csv"):
         with pytest.raises(DataError, match=r"data file .*gone"):
             load_dataset(spec)
+
+
+def test_a_file_with_a_line_per_user_loads_in_its_order(tmp_path: Path) -> None:
+    (tmp_path / "shop.txt").write_text("u9 b a c\n\nu1 a\n")
+    dataset = load_dataset(f"sequences:{tmp_path / 'shop.txt'}")
+    assert dataset.name == "shop.txt"
+    assert dataset.users["user_id"].to_list() == ["u1", "u9"]
+    items, times = dataset.histories().row(1)
+    assert dataset.items["item_id"][items.tolist()].to_list() == ["b", "a", "c"]
+    assert times.tolist() == [1, 2, 3]
+    assert load_dataset(f"sequences:{tmp_path / 'shop.txt'}", min_user_interactions=2).n_users == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"u1 a\nu2\n", "line 2 of shop.txt is one field"),
+        (b"u1 \xff\n", "not UTF-8"),
+        (None, "No such file"),
+    ],
+)
+def test_a_bad_file_of_sequences_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "shop.txt").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_dataset(f"sequences:{tmp_path / 'shop.txt'}")
 
 
 def test_a_named_data_set_has_its_own_columns() -> None:

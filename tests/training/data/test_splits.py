@@ -8,7 +8,14 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from recserve.errors import DataError, InvalidRequest
-from recserve.training.data import Dataset, Histories, leave_one_out, temporal_split
+from recserve.training.data import (
+    Dataset,
+    Histories,
+    leave_one_out,
+    load_dataset,
+    random_split,
+    temporal_split,
+)
 
 Maker = Callable[[Sequence[tuple[str, str, int]]], Dataset]
 LAW = settings(derandomize=True, deadline=None, database=None, max_examples=100)
@@ -115,3 +122,22 @@ def test_fractions_that_leave_nothing_are_refused(
 ) -> None:
     with pytest.raises(InvalidRequest, match=sentence):
         temporal_split(make_dataset([("u", "a", 1)]), validation, test)
+
+
+def test_a_random_split_holds_out_a_tenth_of_each_user() -> None:
+    dataset = load_dataset("synthetic-shop:n_items=1000,n_users=100,n_events=3000,seed=4")
+    whole, split = dataset.histories(), random_split(dataset)
+    assert random_split(dataset).train.item_index.tolist() == split.train.item_index.tolist()
+    assert random_split(dataset, seed=1).train.item_index.tolist() != split.train.item_index.tolist()
+    for row, user in enumerate(split.test.user_index.tolist()):
+        n_held_out = max(1, round(whole.lengths[user] / 10))
+        parts = [part.targets.row(row)[0] for part in (split.validation, split.test)]
+        assert [len(part) for part in parts] == [n_held_out] * 2
+        assert sorted(np.concatenate([split.train.row(user)[0], *parts])) == sorted(whole.row(user)[0])
+        assert split.validation.histories.row(row)[0].tolist() == split.train.row(user)[0].tolist()
+        known = np.concatenate([split.train.row(user)[0], parts[0]])
+        assert sorted(split.test.histories.row(row)[0]) == sorted(known)
+        assert (np.diff(split.test.histories.row(row)[1]) >= 0).all()
+    short = np.setdiff1d(np.arange(len(whole)), split.test.user_index)
+    assert (whole.lengths[short] < 5).all()
+    assert (split.train.lengths[short] == whole.lengths[short]).all()

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
+
 from recserve.errors import InvalidRequest, nearest
 from recserve.training.data.cleaning import CleaningRules, clean
 from recserve.training.data.columns import ColumnMap
 from recserve.training.data.dataset import Dataset
 from recserve.training.data.k_core import k_core
 from recserve.training.data.readers import SUFFIXES, read_table
-from recserve.training.data.sources import ml_100k, synthetic_shop
+from recserve.training.data.sources import ml_100k, sequences, synthetic_shop
 from recserve.training.data.sources.cache import default_cache_dir
 from recserve.training.data.sources.synthetic_shop import ShopOptions
 
@@ -30,7 +32,8 @@ def load_dataset(
 ) -> Dataset:
     """Loads a data set by its name, or events from a file.
 
-    ``spec``: ``ml-100k``, ``synthetic-shop``, ``synthetic-shop:n_items=100000,seed=7`` or a path.
+    ``spec``: ``ml-100k``, ``synthetic-shop``, ``synthetic-shop:n_items=100000,seed=7``, a path, or
+    ``sequences:PATH`` of a file with a line per user.
     ``columns``, ``rules`` and ``items_path`` (a file of item attributes) are for a file of events; the
     minima are those of the k-core. Notes for a person (licence, what was fetched, what the report notes)
     go to ``on_note``. Raises InvalidRequest for an unknown name or option, DataError for data that cannot
@@ -38,7 +41,12 @@ def load_dataset(
     """
     name, _, options = str(spec).partition(":")
     minima = (min_user_interactions, min_item_interactions)
-    if name not in NAMES:
+    if name == sequences.NAME and options:
+        _refuse_for_named(name, columns=columns, rules=rules)
+        dataset = _from_table(
+            Path(options), sequences.read_sequences(Path(options)), ColumnMap(), None, items_path, minima
+        )
+    elif name not in NAMES:
         dataset = _load_file(spec, columns or ColumnMap(), rules, items_path, minima)
     else:
         _refuse_for_named(name, columns=columns, rules=rules, items_path=items_path)
@@ -79,10 +87,21 @@ def _load_file(
         raise InvalidRequest(
             "dataset",
             found=str(spec),
-            expected=f"{', '.join(NAMES)} or the path of a file",
-            cure=nearest(str(spec).partition(":")[0], NAMES),
+            expected=f"{', '.join(NAMES)}, {sequences.NAME}:PATH or the path of a file",
+            cure=nearest(str(spec).partition(":")[0], (*NAMES, sequences.NAME)),
         )
-    events, report = clean(read_table(path), columns, rules)
+    return _from_table(path, read_table(path), columns, rules, items_path, minima)
+
+
+def _from_table(
+    path: Path,
+    table: pl.DataFrame,
+    columns: ColumnMap,
+    rules: CleaningRules | None,
+    items_path: str | Path | None,
+    minima: tuple[int, int],
+) -> Dataset:
+    events, report = clean(table, columns, rules)
     events = k_core(events, *minima)
     return Dataset.from_events(
         path.name,

@@ -20,7 +20,7 @@ class Place(NamedTuple):
     bundle: str
 
 
-class Source(Protocol):
+class Feed(Protocol):
     """Bundles by place. Every method may raise OSError; the watcher tries again at its next look."""
 
     def list(self) -> dict[Place, str]:
@@ -30,10 +30,10 @@ class Source(Protocol):
         """Copies one file of a bundle, by its plain name below the bundle, to ``target``."""
 
 
-def open_source(url: str) -> Source:
+def open_feed(url: str) -> Feed:
     """Returns the source of a folder or URL; raises :class:`ConfigError` when its library is not there."""
     if "://" not in url:
-        return FolderSource(Path(url))
+        return FolderFeed(Path(url))
     try:
         fsspec: Any = importlib.import_module("fsspec")
     except ImportError as error:
@@ -44,19 +44,19 @@ def open_source(url: str) -> Source:
             cure="Run: pip install 'recserve[object-store]'",
         ) from error
     try:
-        return ObjectSource(*fsspec.core.url_to_fs(url))
+        return ObjectFeed(*fsspec.core.url_to_fs(url))
     except (ImportError, ValueError) as error:
         raise ConfigError("repository.source", found=url, expected=f"a known protocol ({error})") from error
 
 
-class FolderSource:
+class FolderFeed:
     """A folder laid out as the repository; links in it are not followed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def list(self) -> dict[Place, str]:
-        """See :class:`Source`."""
+        """See :class:`Feed`."""
         files = []
         for root, _, names in os.walk(self._folder):
             for name in names:
@@ -67,11 +67,11 @@ class FolderSource:
         return _bundles(files)
 
     def copy(self, place: Place, name: str, target: Path) -> None:
-        """See :class:`Source`."""
+        """See :class:`Feed`."""
         shutil.copyfile(self._folder / place.model / place.bundle / name, target, follow_symlinks=False)
 
 
-class ObjectSource:
+class ObjectFeed:
     """A prefix of an fsspec file system."""
 
     def __init__(self, file_system: Any, prefix: str) -> None:
@@ -79,7 +79,7 @@ class ObjectSource:
         self._prefix = prefix.rstrip("/")
 
     def list(self) -> dict[Place, str]:
-        """See :class:`Source`."""
+        """See :class:`Feed`."""
         # Listings are cached by default: a watcher would never see anything new.
         self._files.invalidate_cache()
         found = self._files.find(self._prefix, detail=True)
@@ -87,7 +87,7 @@ class ObjectSource:
         return _bundles((path[start:], _fingerprint(info)) for path, info in found.items())
 
     def copy(self, place: Place, name: str, target: Path) -> None:
-        """See :class:`Source`."""
+        """See :class:`Feed`."""
         self._files.get_file(f"{self._prefix}/{place.model}/{place.bundle}/{name}", str(target))
 
 

@@ -1,0 +1,221 @@
+"""Times the server: ``python -m recserve.benchmarks.serving BUNDLE`` (`make bench-serving BUNDLE=…`).
+
+For each transport three servers run as processes of their own: ``echo`` (the transport alone, its ceiling),
+``chain`` (an echo through the whole chain of the server) and ``recommend`` (``recserve serve``). The client
+is h2load, written in C; a Python client would measure itself. h2load does not look at gRPC statuses, so a
+checking client compares answers with the embedded engine's before and after. Rounds are interleaved;
+figures are medians, ratios are made within a round.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recserve import console
+from recserve.benchmarks.environment import environment, machine_line
+from recserve.engine import Engine, EngineConfig, Request
+from recserve.engine.client import RecommenderClient
+from recserve.engine.wire.convert import request_to_message
+from recserve.errors import CheckFailed, ConfigError
+
+PATH = "/recserve.v1.Recommender/Recommend"
+SERVERS = ("echo", "chain", "recommend")
+N_CHECKED = 20
+START_TIMEOUT_SECONDS = 120
+CLIENT_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A load: ``connections`` × ``streams`` requests in flight."""
+
+    connections: int
+    streams: int
+
+    def __str__(self) -> str:
+        return f"{self.connections}×{self.streams}"
+
+
+SHAPES = (Shape(1, 1), Shape(8, 32))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs every case and prints a table, or JSON."""
+    options = parse(arguments)
+    if shutil.which("h2load") is None:
+        raise ConfigError(
+            "h2load",
+            found="not installed",
+            expected="on the path",
+            cure="Install the package nghttp2-client.",
+        )
+    machine = environment(("grpcio", "pygrpc-native", "uvloop", "protobuf", "onnxruntime-gpu"))
+    console.note(machine_line(machine))
+    rows: list[dict[str, Any]] = []
+    with (
+        Engine.load(options.bundle, EngineConfig(provider="cpu")) as engine,
+        tempfile.TemporaryDirectory() as tmp,
+    ):
+        request = Request(user_id=next(iter(engine.user_ids()), ""), k=options.k)
+        body = Path(tmp) / "request.bin"
+        message = request_to_message(request).SerializeToString()
+        # One uncompressed gRPC frame.
+        body.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
+        for transport in options.transport:
+            with contextlib.ExitStack() as stack:
+                addresses = {name: stack.enter_context(serving(name, transport, options)) for name in SERVERS}
+                check(engine, addresses["recommend"], options.k)
+                rows += run(transport, addresses, body, options)
+                check(engine, addresses["recommend"], options.k)
+        bundle = {"n_items": engine.manifest.n_items, "embedding_size": engine.manifest.embedding_size}
+    result = {"environment": machine, "bundle": bundle, "k": options.k, "rows": rows}
+    if options.json:
+        console.print_json(result)
+    else:
+        print_rows(rows)
+    return 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="recserve.benchmarks.serving", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--transport", nargs="+", default=["native", "grpcio"], choices=["native", "grpcio"])
+    parser.add_argument("--batcher-threads", type=int, default=None, help="default: the server's")
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[str]:
+    """Runs one of the servers; yields its address when it is ready."""
+    if name == "recommend":
+        command = [
+            "recserve.engine.cli",
+            "serve",
+            str(options.bundle),
+            "--port",
+            "0",
+            "--transport",
+            transport,
+        ]
+        command += ["--provider", "cpu"]
+    else:
+        command = ["recserve.benchmarks.serving_echo", name, transport]
+    extra = {} if options.batcher_threads is None else {"RECSERVE__BATCHER__THREADS": options.batcher_threads}
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **{key: str(value) for key, value in extra.items()}},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            if not address:
+                raise CheckFailed(f"server {name} over {transport}", found="ended", expected="running")
+            yield address
+        finally:
+            process.terminate()
+
+
+def check(engine: Engine, address: str, k: int) -> None:
+    """Raises :class:`CheckFailed` unless the server answers what the embedded engine does."""
+    users = list(engine.user_ids()[:N_CHECKED]) or [""]
+    with RecommenderClient(address, timeout=CLIENT_TIMEOUT_SECONDS) as client:
+        for user in users:
+            ours, theirs = (asked.recommend(Request(user_id=user, k=k)) for asked in (engine, client))
+            if [item.item_id for item in ours.items] != [item.item_id for item in theirs.items]:
+                raise CheckFailed(f"slate of {user}", found="another", expected="the embedded engine's")
+
+
+def run(
+    transport: str, addresses: dict[str, str], body: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measures each server under each load, in interleaved rounds."""
+    found: dict[tuple[str, Shape], list[tuple[float, float, float]]] = {}
+    for _ in range(options.rounds):
+        for shape in SHAPES:
+            for name in SERVERS:
+                one = h2load(addresses[name], shape, body, options.seconds)
+                found.setdefault((name, shape), []).append(one)
+    rows = []
+    for (name, shape), figures in found.items():
+        ceiling = found["echo", shape]
+        rows.append(
+            {
+                "transport": transport,
+                "server": name,
+                "in_flight": str(shape),
+                "requests_per_second": statistics.median(rate for rate, _, _ in figures),
+                "p50_us": statistics.median(middle for _, middle, _ in figures),
+                "p99_us": statistics.median(high for _, _, high in figures),
+                "of_echo": statistics.median(
+                    own[0] / echo[0] for own, echo in zip(figures, ceiling, strict=True)
+                ),
+            }
+        )
+    return rows
+
+
+def h2load(address: str, shape: Shape, body: Path, seconds: float) -> tuple[float, float, float]:
+    """Returns requests per second, and the median and 99th percentile of the latency in microseconds."""
+    log = body.with_suffix(".log")
+    command = [
+        "h2load", "-D", f"{seconds:g}", "--warm-up-time", "1", "-t", "1", "-c", str(shape.connections),
+        "-m", str(shape.streams), "-d", str(body), "-H", "content-type: application/grpc",
+        "-H", "te: trailers", f"--log-file={log}", f"http://{address}{PATH}",
+    ]  # fmt: skip
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    succeeded = re.search(r"status codes: (\d+) 2xx", output)
+    if succeeded is None:
+        raise CheckFailed("output of h2load", found=output[-200:], expected="a count of replies")
+    # Column 3 of the log is the latency in microseconds; the log has no request of the warm-up.
+    latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
+    log.unlink()
+    if not latencies:
+        raise CheckFailed(f"replies of {address}", found=0, expected="some")
+    return (
+        int(succeeded[1]) / seconds,
+        float(latencies[len(latencies) // 2]),
+        float(latencies[len(latencies) * 99 // 100]),
+    )
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Prints the table."""
+    console.print_table(
+        "serving (medians of interleaved rounds)",
+        ["transport", "server", "in flight", "req/s", "p50 µs", "p99 µs", "of echo"],
+        [
+            [
+                row["transport"],
+                row["server"],
+                row["in_flight"],
+                f"{row['requests_per_second']:,.0f}",
+                f"{row['p50_us']:.0f}",
+                f"{row['p99_us']:.0f}",
+                f"{row['of_echo']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

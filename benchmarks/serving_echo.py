@@ -1,0 +1,100 @@
+"""Echo servers to compare with: ``python -m recserve.benchmarks.serving_echo echo|chain grpcio|native``.
+
+``echo`` is the transport's library alone, used as directly as it allows; ``chain`` is a method of one line
+behind the whole chain of the server. Both print their address and serve until SIGTERM.
+"""
+
+import asyncio
+import sys
+from typing import Any
+
+from recserve import console
+from recserve.proto import recommender_pb2 as pb
+
+PATH = "/recserve.v1.Recommender/Recommend"
+RECEIVE_BATCH = 64
+
+
+def main() -> None:
+    """Runs the server that the arguments name."""
+    kind, transport = sys.argv[1:]
+    if kind == "chain":
+        serve_chain(transport)
+    elif transport == "native":
+        serve_native()
+    else:
+        serve_grpcio()
+
+
+def announce(address: str) -> None:
+    """Tells the parent where to ask."""
+    console.stdout.file.write(f"{address}\n")
+    console.stdout.file.flush()
+
+
+def serve_native() -> None:
+    """Answers each batch of calls with their own bytes."""
+    from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+    front = NativeGrpcFront("127.0.0.1:0", [(PATH, False)], io_threads=1)
+    front.start()
+    announce(f"127.0.0.1:{front.bound_port}")
+    while (events := front.recv_batch(RECEIVE_BATCH)) is not None:
+        for kind, call_id, _, payload, _ in events:
+            if kind == EVENT_CALL:
+                front.respond(call_id, payload)
+
+
+def serve_grpcio() -> None:
+    """Answers with the request's bytes, on grpc.aio and uvloop, without decoding."""
+    import grpc
+    import uvloop
+
+    async def echo(data: bytes, context: Any) -> bytes:
+        return data
+
+    async def serve() -> None:
+        server = grpc.aio.server()
+        service, _, name = PATH[1:].partition("/")
+        handler = grpc.unary_unary_rpc_method_handler(echo)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        announce(f"127.0.0.1:{port}")
+        await server.wait_for_termination()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+
+
+def serve_chain(transport: str) -> None:
+    """Answers a decoded request with an empty slate, through authorisation, admission and observers."""
+    import signal
+
+    from recserve.engine.server.admission import Admission
+    from recserve.engine.server.app import new_transport
+    from recserve.engine.server.chain import Chain
+    from recserve.engine.server.config import ServerConfig
+    from recserve.engine.server.methods import Method, MethodTable
+
+    slate = pb.Slate()
+    method = Method(
+        path=PATH,
+        request=pb.RecommendRequest,
+        response=pb.Slate,
+        handler=lambda request, call: call.reply(slate),
+        scope="recommend",
+    )
+    config = ServerConfig(port=0, transport=transport, max_in_flight=1000)
+    chain = Chain(
+        MethodTable([method]),
+        Admission(config.max_in_flight),
+        default_deadline_seconds=1.0,
+        max_message_bytes=config.max_message_bytes,
+    )
+    announce(new_transport(chain, config).start())
+    signal.sigwait({signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Recorded inferences: what the exporter saw, which every load must see again."""
+
+import io
+import zipfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.errors import BundleInvalid
+
+# The largest difference between a recorded output and the same inference here; hardware and thread
+# counts move the last bits of float32, never the third digit.
+GOLDEN_TOLERANCE = 1e-3
+
+
+def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[Any]]:
+    """Reads the named arrays of an uncompressed ``.npz``; raises :class:`BundleInvalid` otherwise."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # Compressed entries could unpack to any size.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed")
+        with np.load(io.BytesIO(data), allow_pickle=False) as golden:
+            return {array: golden[array] for array in arrays}
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        TypeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise BundleInvalid(f"file {name}", found="unreadable", expected="recorded inference") from error
+
+
+def check_golden(
+    name: str, found: NDArray[np.float32], expected: NDArray[Any], shape: tuple[int, int]
+) -> None:
+    """Raises :class:`BundleInvalid` unless ``found`` is what file ``name`` recorded, both of ``shape``."""
+    if not found.shape == expected.shape == shape:
+        raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"shape {shape}")
+    difference = float(np.max(np.abs(found - expected), initial=0.0))
+    if not difference <= GOLDEN_TOLERANCE:
+        raise BundleInvalid(
+            f"difference from {name}", found=difference, expected=f"at most {GOLDEN_TOLERANCE}"
+        )

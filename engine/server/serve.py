@@ -1,0 +1,69 @@
+"""``recserve serve``: one process, or a supervisor with several workers."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.config import EngineConfig
+from recserve.engine.engine import Engine
+from recserve.engine.logs import configure_logs
+from recserve.engine.models.config import RepositoryConfig
+from recserve.engine.server.app import Server, run_server
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.models import Models
+from recserve.engine.server.processes import Supervisor, reserved_port
+
+
+@dataclass(frozen=True, slots=True)
+class ServeBundle:
+    """Serves one bundle until SIGTERM; what a worker process runs, hence plain data."""
+
+    bundle: Path
+    engine: EngineConfig
+    server: ServerConfig
+    batcher: BatcherConfig
+
+    def __call__(self, announce: Callable[[str], None]) -> None:
+        """Runs in the main thread of a process; ``announce`` gets the address when the engine is warm."""
+        configure_logs()
+        server = Server(self.server, self.batcher, reuse_port=self.server.workers > 1)
+        run_server(server, lambda: Engine.load(self.bundle, self.engine), announce)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRepository:
+    """Serves the models of a repository until SIGTERM; what changes in one process, the others follow."""
+
+    repository: RepositoryConfig
+    engine: EngineConfig
+    server: ServerConfig
+    batcher: BatcherConfig
+
+    def __call__(self, announce: Callable[[str], None]) -> None:
+        """Runs in the main thread of a process; ``announce`` gets the address when the models are warm."""
+        configure_logs()
+        with closing(Models(self.repository, self.engine)) as models:
+            server = Server(
+                self.server,
+                self.batcher,
+                router=models.router,
+                reuse_port=self.server.workers > 1,
+                extra_methods=models.admin.methods(),
+            )
+            run_server(server, models.start, announce)
+
+
+def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) -> None:
+    """Serves with as many processes as the settings say."""
+    if work.server.workers == 1:
+        work(announce)
+        return
+    configure_logs()
+    with reserved_port(work.server) as port, tempfile.TemporaryDirectory(prefix="recserve-index-") as folder:
+        # The first worker prepares the index, the others map what it wrote.
+        engine = work.engine if work.engine.index_folder else replace(work.engine, index_folder=Path(folder))
+        shared = replace(work, engine=engine, server=replace(work.server, port=port))
+        Supervisor(shared, work.server.workers).run(announce)

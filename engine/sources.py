@@ -1,0 +1,36 @@
+"""Where query embeddings come from: an encoder that reads the history, or a table of users."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle
+from recserve.engine.bundle.histories import History
+from recserve.engine.bundle.manifest import TABLE
+from recserve.engine.config import EngineConfig
+from recserve.engine.session import QueryEncoder
+from recserve.engine.user_table import UserTable
+
+
+class QuerySource(Protocol):
+    """Histories → query embeddings, for one variant of one bundle; safe to call from several threads."""
+
+    def answers(self, history: History) -> bool:
+        """Whether the model has an embedding for ``history``; the others are cold starts."""
+        ...
+
+    def encode(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
+        """Returns (batch, embedding_size) of histories that it answers; ``now`` in seconds since the epoch.
+
+        A history alone and in any batch has the same embedding, but for the last bits.
+        """
+        ...
+
+
+def open_source(bundle: Bundle, variant: str, config: EngineConfig) -> QuerySource:
+    """Returns the source of ``variant``; raises :class:`BundleInvalid` when it is not what was recorded."""
+    if bundle.manifest.variants[variant].query == TABLE:
+        return UserTable(bundle, variant)
+    return QueryEncoder(bundle, variant, config)

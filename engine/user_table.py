@@ -1,0 +1,99 @@
+"""Query embeddings of models that learned a vector per user: looked up, or folded in from a history."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle, layout
+from recserve.engine.bundle.histories import History
+from recserve.engine.bundle.manifest import FoldIn
+from recserve.engine.golden import check_golden, read_golden
+from recserve.errors import BundleInvalid, InvalidRequest
+from recserve.kernels import count_repeats, fold_in, gram_matrix
+
+
+class UserTable:
+    """The user table of a bundle; safe to call from several threads.
+
+    A user whose history is still the bundle's has a row. A history that a request brought, that grew since
+    or that belongs to nobody is folded in: the vector that alternating least squares would give it. Where
+    the bundle has no fold-in, such a history is a cold start.
+    """
+
+    def __init__(self, bundle: Bundle, variant: str) -> None:
+        """Raises :class:`BundleInvalid` unless the recorded embeddings come out again."""
+        entry, inputs = bundle.manifest.variants[variant], bundle.manifest.inputs
+        if bundle.user_embeddings is None:
+            raise BundleInvalid(f"variant {variant}", found="without a user table", expected="one")
+        if inputs.features != [layout.HISTORY_INPUT]:
+            raise BundleInvalid("features", found=inputs.features, expected="history alone for a table")
+        self._rows = bundle.user_embeddings
+        self._folder = _Folder(bundle, entry.fold_in) if entry.fold_in else None
+        self._check_golden(bundle.read(entry.golden), entry.golden)
+
+    def answers(self, history: History) -> bool:
+        """Whether there is a row for ``history``, or something to fold in."""
+        return len(history.items) > 0 and (history.user_row >= 0 or self._folder is not None)
+
+    def encode(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
+        """Returns the rows of the users in the table and the fold-in of the others, (batch, d) float32."""
+        queries = np.empty((len(histories), self._rows.shape[1]), np.float32)
+        new = []
+        for i, history in enumerate(histories):
+            if history.user_row >= 0:
+                queries[i] = self._rows[history.user_row]
+            else:
+                new.append(i)
+        if new and self._folder is not None:
+            queries[new] = self._folder.fold([histories[i].items for i in new])
+        return queries
+
+    def _check_golden(self, data: bytes, name: str) -> None:
+        recorded = read_golden(data, name, [layout.USER_ROW_RECORD, layout.USER_EMBEDDING_RECORD])
+        rows, expected = recorded[layout.USER_ROW_RECORD], recorded[layout.USER_EMBEDDING_RECORD]
+        n_users, size = self._rows.shape
+        if rows.ndim != 1 or rows.dtype.kind != "i" or np.any((rows < 0) | (rows >= n_users)):
+            raise BundleInvalid(f"user rows of {name}", found="out of range", expected=f"0 to {n_users - 1}")
+        check_golden(name, self._rows[rows], expected, (len(rows), size))
+        if self._folder is not None:
+            self._folder.check_golden(data, name)
+
+
+class _Folder:
+    """Folds histories into one catalogue."""
+
+    def __init__(self, bundle: Bundle, parameters: FoldIn) -> None:
+        self._items = bundle.item_embeddings
+        self._max_history = bundle.manifest.inputs.max_history
+        self._parameters = parameters
+        # A pass over the whole catalogue: once, not in every request.
+        self._gram = gram_matrix(self._items)
+
+    def fold(self, histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """Returns (n, d) float32 for the newest items of each history, newest last."""
+        newest = [history[-self._max_history :] for history in histories]
+        indptr = np.zeros(len(newest) + 1, np.int64)
+        np.cumsum([len(history) for history in newest], out=indptr[1:])
+        interactions, counts = count_repeats((indptr, np.concatenate(newest)))
+        return fold_in(
+            self._items,
+            interactions,
+            counts * np.float32(self._parameters.weight),
+            self._parameters.reg,
+            reg_exponent=self._parameters.reg_exponent,
+            gram=self._gram,
+        )
+
+    def check_golden(self, data: bytes, name: str) -> None:
+        """Raises :class:`BundleInvalid` unless the recorded histories have the recorded embeddings."""
+        recorded = read_golden(data, name, [layout.HISTORY_INPUT, layout.QUERY_EMBEDDING_OUTPUT])
+        padded = recorded[layout.HISTORY_INPUT]
+        if padded.ndim != 2 or padded.dtype != np.int32 or len(padded) == 0:
+            raise BundleInvalid(f"history of {name}", found=padded.shape, expected="int32, at least one row")
+        try:
+            found = self.fold([row[row >= 0] for row in padded])
+        except InvalidRequest as error:
+            raise BundleInvalid(name, found="a fold-in that fails", expected="the recorded one") from error
+        expected = recorded[layout.QUERY_EMBEDDING_OUTPUT]
+        check_golden(name, found, expected, (len(padded), self._items.shape[1]))

@@ -1,0 +1,54 @@
+"""Ranked items → the bytes of ``recserve.v1.Slate`` messages, straight from arrays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recserve import kernels
+from recserve.engine.bundle import Bundle
+from recserve.engine.pipeline import Ranked
+from recserve.proto import recommender_pb2 as pb
+
+
+def encode_ranked(answers: Sequence[Ranked]) -> list[bytes]:
+    """Returns the message of each answer, as ``slate_to_message`` of its slate would serialise it.
+
+    A protobuf message is the concatenation of its fields: the items of the whole batch are written by one
+    kernel, and what its rows share is encoded once.
+    """
+    encoded: list[bytes] = []
+    rest: dict[tuple[object, ...], bytes] = {}
+    # The rows have one bundle: batches are divided by arm, and a swap falls between them.
+    for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
+        key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns))
+        if key not in rest:
+            rest[key] = _encode_rest(answer)
+        encoded.append(items + rest[key])
+    return encoded
+
+
+def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:
+    offsets, id_bytes = bundle.catalogue.vocabulary.utf8()
+    lengths = np.array([len(answer.items) for answer in answers])
+    shape = (len(answers), int(lengths.max(initial=0)))
+    items, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    for i, answer in enumerate(answers):
+        items[i, : lengths[i]] = answer.items
+        scores[i, : lengths[i]] = answer.scores
+    out, ends = kernels.encode_slate_items(offsets, id_bytes, items, scores, lengths)
+    data, start, encoded = out.tobytes(), 0, []
+    for end in ends.tolist():
+        encoded.append(data[start:end])
+        start = end
+    return encoded
+
+
+def _encode_rest(answer: Ranked) -> bytes:
+    return pb.Slate(
+        bundle_version=answer.bundle.manifest.bundle_version,
+        variant=answer.variant,
+        source=answer.source,
+        stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in answer.stage_ns.items()],
+        warnings=answer.warnings,
+        arm=answer.arm,
+    ).SerializeToString()

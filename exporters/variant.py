@@ -1,0 +1,23 @@
+"""One form of a model inside a bundle, as the exporters of both kinds give it to the assembly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import VariantEntry
+from recserve.engine.bundle.manifest import InputContract
+from recserve.exporters.parity import Parity
+
+VARIANT = "fp32"
+GOLDEN = f"variants/{VARIANT}/golden.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Its entry of the manifest (metrics apart), what it reads, its item table and its parity."""
+
+    entry: VariantEntry
+    inputs: InputContract
+    item_embeddings: NDArray[np.float32]
+    parity: Parity

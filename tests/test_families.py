@@ -1,0 +1,68 @@
+"""Every family from events to a slate, through the command line alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recserve.engine import cli
+from recserve.training.models import MODULES
+
+SHOP = "synthetic-shop:n_items=1000,n_users=100,n_events=3000,seed=4"
+# What keeps a family's training short.
+SERVED = {
+    "als": ["--embedding-size", "8", "--epochs", "2"],
+    "bpr": ["--embedding-size", "8", "--epochs", "3", "--validate-every", "1"],
+    "popularity": [],
+    "sasrec": ["--embedding-size", "8", "--epochs", "1", "--blocks", "1", "--max-history", "5"],
+}
+
+
+def run(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    assert end.value.code == 0
+    return capfd.readouterr().out
+
+
+EVALUATED_ONLY = {"ease": ["--reg", "20"], "item-knn": ["--neighbours", "20"]}
+
+
+def test_every_family_is_here() -> None:
+    assert {*SERVED, *EVALUATED_ONLY} == set(MODULES)
+
+
+@pytest.mark.parametrize("model", EVALUATED_ONLY)
+def test_a_model_from_items_to_items_is_a_baseline_and_not_exported(
+    model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    run(capfd, "train", "--data", SHOP, "--model", model, "--out", folder, *EVALUATED_ONLY[model])
+    evaluation = json.loads(run(capfd, "evaluate", folder, "--json"))
+    assert evaluation["model"]["metrics"]["NDCG@20"]["mean"] > 0
+    with pytest.raises(SystemExit) as end:
+        cli.main(["export", str(folder), "--out", str(tmp_path / "bundle")])
+    assert end.value.code == 2
+    assert f"model {model} for export is neither an encoder nor tables" in capfd.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("model", SERVED)
+def test_train_evaluate_export_inspect_recommend(
+    model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, bundle = tmp_path / "run", tmp_path / "bundle"
+    run(capfd, "train", "--data", SHOP, "--model", model, "--seed", "1", "--out", folder, *SERVED[model])
+    evaluation = json.loads(run(capfd, "evaluate", folder, "--json"))
+    assert set(evaluation) >= {"model", "popularity"}
+    exported = json.loads(run(capfd, "export", folder, "--out", bundle, "--json"))
+    assert exported["bundle_version"].startswith(f"{model}-")
+    shown = json.loads(run(capfd, "inspect", bundle, "--json"))
+    assert shown["model"] == model
+    assert shown["metrics"]["NDCG@10"] == evaluation["model"]["metrics"]["NDCG@10"]["mean"]
+    assert "query embeddings of fp32" in run(capfd, "inspect", bundle)
+    slate = json.loads(run(capfd, "recommend", bundle, "-k", "3", "--json"))
+    item = slate["items"][0]["item_id"]
+    slate = json.loads(run(capfd, "recommend", bundle, "--history", item, "-k", "5", "--json"))
+    assert len(slate["items"]) == 5
+    assert item not in [entry["item_id"] for entry in slate["items"]]

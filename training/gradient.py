@@ -1,0 +1,81 @@
+"""One epoch by gradient steps: windows of histories, a softmax over the catalogue, AdamW."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recserve.errors import CheckFailed
+from recserve.training.batches import training_batches
+from recserve.training.data import Histories
+from recserve.training.distributed import Processes
+from recserve.training.loop_config import LoopConfig
+from recserve.training.loss import full_softmax, sampled_softmax
+from recserve.training.models.sasrec import SASRec
+
+# Above this the score matrix of a batch no longer fits in cache and sampling pays.
+FULL_SOFTMAX_MAX_ITEMS = 50_000
+MAX_GRADIENT_NORM = 1.0
+
+
+class GradientLearner:
+    """Trains a sequence model on the histories of ``train``; a checkpoint holds its optimiser's state."""
+
+    def __init__(self, model: SASRec, train: Histories, config: LoopConfig, processes: Processes) -> None:
+        self._model = model
+        self._train = train
+        self._config = config
+        self._processes = processes
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        counts = np.bincount(train.item_index, minlength=model.n_items).astype(np.float64) + 1
+        self._probabilities = torch.from_numpy(counts / counts.sum()).float()
+
+    def train_epoch(self, epoch: int) -> float:
+        """Makes one pass over the training windows and returns the mean loss.
+
+        Raises :class:`CheckFailed` when it stops being a number.
+        """
+        config, processes = self._config, self._processes
+        self._model.train()
+        # Seeded by epoch: an epoch after a resume draws the dropout that it would have drawn.
+        torch.manual_seed(hash((config.seed, epoch, processes.rank)) % 2**63)
+        losses = []
+        for history, targets, gaps in training_batches(
+            self._train,
+            max_history=self._model.config.max_history,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            rank=processes.rank,
+            world_size=processes.world_size,
+        ):
+            loss = self._loss(history, targets, gaps)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            processes.average_gradients(self._model)
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
+            self.optimizer.step()
+            losses.append(loss.item())
+        mean = float(np.mean(losses))
+        if not np.isfinite(mean):
+            raise CheckFailed(
+                "training loss", found=mean, expected="a number", cure="Use a smaller --learning-rate."
+            )
+        return mean
+
+    def _loss(self, history: Tensor, targets: Tensor, gaps: Tensor) -> Tensor:
+        learned = (history >= 0) & (targets >= 0)
+        queries = self._model(history, gaps if self._model.config.time_gaps else None)[learned]
+        table, wanted = self._model.item_embeddings, targets[learned]
+        if self._is_sampled():
+            return sampled_softmax(queries, table, wanted, self._probabilities, self._config.n_negatives)
+        return full_softmax(queries, table, wanted)
+
+    def _is_sampled(self) -> bool:
+        if self._config.loss == "auto":
+            return self._model.n_items > FULL_SOFTMAX_MAX_ITEMS
+        return self._config.loss == "sampled"

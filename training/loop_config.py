@@ -1,0 +1,41 @@
+"""How long and how fast a model is trained."""
+
+from dataclasses import dataclass
+
+from recserve.errors import InvalidRequest
+
+LOSSES = ("auto", "softmax", "sampled")
+MAX_LEARNING_RATE = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """How a model is trained."""
+
+    epochs: int = 60
+    batch_size: int = 128
+    """Users per step of one process."""
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    patience: int = 4
+    """Validations without a better NDCG@10 before training stops."""
+    validate_every: int = 5
+    """Epochs between validations."""
+    seed: int = 0
+    loss: str = "auto"
+    """softmax over the whole catalogue, sampled (with logQ correction), or auto by catalogue size."""
+    n_negatives: int = 4096
+    """Sampled items of a step under the sampled loss."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience", "validate_every", "n_negatives"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
+            raise InvalidRequest(
+                "learning_rate", found=self.learning_rate, expected=f"above 0, at most {MAX_LEARNING_RATE}"
+            )
+        if not self.weight_decay >= 0:
+            raise InvalidRequest("weight_decay", found=self.weight_decay, expected="0 or more")
+        if self.loss not in LOSSES:
+            raise InvalidRequest("loss", found=self.loss, expected=f"one of {', '.join(LOSSES)}")

@@ -1,0 +1,59 @@
+"""What every model family is to the training loop, the evaluation and the exporters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from recserve.training.data import EvaluationSet, Histories
+
+
+class RankingModel(nn.Module, ABC):
+    """Scores every item of a catalogue of ``n_items``; what it learned are its parameters and buffers."""
+
+    n_items: int
+
+    @abstractmethod
+    def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the scores (len(rows), n_items) that serving would give to these users.
+
+        What is known of a user is its history in ``held_out``. What an empty one gets does not matter:
+        popularity answers it.
+        """
+
+
+class FittedModel(RankingModel):
+    """A family that solves or updates its tables itself, without the gradient steps of torch."""
+
+    @abstractmethod
+    def fit_epoch(self, train: Histories, *, epoch: int, seed: int) -> float:
+        """Makes one pass over ``train`` (row = user) and returns its loss.
+
+        An epoch depends on the tables, ``seed`` and ``epoch`` alone, so that a resumed run repeats an
+        uninterrupted one.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a model family registers: its settings, its model and its budget.
+
+    ``settings``: a frozen dataclass; ``create``: (settings, n_users, n_items) → untrained model;
+    ``budget``: its defaults of LoopConfig; ``loop_options``: the LoopConfig fields that it uses;
+    ``min_history``: training interactions that at least one user needs.
+    """
+
+    settings: type[Any]
+    create: Callable[[Any, int, int], RankingModel]
+    budget: Mapping[str, Any]
+    loop_options: frozenset[str]
+    min_history: int = 1
+
+
+# The budget of families whose first epoch is the last.
+ONE_EPOCH = {"epochs": 1, "validate_every": 1, "patience": 1}
+EPOCH_OPTIONS = frozenset({"epochs", "validate_every", "patience", "seed"})

@@ -1,0 +1,74 @@
+"""Models that are two tables: a vector per user and a vector per item, whose inner product is the score."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recserve.kernels import count_repeats, fold_in
+from recserve.training.data import EvaluationSet, Histories
+from recserve.training.models.base import FittedModel
+
+# Newest interactions that a fold-in reads, here and in serving.
+MAX_HISTORY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FoldInSettings:
+    """How a user unseen in training gets a vector; see ``recserve.kernels.fold_in``."""
+
+    weight: float
+    reg: float
+    reg_exponent: float = 0.0
+
+
+class TableModel(FittedModel):
+    """User and item tables, float32 buffers of (n_users, d) and (n_items, d)."""
+
+    user_embeddings: Tensor
+    item_embeddings: Tensor
+
+    def __init__(self, users: NDArray[np.float32], items: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.n_items = len(items)
+        self.register_buffer("user_embeddings", torch.from_numpy(users))
+        self.register_buffer("item_embeddings", torch.from_numpy(items))
+
+    @property
+    @abstractmethod
+    def fold_in_settings(self) -> FoldInSettings | None:
+        """The arguments of the fold-in; without it a new history is answered by popularity."""
+
+    def fold(self, histories: Histories, solve: Callable[..., Any] = fold_in) -> NDArray[np.float32]:
+        """Returns the vectors (n, d) float32 that the item table gives to the newest of ``histories``.
+
+        ``solve``: the kernel or its twin. Only for a family that has fold-in settings.
+        """
+        settings = self.fold_in_settings
+        if settings is None:
+            raise TypeError(f"{type(self).__name__} has no fold-in")
+        newest = histories.last(MAX_HISTORY)
+        interactions, counts = count_repeats((newest.indptr, newest.item_index))
+        users: NDArray[np.float32] = solve(
+            self.item_embeddings.numpy(),
+            interactions,
+            counts * np.float32(settings.weight),
+            settings.reg,
+            reg_exponent=settings.reg_exponent,
+        )
+        return users
+
+    @abstractmethod
+    def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
+        """Returns the query embeddings (n, d) of ``users`` with these histories, as serving has them."""
+
+    def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the scores (len(rows), n_items) of users whose history is that of ``held_out``."""
+        queries = self.queries(held_out.user_index[rows], held_out.histories.take(rows))
+        scores: NDArray[np.float32] = queries @ self.item_embeddings.numpy().T
+        return scores
