@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
         "engine.bundle",
         "engine.models",
         "engine.server",
+        "engine.wire",
         "exporters",
         "proto",
     },

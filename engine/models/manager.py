@@ -17,6 +17,8 @@ from recserve.errors import BundleInvalid, ConfigError, Conflict, Overloaded, Re
 
 log = structlog.get_logger("recserve.models")
 
+# The watcher holds a model for a moment when it looks: that is no conflict.
+PATIENCE_SECONDS = 0.2
 # Of a load that failed, for lists and metrics.
 REASON_BUNDLE, REASON_CONFIGURATION, REASON_MEMORY, REASON_OTHER = (
     "BUNDLE_INVALID",
@@ -46,7 +48,8 @@ class ModelManager:
         # Guards _locks.
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
-        self._generation = -1
+        # What active.json said when it was last followed.
+        self._desired = Desired(generation=-1)
         self._rolled_back: set[str] = set()
 
     def start(self) -> None:
@@ -57,7 +60,7 @@ class ModelManager:
         self.repository.sweep()
         models = dict.fromkeys([found.model for found in self.repository.bundles()])
         desired = self.repository.read_desired()
-        self._generation = desired.generation
+        self._desired = desired
         models.update(dict.fromkeys(desired.models))
         if not models:
             raise ConfigError(
@@ -148,26 +151,39 @@ class ModelManager:
         self._rolled_back.add(model)
 
     def follow(self) -> None:
-        """Writes down automatic rollbacks, then loads what another process put into ``active.json``.
+        """Writes down automatic rollbacks, then does what another process wrote into ``active.json``.
 
-        Called again and again by a thread; an error is logged and what answers stays.
+        Called again and again by a thread. What cannot be loaded here is logged, and what answers stays.
         """
         while self._rolled_back:
-            model = self._rolled_back.pop()
-            with self._exclusive(model, wait=True):
-                entry = self.repository.read_desired().models.get(model)
-                current = self.registry.current(model)
-                if entry and current and entry.route != current.route:
-                    self._note(self.repository.write_desired(model, replace(entry, route=current.route)))
+            self._write_down(self._rolled_back.pop())
         desired = self.repository.read_desired()
-        if desired.generation == self._generation:
+        if desired.generation == self._desired.generation:
             return
-        self._generation = desired.generation
-        for model, wanted in desired.models.items():
+        for model in self._desired.models.keys() | desired.models.keys():
+            try:
+                with self._exclusive(model):
+                    self._follow(model)
+            except Conflict:
+                return  # A change is under way here: the next look is early enough.
+            except RecserveError as error:
+                log.error("change not followed", model=model, error=str(error))
+        self._desired = desired
+
+    def _follow(self, model: str) -> None:
+        wanted = self.repository.read_desired().models.get(model)
+        current = self.registry.current(model)
+        if wanted is None:
+            self.registry.set_route(model, None)
+        elif current is None or current.route != wanted.route:
+            self._swap(model, wanted.route)
+
+    def _write_down(self, model: str) -> None:
+        with self._exclusive(model, seconds=-1):
+            entry = self.repository.read_desired().models.get(model)
             current = self.registry.current(model)
-            if current is None or current.route != wanted.route:
-                with self._exclusive(model, wait=True):
-                    self._swap(model, wanted.route)
+            if entry and current and entry.route != current.route:
+                self._note(self.repository.write_desired(model, replace(entry, route=current.route)))
 
     def _start_model(self, model: str, wanted: DesiredModel | None) -> None:
         """Sets the first route that can be loaded: the wanted one, those before it, the newest versions."""
@@ -262,15 +278,15 @@ class ModelManager:
 
     def _note(self, after: Desired) -> None:
         # One that somebody else wrote in between is still to be followed.
-        if after.generation == self._generation + 1:
-            self._generation = after.generation
+        if after.generation == self._desired.generation + 1:
+            self._desired = after
 
     @contextmanager
-    def _exclusive(self, model: str, *, wait: bool = False) -> Iterator[None]:
+    def _exclusive(self, model: str, *, seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
         check_name("model", model)
         with self._lock:
             lock = self._locks.setdefault(model, threading.Lock())
-        if not lock.acquire(blocking=wait):
+        if not lock.acquire(timeout=seconds):
             raise Conflict(f"model {model}", found="being changed", expected="free", cure="Try again later.")
         try:
             yield

@@ -1,10 +1,10 @@
 """Shadow traffic: a share of the answered requests is asked again of another version, and compared.
 
-The copy waits in a bounded queue and runs on one thread of low priority; no caller waits for it or hears
-of its failures. What does not fit is dropped and counted.
+The copy waits in a bounded queue and runs on one thread, a few at a time; no caller waits for it or hears
+of its failures. What does not fit is dropped and counted. (The thread keeps its priority: one that is put
+aside by the scheduler while it holds the interpreter lock would stop all others.)
 """
 
-import os
 import threading
 import time
 from collections import Counter
@@ -25,8 +25,6 @@ log = structlog.get_logger("recserve.models")
 
 MAX_WAITING = 256
 MAX_BATCH = 16
-# Of the thread (Linux): it gets what the answering threads leave.
-NICENESS = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +119,6 @@ class ShadowRunner:
             self._crew.join()
 
     def _work(self) -> None:
-        if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         is_open = True
         while is_open:
             batch = self._next_batch()

@@ -1,5 +1,6 @@
 """Puts a server together, starts, watches and stops it."""
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -164,6 +165,9 @@ def run_server(
                 engine = loading.result()
                 server.serve(engine)
                 address = address or server.start()
+                # What is there now stays: later collections, which stop every thread, need not look at it.
+                gc.collect()
+                gc.freeze()
                 announce(address)
                 log.info("serving", address=address, models=server.router.registry.routes())
                 events.get()

@@ -13,6 +13,7 @@ from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
 from recserve.engine.models.routing import Arm, Route, Shadow
 from recserve.engine.models.shadow import overlap
+from recserve.engine.pipeline import slates
 from recserve.engine.types import SlateItem
 from recserve.errors import UnknownModel
 from tests.engine.models.versions import is_of
@@ -44,8 +45,8 @@ class Bench:
     def ask(self, *users: str, **fields: Any) -> list[Slate]:
         answers: dict[int, Slate] = {}
         requests = [Request(user_id=user, k=5, **fields) for user in users]
-        for rows, slates in self.router.answer(requests, lambda: users):
-            answers.update(zip(rows, slates, strict=True))  # type: ignore[arg-type]
+        for rows, ranked in self.router.answer(requests, lambda: users):
+            answers.update(zip(rows, slates(ranked), strict=True))  # type: ignore[arg-type]
         return [answers[i] for i in range(len(users))]
 
     def routed_to(self) -> list[str]:
@@ -62,13 +63,13 @@ def bench(versions_folder: Path) -> Iterator[Bench]:
 def test_a_batch_is_divided_and_each_row_comes_from_its_arm(bench: Bench) -> None:
     bench.registry.set_route(MODEL, SPLIT)
     users = [f"user-{i}" for i in range(60)]
-    slates = bench.ask(*users)
-    for user, slate in zip(users, slates, strict=True):
+    found = bench.ask(*users)
+    for user, slate in zip(users, found, strict=True):
         arm = SPLIT.arm_of(user)
         assert (slate.arm, slate.bundle_version) == (arm.name, arm.version)
         assert is_of(arm.version, [item.item_id for item in slate.items])
-    assert {slate.arm for slate in slates} == {"control", "canary"}
-    assert bench.ask(*users[:5])[0].bundle_version == slates[0].bundle_version
+    assert {slate.arm for slate in found} == {"control", "canary"}
+    assert bench.ask(*users[:5])[0].bundle_version == found[0].bundle_version
 
 
 def test_without_a_split_no_arm_is_named(bench: Bench) -> None:
