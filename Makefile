@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-swaps bench-kernels bench-als bench-serving clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-serving bench-swaps gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,8 +45,19 @@ format: $(VENV)/.dev  ## rewrite the code in the house format
 proto: $(VENV)/.dev  ## regenerate the protobuf code from proto/*.proto
 	$(BIN)/python proto/generate.py
 
-bench-kernels: $(VENV)/.dev  ## time top-K search against its peers (those that are installed)
-	$(BIN)/python -m recserve.benchmarks.kernels
+$(VENV)/.bench: $(PROJECT) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@ $(VENV)/.train
+
+bench-kernels: $(VENV)/.bench  ## time top-K search against its peers and the machine (make bench-kernels ARGS=--quick)
+	$(BIN)/recserve bench kernels --out benchmarks/results/kernels.json --plot benchmarks/results/kernels.png $(ARGS)
+
+$(VENV)/.cuda: $(PROJECT) | $(VENV)/pyvenv.cfg
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda]'
+	@touch $@
+
+gpu-check: $(VENV)/.cuda  ## check the GPU's answers against the CPU's, and time them; fails without a GPU
+	$(BIN)/python -m recserve.benchmarks.gpu_check
 
 bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=folder; needs h2load)
 	$(BIN)/python -m recserve.benchmarks.serving $(BUNDLE)

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 import recserve
+from recserve.errors import ConfigError
 
 
 def environment(packages: tuple[str, ...]) -> dict[str, str | int]:
@@ -24,6 +25,14 @@ def environment(packages: tuple[str, ...]) -> dict[str, str | int]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def check_compiled() -> None:
+    """Raises ConfigError where Numba is switched off: what would be timed is Python."""
+    from numba import config
+
+    if config.DISABLE_JIT:
+        raise ConfigError("NUMBA_DISABLE_JIT", found="set", expected="not set, to time the kernels")
 
 
 def machine_line(found: dict[str, str | int]) -> str:

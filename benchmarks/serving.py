@@ -1,10 +1,10 @@
 """Times the server: ``python -m recserve.benchmarks.serving BUNDLE`` (`make bench-serving BUNDLE=…`).
 
-For each transport three servers run as processes of their own: ``echo`` (the transport alone, its ceiling),
-``chain`` (an echo through the whole chain of the server) and ``recommend`` (``recserve serve``). The client
-is h2load, written in C; a Python client would measure itself. h2load does not look at gRPC statuses, so a
-checking client compares answers with the embedded engine's before and after. Rounds are interleaved;
-figures are medians, ratios are made within a round.
+For each transport four servers run as processes of their own: ``echo`` (the transport alone, its ceiling),
+``chain`` (an echo through the whole chain of the server), ``recommend`` (``recserve serve``), and
+``unbatched`` (the same with batches of one). The client is h2load, written in C; a Python client would
+measure itself. h2load does not look at gRPC statuses, so a checking client compares answers with the embedded
+engine's before and after. Rounds are interleaved; figures are medians, ratios are made within a round.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
 from recserve.engine import Engine, EngineConfig, Request
@@ -30,9 +32,11 @@ from recserve.engine.wire.convert import request_to_message
 from recserve.errors import CheckFailed, ConfigError
 
 PATH = "/recserve.v1.Recommender/Recommend"
-SERVERS = ("echo", "chain", "recommend")
+SERVERS = ("echo", "chain", "unbatched", "recommend")
 N_CHECKED = 20
-START_TIMEOUT_SECONDS = 120
+FRAME_BYTES = 5
+SIZE_TOLERANCE = 0.05
+WARM_UP_SECONDS = 1.0
 CLIENT_TIMEOUT_SECONDS = 30.0
 
 
@@ -103,7 +107,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 @contextlib.contextmanager
 def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[str]:
     """Runs one of the servers; yields its address when it is ready."""
-    if name == "recommend":
+    if name in ("recommend", "unbatched"):
         command = [
             "recserve.engine.cli",
             "serve",
@@ -116,13 +120,14 @@ def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[
         command += ["--provider", "cpu"]
     else:
         command = ["recserve.benchmarks.serving_echo", name, transport]
-    extra = {} if options.batcher_threads is None else {"RECSERVE__BATCHER__THREADS": options.batcher_threads}
+    settings = {"THREADS": options.batcher_threads, "MAX_SIZE": 1 if name == "unbatched" else None}
+    extra = {f"RECSERVE__BATCHER__{key}": str(value) for key, value in settings.items() if value is not None}
     with subprocess.Popen(
         [sys.executable, "-m", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, **{key: str(value) for key, value in extra.items()}},
+        env={**os.environ, **extra},
     ) as process:
         try:
             assert process.stdout is not None
@@ -148,11 +153,14 @@ def run(
     transport: str, addresses: dict[str, str], body: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Measures each server under each load, in interleaved rounds."""
+    sizes = {name: reply_bytes(address, body) for name, address in addresses.items()}
+    for name, address in addresses.items():
+        h2load(address, SHAPES[-1], body, WARM_UP_SECONDS, sizes[name])
     found: dict[tuple[str, Shape], list[tuple[float, float, float]]] = {}
     for _ in range(options.rounds):
         for shape in SHAPES:
             for name in SERVERS:
-                one = h2load(addresses[name], shape, body, options.seconds)
+                one = h2load(addresses[name], shape, body, options.seconds, sizes[name])
                 found.setdefault((name, shape), []).append(one)
     rows = []
     for (name, shape), figures in found.items():
@@ -173,25 +181,39 @@ def run(
     return rows
 
 
-def h2load(address: str, shape: Shape, body: Path, seconds: float) -> tuple[float, float, float]:
-    """Returns requests per second, and the median and 99th percentile of the latency in microseconds."""
+def reply_bytes(address: str, body: Path) -> int:
+    """Returns how long one reply is on the wire, its frame included."""
+    with grpc.insecure_channel(address) as channel:
+        reply = channel.unary_unary(PATH)(body.read_bytes()[FRAME_BYTES:], timeout=CLIENT_TIMEOUT_SECONDS)
+    return FRAME_BYTES + len(reply)
+
+
+def h2load(address: str, shape: Shape, body: Path, seconds: float, size: int) -> tuple[float, float, float]:
+    """Returns requests per second, and the median and 99th percentile of the latency in microseconds.
+
+    ``size``: bytes of a reply. A failed call has none but counts as a success of HTTP, so the sum is checked.
+    """
     log = body.with_suffix(".log")
     command = [
-        "h2load", "-D", f"{seconds:g}", "--warm-up-time", "1", "-t", "1", "-c", str(shape.connections),
+        "h2load", "-D", f"{seconds:g}", "-t", "1", "-c", str(shape.connections),
         "-m", str(shape.streams), "-d", str(body), "-H", "content-type: application/grpc",
         "-H", "te: trailers", f"--log-file={log}", f"http://{address}{PATH}",
     ]  # fmt: skip
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    succeeded = re.search(r"status codes: (\d+) 2xx", output)
-    if succeeded is None:
-        raise CheckFailed("output of h2load", found=output[-200:], expected="a count of replies")
-    # Column 3 of the log is the latency in microseconds; the log has no request of the warm-up.
+    counts = re.search(r"status codes: (\d+) 2xx.*\ntraffic: .* \((\d+)\) data", output)
+    if counts is None:
+        raise CheckFailed("output of h2load", found=output[-200:], expected="counts of replies and bytes")
+    succeeded, data = map(int, counts.groups())
+    # Stage times make replies a few bytes longer or shorter.
+    if data < (1 - SIZE_TOLERANCE) * size * succeeded:
+        raise CheckFailed(f"bytes of {succeeded} replies", found=data, expected=f"about {size} each")
+    # Column 3 of the log is the latency in microseconds.
     latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
     log.unlink()
     if not latencies:
         raise CheckFailed(f"replies of {address}", found=0, expected="some")
     return (
-        int(succeeded[1]) / seconds,
+        succeeded / seconds,
         float(latencies[len(latencies) // 2]),
         float(latencies[len(latencies) * 99 // 100]),
     )

@@ -35,8 +35,9 @@ class BatcherConfig:
     preferred_sizes: tuple[int, ...] = ()
     """Batch sizes that the model runs best at: a batch is cut to the largest that is full."""
 
-    threads: int = 1
-    """Threads that compute batches. Encoder and kernels work outside the interpreter lock."""
+    threads: int = 2
+    """Threads that compute batches. Encoder and kernels work outside the interpreter lock: while one batch
+    is in them, the next is read, and the one before is answered."""
 
     max_waiting: int = 4096
     """Most calls that wait, those whose caller has left included; more are refused."""

@@ -21,7 +21,12 @@ ENTRY_POINTS = "recserve.commands"
 EPILOG = (
     "Exit codes: 0 ok, 1 a check failed, 2 usage, 3 configuration, 4 server not reachable, 5 bundle invalid."
 )
-ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve", "models")
+ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve")
+GROUPS = {
+    "kernels": "The compiled kernels.",
+    "models": "What a running server answers with.",
+    "bench": "Measure speed on this machine.",
+}
 
 
 def build_app() -> typer.Typer:
@@ -35,25 +40,31 @@ def build_app() -> typer.Typer:
         epilog=EPILOG,
     )
     app.callback(help="Train recommendation models, export them to ONNX, serve them fast.")(_root)
-    verbs: dict[str, tuple[Callable[..., Any], bool]] = {}
+    verbs: dict[tuple[str, str], tuple[Callable[..., Any], bool]] = {}
 
-    groups: dict[str, typer.Typer] = {}
-
-    def add(verb: Callable[..., Any] | typer.Typer, *, needs: Sequence[str] = (), extra: str = "") -> None:
-        if isinstance(verb, typer.Typer):
-            groups[str(verb.info.name)] = verb
-            return
+    def add(verb: Callable[..., Any], *, group: str = "", needs: Sequence[str] = (), extra: str = "") -> None:
+        """``group``: a key of GROUPS, for a verb such as ``bench kernels`` that stands below it."""
         missing = [module for module in needs if importlib.util.find_spec(module) is None]
-        verbs[verb.__name__] = (_refuse(verb, missing, extra) if missing else verb, bool(missing))
+        verbs[group, verb.__name__] = (_refuse(verb, missing, extra) if missing else verb, bool(missing))
 
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         point.load()(add)
-    for name in sorted(verbs, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
-        verb, missing = verbs[name]
-        app.command(name, hidden=missing)(verb)
-    for name, group in groups.items():
-        app.add_typer(group, name=name)
+    groups = {"": app}
+    for group, name in sorted(verbs, key=_place):
+        if group not in groups:
+            groups[group] = typer.Typer(help=GROUPS[group], no_args_is_help=True, rich_markup_mode=None)
+            app.add_typer(groups[group], name=group)
+        verb, missing = verbs[group, name]
+        groups[group].command(name, hidden=missing)(verb)
     return app
+
+
+def _place(key: tuple[str, str]) -> tuple[int, str, str]:
+    """Verbs in the order of the work, those that it does not name after them, then the groups."""
+    group, name = key
+    if group:
+        return len(ORDER) + 1, group, name
+    return (ORDER.index(name) if name in ORDER else len(ORDER)), "", name
 
 
 def _refuse(verb: Callable[..., Any], missing: list[str], extra: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``models``, ``demo``."""
+"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``, ``kernels warmup``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
-from recserve.engine.models_commands import models
+from recserve.engine import models_commands
 
 if TYPE_CHECKING:
     from recserve.engine.bundle import VariantEntry
@@ -26,8 +26,9 @@ def register(add: Callable[..., Any]) -> None:
     add(inspect)
     add(recommend)
     add(serve)
-    add(models)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
+    add(warmup, group="kernels")
+    models_commands.register(add)
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
@@ -199,3 +200,24 @@ def demo(
     from recserve.engine.demo import run_demo
 
     run_demo(out, data)
+
+
+def warmup(json: JsonOption = False) -> None:
+    """Compile the kernels into the cache, so that no process after this one has to; for image builds."""
+    import time
+
+    from recserve.kernels.isa import available
+    from recserve.kernels.warmup import warmup_report
+
+    start = time.perf_counter()
+    warmed = warmup_report()
+    seconds = time.perf_counter() - start
+    if json:
+        kernels = [kernel._asdict() for kernel in warmed]
+        console.print_json({"isa": available()[0], "seconds": seconds, "kernels": kernels})
+        return
+    console.print_table(
+        f"{available()[0]}: ready in {seconds:.2f} s",
+        ["kernel", "forms compiled", "from the cache"],
+        [[kernel.kernel, kernel.compiled, kernel.loaded] for kernel in warmed],
+    )

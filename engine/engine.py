@@ -261,9 +261,16 @@ class Engine:
         return True
 
     def stats(self) -> dict[str, int]:
-        """Returns counts since the start: requests, cold starts, ignored items, observed events."""
+        """Returns counts since the start: requests, cold starts, ignored items, observed events.
+
+        Of encoders also ``encoded_positions`` and the ``padding_positions`` among them.
+        """
         with self._lock:
-            return dict(self._counters)
+            counts = dict(self._counters)
+        for source in self._loaded.sources.values():
+            for name, count in source.stats().items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
 
     def _count(self, **increments: int) -> None:
         with self._lock:

@@ -1,31 +1,130 @@
 """``recserve models``: what a running server answers with, and how that is changed."""
 
+import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from recserve import console
-
-models = typer.Typer(
-    name="models",
-    help="Show and change what a running server answers with.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 
 ServerOption = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelArgument = Annotated[str, typer.Argument(help="Model.")]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 DEFAULT_SERVER = "127.0.0.1:50051"
+# Written so because of the verb ``list`` below.
+Arms: TypeAlias = builtins.list[str]
 # A load takes as long as it takes.
 DEFAULT_TIMEOUT = 600.0
 
 
-@models.command("list")
-def list_models(server: ServerOption = DEFAULT_SERVER, json: JsonOption = False) -> None:
+def register(add: Callable[..., Any]) -> None:
+    """Adds the verbs below ``recserve models``."""
+    for verb in (list, load, unload, activate, rollback, split, shadow):
+        add(verb, group="models")
+
+
+def load(
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(help="Version. Default: the newest.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
+    json: JsonOption = False,
+) -> None:
+    """Load, check and warm a version without giving it callers."""
+    from recserve.proto import admin_pb2 as pb
+
+    with _admin(server, timeout) as ask:
+        _show(ask("LoadModel", pb.LoadModelRequest(model=model, version=version)), json=json)
+
+
+def unload(
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(help="Version. Default: the whole model.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    json: JsonOption = False,
+) -> None:
+    """Free a version that has no callers, or a whole model, which then answers no more."""
+    from recserve.proto import admin_pb2 as pb
+
+    with _admin(server, DEFAULT_TIMEOUT) as ask:
+        _show(ask("UnloadModel", pb.UnloadModelRequest(model=model, version=version)), json=json)
+
+
+def activate(
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(help="Version. Default: the newest.")] = "",
+    variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
+    json: JsonOption = False,
+) -> None:
+    """Give all callers to one version; what answered before drains and is freed."""
+    from recserve.proto import admin_pb2 as pb
+
+    request = pb.ActivateRequest(model=model, version=version, variant=variant)
+    with _admin(server, timeout) as ask:
+        _show(ask("Activate", request), json=json)
+
+
+def rollback(
+    model: ModelArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
+    json: JsonOption = False,
+) -> None:
+    """Go back to the route before the current one."""
+    from recserve.proto import admin_pb2 as pb
+
+    with _admin(server, timeout) as ask:
+        _show(ask("Rollback", pb.RollbackRequest(model=model)), json=json)
+
+
+def split(
+    model: ModelArgument,
+    arms: Annotated[
+        list[str],
+        typer.Argument(help="VERSION=WEIGHT each, the baseline first; NAME:VERSION=WEIGHT names it."),
+    ],
+    salt: Annotated[str, typer.Option(help="Another salt assigns all callers anew.")] = "",
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Take arms back that fail, are slow or lose quality.")
+    ] = False,
+    min_requests: Annotated[
+        int | None, typer.Option(help="Of arm and baseline before the guard judges. Default: 100.")
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
+    json: JsonOption = False,
+) -> None:
+    """Divide the callers between versions by a stable hash of the user id (A/B test, canary)."""
+    from recserve.proto import admin_pb2 as pb
+
+    watched = pb.Guard(min_requests=min_requests) if guard or min_requests is not None else None
+    request = pb.SetSplitRequest(model=model, arms=[_arm(arm) for arm in arms], salt=salt, guard=watched)
+    with _admin(server, timeout) as ask:
+        _show(ask("SetSplit", request), json=json)
+
+
+def shadow(
+    model: ModelArgument,
+    version: Annotated[str, typer.Argument(help="Version that is asked too; none ends it.")] = "",
+    share: Annotated[float, typer.Option(help="Share of the requests, above 0 to 1.")] = 0.1,
+    server: ServerOption = DEFAULT_SERVER,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,
+    json: JsonOption = False,
+) -> None:
+    """Ask another version a share of the requests too and compare; callers never notice."""
+    from recserve.proto import admin_pb2 as pb
+
+    wanted = pb.Shadow(version=version, share=share) if version else None
+    with _admin(server, timeout) as ask:
+        _show(ask("SetShadow", pb.SetShadowRequest(model=model, shadow=wanted)), json=json)
+
+
+def list(server: ServerOption = DEFAULT_SERVER, json: JsonOption = False) -> None:
     """List models, versions and their states."""
     from google.protobuf.json_format import MessageToDict
 
@@ -53,110 +152,6 @@ def list_models(server: ServerOption = DEFAULT_SERVER, json: JsonOption = False)
             note = f"{version.reason}: {version.message}" if version.reason else ""
             rows.append([name, version.version, state, shares.get(version.version, ""), note])
     console.print_table("models (* = default)", ["model", "version", "state", "callers", "why"], rows)
-
-
-@models.command()
-def load(
-    model: ModelArgument,
-    version: Annotated[str, typer.Argument(help="Version. Default: the newest.")] = "",
-    server: ServerOption = DEFAULT_SERVER,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    json: JsonOption = False,
-) -> None:
-    """Load, check and warm a version without giving it callers."""
-    from recserve.proto import admin_pb2 as pb
-
-    with _admin(server, timeout) as ask:
-        _show(ask("LoadModel", pb.LoadModelRequest(model=model, version=version)), json=json)
-
-
-@models.command()
-def unload(
-    model: ModelArgument,
-    version: Annotated[str, typer.Argument(help="Version. Default: the whole model.")] = "",
-    server: ServerOption = DEFAULT_SERVER,
-    json: JsonOption = False,
-) -> None:
-    """Free a version that has no callers, or a whole model, which then answers no more."""
-    from recserve.proto import admin_pb2 as pb
-
-    with _admin(server, DEFAULT_TIMEOUT) as ask:
-        _show(ask("UnloadModel", pb.UnloadModelRequest(model=model, version=version)), json=json)
-
-
-@models.command()
-def activate(
-    model: ModelArgument,
-    version: Annotated[str, typer.Argument(help="Version. Default: the newest.")] = "",
-    variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
-    server: ServerOption = DEFAULT_SERVER,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    json: JsonOption = False,
-) -> None:
-    """Give all callers to one version; what answered before drains and is freed."""
-    from recserve.proto import admin_pb2 as pb
-
-    request = pb.ActivateRequest(model=model, version=version, variant=variant)
-    with _admin(server, timeout) as ask:
-        _show(ask("Activate", request), json=json)
-
-
-@models.command()
-def rollback(
-    model: ModelArgument,
-    server: ServerOption = DEFAULT_SERVER,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    json: JsonOption = False,
-) -> None:
-    """Go back to the route before the current one."""
-    from recserve.proto import admin_pb2 as pb
-
-    with _admin(server, timeout) as ask:
-        _show(ask("Rollback", pb.RollbackRequest(model=model)), json=json)
-
-
-@models.command()
-def split(
-    model: ModelArgument,
-    arms: Annotated[
-        list[str],
-        typer.Argument(help="VERSION=WEIGHT each, the baseline first; NAME:VERSION=WEIGHT names it."),
-    ],
-    salt: Annotated[str, typer.Option(help="Another salt assigns all callers anew.")] = "",
-    guard: Annotated[
-        bool, typer.Option("--guard", help="Take arms back that fail, are slow or lose quality.")
-    ] = False,
-    min_requests: Annotated[
-        int | None, typer.Option(help="Of arm and baseline before the guard judges. Default: 100.")
-    ] = None,
-    server: ServerOption = DEFAULT_SERVER,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    json: JsonOption = False,
-) -> None:
-    """Divide the callers between versions by a stable hash of the user id (A/B test, canary)."""
-    from recserve.proto import admin_pb2 as pb
-
-    watched = pb.Guard(min_requests=min_requests) if guard or min_requests is not None else None
-    request = pb.SetSplitRequest(model=model, arms=[_arm(arm) for arm in arms], salt=salt, guard=watched)
-    with _admin(server, timeout) as ask:
-        _show(ask("SetSplit", request), json=json)
-
-
-@models.command()
-def shadow(
-    model: ModelArgument,
-    version: Annotated[str, typer.Argument(help="Version that is asked too; none ends it.")] = "",
-    share: Annotated[float, typer.Option(help="Share of the requests, above 0 to 1.")] = 0.1,
-    server: ServerOption = DEFAULT_SERVER,
-    timeout: TimeoutOption = DEFAULT_TIMEOUT,
-    json: JsonOption = False,
-) -> None:
-    """Ask another version a share of the requests too and compare; callers never notice."""
-    from recserve.proto import admin_pb2 as pb
-
-    wanted = pb.Shadow(version=version, share=share) if version else None
-    with _admin(server, timeout) as ask:
-        _show(ask("SetShadow", pb.SetShadowRequest(model=model, shadow=wanted)), json=json)
 
 
 def _arm(text: str) -> Any:

@@ -1,11 +1,13 @@
 """Runs the query encoder of one variant through ONNX Runtime."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from recserve.engine.buckets import length_groups
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.config import EngineConfig
@@ -27,6 +29,9 @@ class QueryEncoder:
         self.features = bundle.manifest.inputs.features
         self.max_history = bundle.manifest.inputs.max_history
         self.embedding_size = bundle.manifest.embedding_size
+        # Guards the two counters.
+        self._counting = threading.Lock()
+        self._positions = self._padding = 0
         options = ort.SessionOptions()
         options.intra_op_num_threads = config.encoder_threads
         options.inter_op_num_threads = 1
@@ -62,12 +67,37 @@ class QueryEncoder:
         return len(history.items) > 0
 
     def encode(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
-        """Encodes the newest items of each history; ``now`` in seconds since the epoch."""
+        """Encodes the newest items of each history; ``now`` in seconds since the epoch.
+
+        Histories of about the same length go through the graph together (buckets.py).
+        """
+        if len(histories) == 1:
+            return self._encode_group(histories, now)
+        lengths = np.array([min(len(history.items), self.max_history) for history in histories])
+        groups = length_groups(lengths)
+        if len(groups) == 1:
+            return self._encode_group(histories, now)
+        queries = np.empty((len(histories), self.embedding_size), np.float32)
+        for rows in groups:
+            queries[rows] = self._encode_group([histories[row] for row in rows], now)
+        return queries
+
+    def _encode_group(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
         padded = pad_histories([history.items for history in histories], self.max_history)
+        with self._counting:
+            self._positions += padded.size
+            self._padding += padded.size - sum(
+                min(len(history.items), self.max_history) for history in histories
+            )
         gaps = None
         if layout.TIME_GAPS_INPUT in self.features:
             gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], now)
         return self.run(padded, gaps)
+
+    def stats(self) -> dict[str, int]:
+        """Returns the positions (rows × length) encoded since the load, and how many of them were padding."""
+        with self._counting:
+            return {"encoded_positions": self._positions, "padding_positions": self._padding}
 
     def run(
         self, history: NDArray[np.int32], time_gaps: NDArray[np.float32] | None = None

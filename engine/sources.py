@@ -28,6 +28,10 @@ class QuerySource(Protocol):
         """
         ...
 
+    def stats(self) -> dict[str, int]:
+        """Returns counts since the load."""
+        ...
+
 
 def open_source(bundle: Bundle, variant: str, config: EngineConfig) -> QuerySource:
     """Returns the source of ``variant``; raises :class:`BundleInvalid` when it is not what was recorded."""

@@ -49,6 +49,10 @@ class UserTable:
             queries[new] = self._folder.fold([histories[i].items for i in new])
         return queries
 
+    def stats(self) -> dict[str, int]:
+        """Returns nothing: a table has no padding to count."""
+        return {}
+
     def _check_golden(self, data: bytes, name: str) -> None:
         recorded = read_golden(data, name, [layout.USER_ROW_RECORD, layout.USER_EMBEDDING_RECORD])
         rows, expected = recorded[layout.USER_ROW_RECORD], recorded[layout.USER_EMBEDDING_RECORD]

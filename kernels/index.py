@@ -13,13 +13,14 @@ from recserve.kernels import snapshot as versions
 from recserve.kernels.checks import Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
 from recserve.kernels.isa import PORTABLE, Isa, choose
-from recserve.kernels.search import search_rows, search_tiles
+from recserve.kernels.search import search_planes, search_rows, search_tiles
 from recserve.kernels.snapshot import Snapshot
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 
 MAX_ITEMS = 2**31 - 1
+MAX_FEW = 3  # queries that are searched one by one: from 4 on a block is faster
 _NO_BIAS = read_only(np.empty(0, np.float32))
 _NO_BIAS_BOUNDS = np.empty((2, 0), np.float32)
 
@@ -196,8 +197,9 @@ class ItemIndex:
         if self._isa is None:
             refused = search_rows(*arguments)
         else:
-            blocking = self._isa.blocking_for(batch)
-            refused = search_tiles(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
+            few = batch <= MAX_FEW
+            search, blocking = (search_planes, self._isa.single) if few else (search_tiles, self._isa.block)
+            refused = search(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
         with self._counters_lock:

@@ -59,10 +59,6 @@ class Isa:
     single: Blocking
     block: Blocking
 
-    def blocking_for(self, batch: int) -> Blocking:
-        """The blocking for ``batch`` queries: a block more than half empty costs more than single queries."""
-        return self.block if batch > 1 and 2 * batch >= self.block.n_queries else self.single
-
 
 ISAS = {
     isa.name: isa

@@ -23,10 +23,20 @@ beyond every |b·c| ≤ 127²·d. Hence the error of v is below 8u(2¹⁵ + 130)
 integer costs less than 1, and d·2⁻¹⁴⁹/(a·s) is below 10⁻⁵ because steps are at least 10⁻¹⁸. `margin` = 2 +
 ⌊d/32⌋ exceeds the sum, and the first pass asks for b·c ≥ ⌊v⌋ − margin. No item that could reach the
 threshold is lost; those that pass in vain are scored exactly and cost time, never correctness.
+
+**The coarse bound.** A code is stored as two halves, c + 128 = 16h + l with 0 ≤ h, l ≤ 15, in two planes, so
+that a scan may read the upper half alone. With B = Σb, Cauchy–Schwarz on the lower half gives
+
+    Σ b(c + 128) = 16·(b·h) + b·(l − 7.5) + 7.5·B  ≤  16·(b·h) + |b||l − 7.5| + 7.5·B
+
+so where the first pass asks for Σ b(c + 128) ≥ T, an integer, the coarse one asks for b·h ≥ ⌊(T − U)/16⌋ with
+the integer U ≥ |b||l − 7.5| + 7.5·B of `coarse_slack`, for the largest |l − 7.5| of the tile. Its float32
+product is below 127·7.5·1024 < 2²⁰, so its rounding is below 2⁻⁴ and the 1 that is added pays for it.
 """
 
 # mypy: allow-untyped-defs
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,20 +49,21 @@ MAX_NORM = 1e18  # beyond it a dot product of two allowed rows could leave the r
 MIN_STEP = 1e-18  # smaller vectors get the code 0 and are all residual; keeps products of steps normal
 ITEM_LIMIT = 127
 STEP_DIMS = 4  # dimensions that one 32-bit lane of the micro-kernel takes at once
+CACHE_LINE_BYTES = 64
 PADDED_DIMS = 8  # dimensions are padded to a multiple of this, two steps
 
 
 class Tiles(NamedTuple):
     """The items as the first pass reads them.
 
-    codes: flat uint8, [tile][step][item][4], the code plus 128 · inverse_steps, residuals, code_norms:
-    (n_tiles,) float32, the upper bounds 1/s, (|r| + γ|x|)/s and |c| of the module's proof.
+    high, low: flat uint8, [tile][pair of steps][item][4], the upper and the lower halves of the codes plus
+    128: the first step of a pair in the lower four bits, the second in the upper · bounds: (4, n_tiles)
+    float32, the upper bounds 1/s, (|r| + γ|x|)/s, |c| and |l − 7.5| of the module's proof.
     """
 
-    codes: Any
-    inverse_steps: Any
-    residuals: Any
-    code_norms: Any
+    high: Any
+    low: Any
+    bounds: Any
 
 
 @kernel
@@ -105,46 +116,79 @@ def pack_tiles(vectors: npt.NDArray[np.float32], norms: npt.NDArray[np.float32])
     """Packs rows, in their order, into tiles of 32 with one step per tile."""
     n_rows, dim = vectors.shape
     n_tiles = -(-n_rows // TILE)
-    codes = np.full((n_tiles, padded_dim(dim) // STEP_DIMS, TILE, STEP_DIMS), 128, np.uint8)
-    bounds = np.empty((3, n_tiles), np.float32)
-    _fill_tiles(vectors, norms, relative_rounding(dim), codes, *bounds)
-    return Tiles(codes.reshape(-1), *bounds)
+    shape = (n_tiles, padded_dim(dim) // PADDED_DIMS, TILE, STEP_DIMS)
+    high, low = _aligned_bytes(math.prod(shape)), _aligned_bytes(math.prod(shape))
+    bounds = np.empty((4, n_tiles), np.float32)
+    _fill_tiles(vectors, norms, relative_rounding(dim), high.reshape(shape), low.reshape(shape), bounds)
+    return Tiles(high, low, bounds)
+
+
+def _aligned_bytes(n_bytes: int) -> npt.NDArray[np.uint8]:
+    """Bytes from the start of a cache line on: a vector load across two lines takes twice as long."""
+    spare = np.empty(n_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = -spare.ctypes.data % CACHE_LINE_BYTES
+    return spare[start : start + n_bytes]
 
 
 @kernel
-def _fill_tiles(vectors, norms, gamma, codes, inverse_steps, residuals, code_norms):
+def _fill_tiles(vectors, norms, gamma, high, low, bounds):
     n_rows, dim = vectors.shape
-    for tile in range(codes.shape[0]):
+    codes = np.empty((TILE, high.shape[1] * PADDED_DIMS), np.uint8)
+    for tile in range(high.shape[0]):
         first, end = tile * TILE, min(tile * TILE + TILE, n_rows)
         largest = np.float32(0.0)
         for row in range(first, end):
             for column in range(dim):
                 largest = max(largest, abs(vectors[row, column]))
         step = np.float64(np.float32(max(largest / np.float64(ITEM_LIMIT), MIN_STEP)))
-        residual, code_norm, norm = 0.0, 0.0, 0.0
+        residual, code_norm, low_norm, norm = 0.0, 0.0, 0.0, 0.0
+        codes[:] = 128
         for row in range(first, end):
-            squares, code_squares = 0.0, 0.0
+            squares, code_squares, low_squares = 0.0, 0.0, 0.0
             for column in range(dim):
                 value = np.float64(vectors[row, column])
                 code = min(max(np.rint(value / step), np.float64(-ITEM_LIMIT)), np.float64(ITEM_LIMIT))
-                codes[tile, column // STEP_DIMS, row - first, column % STEP_DIMS] = np.uint8(code + 128)
+                shifted = np.uint8(code + 128)
+                codes[row - first, column] = shifted
                 squares += (value - step * code) ** 2
                 code_squares += code * code
+                low_squares += (np.float64(shifted & 15) - 7.5) ** 2
             residual = max(residual, np.sqrt(squares))
             code_norm = max(code_norm, np.sqrt(code_squares))
+            low_norm = max(low_norm, np.sqrt(low_squares))
             norm = max(norm, np.float64(norms[row]))
-        inverse_steps[tile] = np.float32(1.0 / step)
-        residuals[tile] = round_up((residual + gamma * norm) / step)
-        code_norms[tile] = round_up(code_norm)
+        bounds[0, tile] = np.float32(1.0 / step)
+        bounds[1, tile] = round_up((residual + gamma * norm) / step)
+        bounds[2, tile] = round_up(code_norm)
+        bounds[3, tile] = round_up(low_norm)
+        _split_codes(codes, tile, high, low)
 
 
 @kernel
-def quantise_queries(queries, query_norms, limit, codes, inverse_steps, norms, residuals, offsets):
+def _split_codes(codes, tile, high, low):
+    """Writes the codes of one tile, (TILE, padded d) uint8, to the two planes."""
+    for pair in range(high.shape[1]):
+        for item in range(TILE):
+            for byte in range(STEP_DIMS):
+                first = codes[item, pair * PADDED_DIMS + byte]
+                second = codes[item, pair * PADDED_DIMS + STEP_DIMS + byte]
+                high[tile, pair, item, byte] = (first >> 4) | (second & 0xF0)
+                low[tile, pair, item, byte] = (first & 0x0F) | ((second & 0x0F) << 4)
+
+
+def whole_codes(tiles: Tiles, n_tiles: int) -> npt.NDArray[np.uint8]:
+    """The codes plus 128 in one plane: (n_tiles, n_steps, 32, 4) uint8."""
+    high, low = (plane.reshape(n_tiles, -1, TILE, STEP_DIMS) for plane in (tiles.high, tiles.low))
+    steps = np.stack([high << 4 | low & 0x0F, high & 0xF0 | low >> 4], axis=2)
+    return steps.reshape(n_tiles, 2 * high.shape[1], TILE, STEP_DIMS)
+
+
+@kernel
+def quantise_queries(queries, query_norms, limit, codes, factors, code_sums):
     """Writes the codes of the queries and what the bound needs of them.
 
-    codes: (batch, n_steps) int32, four signed bytes each, |code| ≤ limit · inverse_steps, norms, residuals:
-    (batch,) float32, the numbers 1/a, |q|/a and |p|/a of the module's proof · offsets: (batch,) int32, what
-    adding 128 to every item code adds to the sum.
+    codes: (batch, n_steps) int32, four signed bytes each, |code| ≤ limit · factors: (batch, 4) float32, the
+    numbers 1/a, |q|/a, |p|/a and |b| of the module's proof · code_sums: (batch,) int32, Σb.
     """
     dim = queries.shape[1]
     for query in range(queries.shape[0]):
@@ -153,7 +197,7 @@ def quantise_queries(queries, query_norms, limit, codes, inverse_steps, norms, r
             largest = max(largest, abs(queries[query, column]))
         step = np.float64(np.float32(max(largest / np.float64(limit), MIN_STEP)))
         inverse = 1.0 / step
-        squares, total = 0.0, np.int32(0)
+        squares, code_squares, total = 0.0, 0.0, np.int32(0)
         for word in range(codes.shape[1]):
             packed = np.uint32(0)
             for column in range(word * STEP_DIMS, min(word * STEP_DIMS + STEP_DIMS, dim)):
@@ -161,9 +205,17 @@ def quantise_queries(queries, query_norms, limit, codes, inverse_steps, norms, r
                 code = np.int32(min(max(np.rint(value * inverse), -limit), limit))
                 packed |= np.uint32(code & 0xFF) << np.uint32(8 * (column % STEP_DIMS))
                 squares += (value - step * code) ** 2
+                code_squares += np.float64(code * code)
                 total += code
             codes[query, word] = np.int32(packed)
-        inverse_steps[query] = np.float32(inverse)
-        norms[query] = round_up(np.float64(query_norms[query]) * inverse)
-        residuals[query] = round_up(np.sqrt(squares) * inverse)
-        offsets[query] = 128 * total
+        factors[query, 0] = np.float32(inverse)
+        factors[query, 1] = round_up(np.float64(query_norms[query]) * inverse)
+        factors[query, 2] = round_up(np.sqrt(squares) * inverse)
+        factors[query, 3] = round_up(np.sqrt(code_squares))
+        code_sums[query] = total
+
+
+@kernel
+def coarse_slack(code_norm, code_sum, low_norm):
+    """The integer U of the coarse bound."""
+    return np.int32(np.ceil(code_norm * low_norm)) + np.int32(1) + ((np.int32(15) * code_sum + 1) >> 1)

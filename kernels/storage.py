@@ -15,7 +15,7 @@ from recserve.kernels.packing import PADDED_DIMS, Tiles
 from recserve.kernels.rows import TILE, Rows
 from recserve.kernels.snapshot import Snapshot
 
-FORMAT = 1
+FORMAT = 2
 META = "index.json"
 
 
@@ -51,10 +51,9 @@ def load(folder: Path) -> Snapshot:
         "vectors": ((n_rows, dim), np.float32),
         "item_of_row": ((n_rows,), np.int32),
         "norm_bounds": ((n_tiles,), np.float32),
-        "codes": ((n_tiles * TILE * padded,), np.uint8),
-        "inverse_steps": ((n_tiles,), np.float32),
-        "residuals": ((n_tiles,), np.float32),
-        "code_norms": ((n_tiles,), np.float32),
+        "high": ((n_tiles * TILE * padded // 2,), np.uint8),
+        "low": ((n_tiles * TILE * padded // 2,), np.uint8),
+        "bounds": ((4, n_tiles), np.float32),
         "live": ((1, n_tiles), np.uint32),
         "row_of_item": ((n_items,), np.int32),
     }

@@ -1,42 +1,27 @@
-"""The fast exact scan: an int8 first pass over tiles, float32 scores for the few items that pass.
+"""The fast scan for many queries: int8 tiles, a block of queries at a time.
 
-The micro-kernel starts every accumulator at minus what the item must reach, so "may enter the list" is a sign
-bit. An item that passes is only noted and its float32 row prefetched; scores are computed when a query's
-buffer is full, and then raise its threshold. Tiles are in the order of falling norms, so queries finish early
-one by one; the rest are packed together again, so that no block is scored for the dead.
+Tiles are in the order of falling norms, so queries finish early one by one; the rest are packed together
+again, so that no block is scored for the dead.
 """
 
 # mypy: allow-untyped-defs
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
+from recserve.kernels.firstpass import (
+    MAX_CHUNK_TILES,
+    drop_finished,
+    fill_starts,
+    make_codes,
+    next_chunk,
+    raise_threshold,
+    score_noted,
+)
 from recserve.kernels.jit import kernel
-from recserve.kernels.micro import passing_items
-from recserve.kernels.packing import STEP_DIMS, padded_dim, quantise_queries
-from recserve.kernels.rows import TILE, is_finished, score_row, shorten_list
+from recserve.kernels.micro import join_planes, passing_items
+from recserve.kernels.packing import CACHE_LINE_BYTES, STEP_DIMS
+from recserve.kernels.rows import TILE
 from recserve.kernels.simd import prefetch_row, trailing_zeros
-from recserve.kernels.topk import NO_KEY, score_of
-
-MAX_CHUNK_TILES = 16  # 512 items of 64 codes are 32 KiB: they stay in the first-level cache for the batch
-NEVER = np.int32(-(2**30))  # an accumulator that starts here stays negative
-SPARE = 8  # free places without which a buffer is shortened to its best
-
-
-class Codes(NamedTuple):
-    """The quantised queries.
-
-    words: (batch, n_steps) int32, four signed bytes each · inverse_steps, norms, residuals: (batch,)
-    float32, 1/a, |q|/a and |p|/a of the proof in the packing module · offsets: (batch,) int32, what adding
-    128 to every item code adds to the sum.
-    """
-
-    words: Any
-    inverse_steps: Any
-    norms: Any
-    residuals: Any
-    offsets: Any
 
 
 @kernel
@@ -46,11 +31,13 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
     blocking: picks the micro-kernel · query_limit: see isa.Isa · counters: (3,) int64, to which the numbers
     of tiles scanned (per query) and of rows scored in float32 are added, second and third.
     """
-    vectors, _, norm_bounds = rows
+    # Taken apart once: Numba counts the references of an array at every use of a tuple's field.
+    vectors, item_of_row, norm_bounds = rows
     queries, norms, words, bias, bias_bounds = batch
-    _, keys, counts, _, thresholds = lists
-    codes = make_codes(query_limit, batch)
-    code_words, tile_codes = codes.words, tiles.codes
+    k, keys, counts, n_scored, thresholds = lists
+    high, low, bounds = tiles
+    code_words, factors, sums = make_codes(query_limit, batch)
+    dim = queries.shape[1]
     n_steps, n_queries = code_words.shape[1], blocking.n_queries
     n_blocks = -(-queries.shape[0] // n_queries)
     query_of_slot = np.full(n_blocks * n_queries, -1, np.int32)
@@ -58,14 +45,17 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
         query_of_slot[query] = query
     packed = np.empty(query_of_slot.shape[0] * n_steps, np.int32)
     pack_slots(code_words, query_of_slot, n_queries, packed)
-    starts = np.empty(query_of_slot.shape[0] * MAX_CHUNK_TILES, np.int32)
+    starts = np.empty((query_of_slot.shape[0], MAX_CHUNK_TILES), np.int32)
+    flat_starts, coarse = starts.reshape(-1), np.zeros(query_of_slot.shape[0], np.bool_)
+    item_codes = aligned_bytes(n_steps * TILE * STEP_DIMS)
     passing = np.zeros(n_queries, np.uint32)
 
+    flat_words, word_rows = words.reshape(-1), np.empty(query_of_slot.shape[0], np.int64)
+    fill_word_rows(words, query_of_slot, word_rows)
     union = join_words(words)
     first, n_tiles = 0, norm_bounds.shape[0]
     while first < n_tiles:
-        # Thresholds are read once per chunk: short chunks while they still rise fast.
-        end = min(n_tiles, first + min(MAX_CHUNK_TILES, 1 + first // 4))
+        end = next_chunk(first, n_tiles)
         largest_bias = bias_bounds[1, first] if bias.shape[0] else np.float32(0.0)
         n_alive = drop_finished(query_of_slot, thresholds, norms, norm_bounds[first], largest_bias)
         if n_alive == 0:
@@ -75,31 +65,37 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
             close_ranks(query_of_slot)
             query_of_slot = query_of_slot[: n_blocks * n_queries]
             pack_slots(code_words, query_of_slot, n_queries, packed)
-        fill_starts(starts, query_of_slot, first, end, tiles, codes, batch, lists)
+            fill_word_rows(words, query_of_slot, word_rows)
+        fill_starts(
+            starts, query_of_slot, coarse, first, end, dim, thresholds, factors, sums, bounds, bias_bounds
+        )
         for tile in range(first, end):
             if union[tile] == 0:
                 continue
             counters[1] += n_alive
+            join_planes(blocking, high, low, tile, n_steps // 2, item_codes)
             for block in range(n_blocks):
                 slot = block * n_queries
                 start = slot * MAX_CHUNK_TILES + tile - first
                 hits = passing_items(
                     blocking,
-                    tile_codes,
-                    tile,
+                    item_codes,
                     packed,
                     block,
-                    n_steps,
-                    starts,
+                    n_steps // 2,
+                    flat_starts,
                     start,
                     MAX_CHUNK_TILES,
+                    flat_words,
+                    word_rows,
+                    tile,
                     passing,
                 )
                 while hits:
                     hit = trailing_zeros(hits)
                     hits &= hits - np.uint32(1)
                     query = query_of_slot[slot + hit]
-                    bits = passing[hit] & words[query if words.shape[0] > 1 else 0, tile]
+                    bits = passing[hit]
                     while bits:
                         row = tile * TILE + trailing_zeros(bits)
                         bits &= bits - np.uint32(1)
@@ -107,10 +103,31 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
                         keys[query, counts[query]] = row
                         counts[query] += 1
                         if counts[query] == keys.shape[1]:
-                            raise_threshold(query, rows, batch, lists, counters)
+                            raise_threshold(
+                                query,
+                                vectors,
+                                item_of_row,
+                                queries,
+                                bias,
+                                keys,
+                                counts,
+                                n_scored,
+                                thresholds,
+                                k,
+                                counters,
+                            )
         first = end
     for query in range(queries.shape[0]):
-        score_noted(query, rows, batch, lists, counters)
+        threshold = thresholds[query]
+        score_noted(query, vectors, item_of_row, queries, bias, keys, counts, n_scored, threshold, counters)
+
+
+@kernel
+def aligned_bytes(n_bytes):
+    """Bytes from the start of a cache line on."""
+    spare = np.empty(n_bytes + CACHE_LINE_BYTES, np.uint8)
+    start = -spare.ctypes.data % CACHE_LINE_BYTES
+    return spare[start : start + n_bytes]
 
 
 @kernel
@@ -123,42 +140,6 @@ def join_words(words):
         for word in range(words.shape[1]):
             union[word] |= words[query, word]
     return union
-
-
-@kernel
-def make_codes(query_limit, batch):
-    """Quantises the queries of a batch."""
-    n_queries, dim = batch.queries.shape
-    words = np.empty((n_queries, padded_dim(dim) // STEP_DIMS), np.int32)
-    factors = np.empty((3, n_queries), np.float32)
-    offsets = np.empty(n_queries, np.int32)
-    codes = Codes(words, factors[0], factors[1], factors[2], offsets)
-    quantise_queries(
-        batch.queries,
-        batch.norms,
-        query_limit,
-        codes.words,
-        codes.inverse_steps,
-        codes.norms,
-        codes.residuals,
-        codes.offsets,
-    )
-    return codes
-
-
-@kernel
-def drop_finished(query_of_slot, thresholds, norms, norm_bound, largest_bias):
-    """Frees the slots of the queries that are finished (−1); returns how many are not."""
-    n_alive = 0
-    for slot in range(query_of_slot.shape[0]):
-        query = query_of_slot[slot]
-        if query < 0:
-            continue
-        if is_finished(thresholds[query], norms[query], norm_bound, largest_bias):
-            query_of_slot[slot] = -1
-        else:
-            n_alive += 1
-    return n_alive
 
 
 @kernel
@@ -185,56 +166,7 @@ def pack_slots(words, query_of_slot, n_queries, packed):
 
 
 @kernel
-def fill_starts(starts, query_of_slot, first, end, tiles, codes, batch, lists):
-    """Writes where the accumulators start: minus the least sum of codes that may reach the threshold.
-
-    The formula, its error and the margin are in the docstring of the packing module.
-    """
-    _, tile_inverse_steps, tile_residuals, code_norms = tiles
-    _, inverse_steps, norms, residuals, offsets = codes
-    thresholds, bias_bounds = lists.thresholds, batch.bias_bounds
-    dim = batch.queries.shape[1]
-    limit = np.float32(2**15 * dim)
-    margin = np.int32(2 + dim // 32)
+def fill_word_rows(words, query_of_slot, word_rows):
+    """Writes where in the flat mask words those of each slot begin; any place will do for a free slot."""
     for slot in range(query_of_slot.shape[0]):
-        query = query_of_slot[slot]
-        begin = slot * MAX_CHUNK_TILES - first
-        if query < 0 or thresholds[query] == NO_KEY:
-            starts[begin + first : begin + end] = NEVER if query < 0 else -NEVER
-            continue
-        threshold = score_of(thresholds[query])
-        inverse_step, norm, residual = inverse_steps[query], norms[query], residuals[query]
-        offset = offsets[query] - margin
-        for tile in range(first, end):
-            needed = threshold - bias_bounds[0, tile] if bias_bounds.shape[1] else threshold
-            value = needed * inverse_step * tile_inverse_steps[tile]
-            value -= norm * tile_residuals[tile] + residual * code_norms[tile]
-            value = min(max(value, -limit), limit)
-            starts[begin + tile] = -offset - np.int32(np.floor(value))
-
-
-@kernel
-def score_noted(query, rows, batch, lists, counters):
-    """Turns the noted rows of a query into keys, and keeps those above its threshold."""
-    vectors, item_of_row, _ = rows
-    queries, bias = batch.queries, batch.bias
-    keys, threshold = lists.keys, lists.thresholds[query]
-    kept = lists.n_scored[query]
-    counters[2] += lists.counts[query] - kept
-    for i in range(kept, lists.counts[query]):
-        row = keys[query, i]
-        key = score_row(vectors, row, item_of_row[row], queries, query, bias)
-        keys[query, kept] = key
-        kept += key > threshold  # no branch: nobody could predict it
-    lists.counts[query] = kept
-    lists.n_scored[query] = kept
-
-
-@kernel
-def raise_threshold(query, rows, batch, lists, counters):
-    """Empties the full buffer of a query: scores what is noted and, if little is gained, keeps the best."""
-    score_noted(query, rows, batch, lists, counters)
-    too_few_free = lists.counts[query] > lists.keys.shape[1] - SPARE
-    if lists.thresholds[query] == NO_KEY or too_few_free:
-        shorten_list(lists.keys, lists.counts, lists.thresholds, query, lists.k)
-        lists.n_scored[query] = lists.counts[query]
+        word_rows[slot] = max(query_of_slot[slot], 0) * words.shape[1] if words.shape[0] > 1 else 0

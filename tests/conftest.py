@@ -1,11 +1,12 @@
 """Fixtures shared by all tests: one small shop, trained for a moment and exported once per test run."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from recserve.engine import cli
 from recserve.engine.engine import Engine
 
 SHOP = "synthetic-shop:n_items=1000,n_users=120,n_events=4000,seed=7"
@@ -96,3 +97,19 @@ def engine(bundle_folder: Path) -> Iterator[Engine]:
     """A fresh engine over the shared bundle: what a test observes, no other test sees."""
     with Engine.load(bundle_folder) as engine:
         yield engine
+
+
+@pytest.fixture
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process; returns exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call

@@ -10,25 +10,12 @@ from typing import Any
 
 import pytest
 
-from recserve.engine import cli
-
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process; returns exit code, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
+def run(run_cli: Run) -> Run:
+    return run_cli
 
 
 def test_help_names_every_verb(run: Run) -> None:
@@ -36,6 +23,15 @@ def test_help_names_every_verb(run: Run) -> None:
     assert code == 0
     for verb in ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve"):
         assert f"  {verb}" in out
+
+
+@pytest.mark.parametrize(("group", "verbs"), [("bench", ("kernels", "start")), ("kernels", ("warmup",))])
+def test_verbs_stand_in_groups(run: Run, group: str, verbs: tuple[str, ...]) -> None:
+    assert f"  {group}" in run("--help")[1]
+    code, out, _ = run(group, "--help")
+    assert code == 0
+    assert all(f"  {verb}" in out for verb in verbs)
+    assert run(group, "nothing")[0] == 2
 
 
 def test_version(run: Run) -> None:

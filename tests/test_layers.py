@@ -28,9 +28,9 @@ ALLOWED: dict[str, set[str]] = {
         "engine.bundle",
         "engine.models",
         "engine.server",
-        "engine.wire",
         "exporters",
         "proto",
+        "engine.wire",
     },
 }
 # The command line starts the server: the one place where the engine's folder looks up.

@@ -34,6 +34,12 @@ class Vocabulary(Sequence[str]):
                 "vocabulary", found=f"{len(ids)} ids and {len(hashes)} hashes", expected="as many of both"
             )
         self._ids = ids
+        _, offsets, data = ids.buffers()
+        bytes_ = np.frombuffer(b"" if data is None else data, np.uint8)
+        # Arrow may leave out the one offset of an empty column.
+        all_offsets = np.zeros(1, np.int64) if offsets is None else np.frombuffer(offsets, np.int64)
+        self._utf8 = (all_offsets[ids.offset :][: len(ids) + 1], bytes_)
+        self._text = memoryview(bytes_)  # type: ignore[arg-type]
         self._hashes = hashes
         self._rows = rows
 
@@ -89,13 +95,15 @@ class Vocabulary(Sequence[str]):
 
     def ids(self, indices: Sequence[int] | NDArray[np.int32]) -> list[str]:
         """Returns the ids of ``indices`` (each in 0..n-1)."""
-        return self._ids.take(pa.array(indices, type=pa.int64())).to_pylist()  # type: ignore[no-any-return]
+        rows = np.asarray(indices, np.int64)
+        offsets, _ = self._utf8
+        ends = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
+        # Slices of the column's own bytes: a third of the time of Arrow's take and to_pylist.
+        return [str(self._text[start:end], "utf-8") for start, end in ends]
 
     def utf8(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Returns (offsets, bytes): id i is ``bytes[offsets[i]:offsets[i + 1]]``. Read-only, not copied."""
-        _, offsets, data = self._ids.buffers()
-        positions = np.frombuffer(offsets, np.int64)[self._ids.offset :][: len(self) + 1]
-        return positions, np.frombuffer(b"" if data is None else data, np.uint8)
+        return self._utf8
 
     def index_of(self, id_: str) -> int:
         """Returns the index of ``id_``, or −1 when it is unknown."""

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
-from recserve.engine.engine import Engine
 from recserve.engine.logs import configure_logs
 from recserve.engine.models.config import RepositoryConfig
-from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.models import Models
 from recserve.engine.server.processes import Supervisor, reserved_port
@@ -28,6 +26,10 @@ class ServeBundle:
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the address when the engine is warm."""
+        # Here, so that the parent of several workers stays small.
+        from recserve.engine.engine import Engine
+        from recserve.engine.server.app import Server, run_server
+
         configure_logs()
         server = Server(self.server, self.batcher, reuse_port=self.server.workers > 1)
         run_server(server, lambda: Engine.load(self.bundle, self.engine), announce)

@@ -71,7 +71,7 @@ def start() -> Iterator[Callable[..., Batcher[Row]]]:
     with ExitStack() as stack:
 
         def make(answer: Any, on_exhausted: Any = lambda: None, **fields: Any) -> Batcher[Row]:
-            batcher = Batcher(answer, BatcherConfig(**fields), on_exhausted=on_exhausted)
+            batcher = Batcher(answer, BatcherConfig(**{"threads": 1, **fields}), on_exhausted=on_exhausted)
             return stack.enter_context(closing(batcher))
 
         yield make

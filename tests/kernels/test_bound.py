@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recserve.kernels import ItemIndex, isa, packing, reference, rows, tiles, topk
+from recserve.kernels import ItemIndex, firstpass, isa, packing, reference, rows, topk
 
 FAST = [name for name in isa.available() if name not in ("avx-vnni", isa.PORTABLE)]
 fast_only = pytest.mark.skipif(not FAST, reason="no int8 first pass here: this machine searches in float32")
@@ -85,7 +85,7 @@ def test_the_largest_dimension(isa_name: str) -> None:
     np.testing.assert_array_equal(answer[0], expected[0])
 
 
-def surplus(vectors: Any, query: Any, limit: int, bias: Any = None) -> Any:
+def surplus(vectors: Any, query: Any, limit: int, bias: Any = None, coarse: bool = False) -> Any:
     """By how many units each of 32 items passes a threshold that is its own score; negative: it is lost."""
     queries, dim = query[None], vectors.shape[1]
     norms = np.empty(33, np.float32)
@@ -100,18 +100,52 @@ def surplus(vectors: Any, query: Any, limit: int, bias: Any = None) -> Any:
         bounds = np.array([[bias.max() + rounding], [bias.max()]], np.float32)
     biases = np.empty(0, np.float32) if bias is None else bias
     batch = rows.Batch(queries, norms[32:], np.ones((1, 1), np.uint32), biases, bounds)
-    codes = tiles.make_codes(limit, batch)
-    item_codes = packed.codes.reshape(-1, 32, 4).transpose(1, 0, 2).reshape(32, -1).astype(int)
-    sums = item_codes @ codes.words.view(np.int8)[0].astype(int)
-    margin = 2 + dim // 32
+    codes = firstpass.make_codes(limit, batch)
+    query = codes.words.view(np.int8)[0].astype(int)
+    high, low = halves(packed)
+    sums = high @ query if coarse else (16 * high + low) @ query
+    margin = 0 if coarse else 2 + dim // 32
     out = np.empty(32, int)
+    starts = np.empty((1, firstpass.MAX_CHUNK_TILES), np.int32)
     for item in range(32):
         threshold = np.array([topk.make_key(scores[item], item)])
-        lists = rows.Lists(1, threshold[None], threshold, threshold, threshold)
-        starts = np.empty(tiles.MAX_CHUNK_TILES, np.int32)
-        tiles.fill_starts(starts, np.zeros(1, np.int32), 0, 1, packed, codes, batch, lists)
-        out[item] = sums[item] + starts[0] - margin
+        firstpass.fill_starts(
+            starts,
+            np.zeros(1, np.int32),
+            np.array([coarse]),
+            0,
+            1,
+            dim,
+            threshold,
+            codes.factors,
+            codes.sums,
+            packed.bounds,
+            bounds,
+        )
+        out[item] = sums[item] + starts[0, 0] - margin
     return out
+
+
+def halves(packed: Any) -> Any:
+    """The upper and the lower halves of the codes of one tile, (32, d) each."""
+    planes = []
+    for plane in (packed.high, packed.low):
+        pairs = plane.reshape(-1, 32, 4)
+        steps = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1, 32, 4)
+        planes.append(steps.transpose(1, 0, 2).reshape(32, -1).astype(int))
+    return planes
+
+
+@pytest.mark.parametrize("dim", [1, 8, 13, 64])
+def test_the_planes_hold_the_codes(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    vectors = rng.integers(-127, 128, (32, dim)).astype(np.float32)
+    vectors[0, 0] = 127
+    norms = np.empty(32, np.float32)
+    packing.row_norms(vectors, norms)
+    high, low = halves(packing.pack_tiles(vectors, norms))
+    np.testing.assert_array_equal((16 * high + low)[:, :dim] - 128, vectors)
+    assert (16 * high[:, dim:] + low[:, dim:] == 128).all()
 
 
 @pytest.mark.parametrize("limit", [63, 127])
@@ -149,3 +183,19 @@ def test_the_bound_holds_for_any_item(dim: int) -> None:
             assert (surplus(vectors, query, 127) >= -1).all()
             bias = (rng.standard_normal(32) * np.abs(vectors).max()).astype(np.float32)
             assert (surplus(vectors, query, 63, bias) >= -1).all()
+            assert (surplus(vectors, query, 127, coarse=True) >= 0).all()
+            assert (surplus(vectors, query, 63, bias, coarse=True) >= 0).all()
+
+
+@pytest.mark.parametrize("limit", [63, 127])
+@pytest.mark.parametrize("dim", [8, 64, 200])
+def test_the_coarse_bound_holds_where_the_lower_halves_point_along_the_query(dim: int, limit: int) -> None:
+    """Cauchy–Schwarz is an equality where the lower halves are 15 for b > 0 and 0 for b < 0."""
+    rng = np.random.default_rng(dim)
+    query = rng.choice([-1.0, 1.0], dim).astype(np.float32)
+    upper = rng.integers(-8, 8, (32, dim))
+    vectors = (16 * upper + np.where(query > 0, 15, 0)).clip(-127, 127).astype(np.float32)
+    vectors[0, 0] = 127
+    left = surplus(vectors, query, limit, coarse=True)
+    assert (left >= 0).all()
+    assert left.min() <= 0.1 * limit * dim, "the bound is not as tight as it should be"

@@ -38,7 +38,7 @@ def searches(draw: Any) -> dict[str, Any]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n_items = draw(st.sampled_from((0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 70)))
     dim = draw(st.sampled_from((1, 2, 3, 4, 5, 15, 16, 17, 33)))
-    batch = draw(st.sampled_from((1, 2, 3, 5, 8, 11)))
+    batch = draw(st.sampled_from((1, 2, 3, 5, 8, 11, 33)))
     kind = draw(st.sampled_from(KINDS))
     queries = make_vectors(rng, "gaussian" if kind != "negative" else "ties", batch, dim)
     options: dict[str, Any] = {}

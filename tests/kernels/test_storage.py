@@ -61,14 +61,14 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         ItemIndex.open(tmp_path / "nowhere")
     folder = tmp_path / "index"
     index_of(40).save(folder)
-    np.save(folder / "codes.npy", np.zeros(3, np.uint8))
-    with pytest.raises(BundleInvalid, match=r"codes\.npy is uint8 of shape \(3,\); expected uint8 of shape"):
+    np.save(folder / "high.npy", np.zeros(3, np.uint8))
+    with pytest.raises(BundleInvalid, match=r"high\.npy is uint8 of shape \(3,\); expected uint8 of shape"):
         ItemIndex.open(folder)
-    (folder / "codes.npy").write_bytes(b"not an array")
-    with pytest.raises(BundleInvalid, match=r"codes\.npy is .*; expected an array"):
+    (folder / "high.npy").write_bytes(b"not an array")
+    with pytest.raises(BundleInvalid, match=r"high\.npy is .*; expected an array"):
         ItemIndex.open(folder)
-    (folder / "index.json").write_text('{"format": 2, "n_items": 1, "n_rows": 1, "dim": 1}')
-    with pytest.raises(BundleInvalid, match=r"index\.json format is 2; expected 1\."):
+    (folder / "index.json").write_text('{"format": 3, "n_items": 1, "n_rows": 1, "dim": 1}')
+    with pytest.raises(BundleInvalid, match=r"index\.json format is 3; expected 2\."):
         ItemIndex.open(folder)
     (folder / "index.json").write_text("[]")
     with pytest.raises(BundleInvalid, match=r"expected an object with the numbers"):

@@ -10,6 +10,7 @@ import pytest
 
 from recserve import kernels
 from recserve.kernels import reference
+from recserve.kernels.warmup import warmup_report
 
 FUNCTIONS = [name for name in kernels.__all__ if inspect.isfunction(getattr(kernels, name))]
 
@@ -44,19 +45,51 @@ def test_import_compiles_nothing_and_survives_without_a_cache_folder(tmp_path: P
 
 
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    """Not in the warm-up, and not in any request after it either."""
     code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from numba.core import event\n"
         "from recserve import kernels\n"
-        "from recserve.kernels import search\n"
-        "kernels.warmup()\n"
-        "stats = [kernel.stats for kernel in (search.search_rows, search.search_tiles)]\n"
-        "print(sum(len(s.cache_hits) for s in stats), sum(len(s.cache_misses) for s in stats))\n"
+        "from recserve.kernels.warmup import warmup_report\n"
+        "with event.install_recorder('numba:compile') as compiled:\n"
+        "    warmed = warmup_report()\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    vectors = rng.standard_normal((200, 24), dtype=np.float32)\n"
+        "    index = kernels.ItemIndex.build(vectors)\n"
+        "    for n in (1, 2, 5, 70):\n"
+        "        lists = (np.arange(n + 1), np.arange(n, dtype=np.int32))\n"
+        "        allow = np.arange(200) % 3 > 0\n"
+        "        found = index.search(vectors[:n], 4)\n"
+        "        index.search(vectors[:n], 4, exclude=lists, allow=index.prepare_filter(allow))\n"
+        "        index.search(vectors[:n], 4, allow=[None] * n, bias=np.ones(len(vectors), np.float32))\n"
+        "        kernels.mmr(*found, vectors, 2, diversity=0.5)\n"
+        "        kernels.dpp(*found, vectors, 2, diversity=0.5)\n"
+        "        kernels.fold_in(vectors, lists, np.ones(n, np.float32), reg=1.0)\n"
+        "        index.upsert(np.array([n], np.int32), vectors[:1])\n"
+        "        index.remove(np.array([n + 9], np.int32))\n"
+        "    index.rebuild()\n"
+        "    index.save(sys.argv[1])\n"
+        "    kernels.ItemIndex.open(sys.argv[1]).search(vectors[:9], 4)\n"
+        "print(len(compiled.buffer), sum(k.loaded for k in warmed), sum(k.compiled for k in warmed))\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_DISABLE_JIT"}
-    command = [sys.executable, "-c", code]
-    for _ in range(2):
+    for number in range(2):
         printed = subprocess.run(
-            command, check=True, env=environment, cwd=tmp_path, capture_output=True
+            [sys.executable, "-c", code, str(tmp_path / str(number))],
+            check=True,
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
         ).stdout
-    hits, misses = map(int, printed.split())
-    assert hits > 0
-    assert misses == 0
+    events, loaded, compiled = map(int, printed.split())
+    assert (events, compiled) == (0, 0)
+    assert loaded > 0
+
+
+def test_the_report_counts_every_kernel_once() -> None:
+    report = warmup_report()
+    names = [warmed.kernel for warmed in report]
+    assert len(set(names)) == len(names)
+    assert all(warmed.compiled or warmed.loaded for warmed in report)
+    assert warmup_report() == []  # nothing is left to do in this process

@@ -17,6 +17,7 @@ from recserve.engine import Engine, InvalidRequest, Request
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.client import RecommenderClient
 from recserve.engine.pipeline import Ranked
+from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import ConfigError
@@ -29,7 +30,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "recserve.v1.Recommender"
 TIMEOUT_SECONDS = 60
 # One call at a time, one after the other.
-ONE = BatcherConfig(max_size=1)
+ONE = BatcherConfig(max_size=1, threads=1)
 
 
 class Gate:
@@ -150,9 +151,10 @@ def test_cancelled_calls_leave_nothing_behind(
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
         for call in calls:
             call.cancel()
-        gate.open.set()
+        # All of them are gone on the server's side before the first one could end.
         while server.server.admission.in_flight:
             assert health(server.address) == SERVING
+        gate.open.set()
         assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
     assert gate.n_calls < len(calls)
 
@@ -240,3 +242,65 @@ def test_only_loopback_is_bound_in_plain_text() -> None:
     assert ServerConfig(host="::1").host == "::1"
     with pytest.raises(ConfigError, match="0 to 65535"):
         ServerConfig(port=70_000)
+
+
+def test_what_the_native_transport_cannot_do_is_said_at_the_start() -> None:
+    pytest.importorskip("pygrpc_native")
+    with pytest.raises(ConfigError, match=r"ServerReflectionInfo over transport native is bidirectional"):
+        Server(ServerConfig(port=0, transport="native", reflection=True))
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0; expected loopback or unix:PATH"):
+        Server(ServerConfig(port=0, transport="native", host="0.0.0.0", insecure_bind=True))
+    with pytest.raises(ConfigError, match="Did you mean 'native'"):
+        ServerConfig(transport="nativ")
+
+
+def test_without_its_library_the_native_transport_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygrpc_native", None)
+    with pytest.raises(ConfigError, match=r"pip install 'recserve\[native\]'"):
+        Server(ServerConfig(port=0, transport="native"))
+
+
+def test_a_batch_larger_than_the_engine_takes_is_a_matter_of_configuration(
+    start: Callable[..., RunningServer], engine: Engine
+) -> None:
+    server = start(batcher=BatcherConfig(max_size=engine.config.max_requests + 1))
+    with pytest.raises(ConfigError, match=r"batcher\.max_size is 257; expected at most"):
+        server.serve(engine)
+
+
+def test_calls_behind_a_batch_that_hangs_are_answered_in_time_and_health_goes_on(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(batcher=ONE, default_deadline_ms=200)
+    server.serve(engine)
+    gate = Gate(engine, monkeypatch)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        calls = [stub.Recommend.future(pb.RecommendRequest()) for _ in range(10)]
+        assert {call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert health(server.address) == SERVING
+        assert server.server.admission.in_flight == 0
+        gate.open.set()
+        assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
+    # Of those that waited none was computed after its time.
+    assert gate.n_calls == 2
+
+
+def test_a_batcher_thread_that_dies_costs_its_batch_and_nothing_else(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(batcher=ONE, default_deadline_ms=60_000)
+    server.serve(engine)
+    rank = engine.rank_each
+
+    def die_once(requests: list[Request]) -> list[Ranked | InvalidRequest]:
+        monkeypatch.setattr(engine, "rank_each", rank)
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "rank_each", die_once)
+    with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS) as client:
+        with pytest.raises(RemoteError, match="batch is aborted") as caught:
+            client.recommend(Request())
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert client.recommend(Request(k=1)).items
+    assert health(server.address) == SERVING

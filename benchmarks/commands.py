@@ -1,0 +1,106 @@
+"""The verbs that measure: ``bench kernels`` and ``bench start``. What they need is imported when they run."""
+
+import json as json_module
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recserve import console
+from recserve.errors import InvalidRequest
+
+NEEDS = ("torch", "onnx", "polars")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+MAX_PROCESSES = 100
+
+
+def register(add: Callable[..., Any]) -> None:
+    """Adds this folder's verbs to the command line."""
+    add(kernels, group="bench", needs=NEEDS, extra="bench")
+    add(start, group="bench")
+
+
+def kernels(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter cases: under a minute.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All sizes, data and threads: an hour.")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Also 10 million items (16 GB of memory).")] = False,
+    data: Annotated[
+        str, typer.Option(help="gaussian, als, als-shop, als-ml-100k, two-tower; commas between.")
+    ] = "",
+    items: Annotated[str, typer.Option(help="Catalogue sizes, such as 100000,1000000.")] = "",
+    dim: Annotated[str, typer.Option(help="Embedding sizes.")] = "",
+    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "",
+    k: Annotated[str, typer.Option("--k", "-k", help="List lengths.")] = "",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, of every method.")] = "",
+    peers: Annotated[str, typer.Option(help="Peers, such as numpy,faiss. Default: all.")] = "",
+    approximate_up_to: Annotated[
+        int | None,
+        typer.Option(
+            help="Most items for the approximate peers (gaussian, als). Default: 100000 with --plot, else 0."
+        ),
+    ] = None,
+    isa: Annotated[str | None, typer.Option(help="This engine's instruction set. Default: the best.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Per case. Default: 1; quick: 0.7.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the data.")] = 7,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture: FILE.png, .svg or .html.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Time exact top-K search against its peers and the limits of this machine.
+
+    All methods run in turns in one process and must give the same answers. Without options: the cases of the
+    promised speed. --data to --threads ask for every combination of what they name instead.
+    """
+    from recserve.benchmarks.kernels import options as choices
+    from recserve.benchmarks.kernels.plot import check_path
+    from recserve.benchmarks.kernels.run import run
+    from recserve.training.data import default_cache_dir
+
+    if plot:
+        check_path(plot)
+    options = choices.Options(
+        grids=choices.choose_grids(
+            choices.preset(quick=quick, full=full), large, data, items, dim, batch, k, threads
+        ),
+        seconds=(0.7 if quick else 1.0) if seconds is None else seconds,
+        seed=seed,
+        peers=choices.split_names(peers) or choices.PEERS,
+        isa=isa,
+        approximate_up_to=(100_000 if plot else 0) if approximate_up_to is None else approximate_up_to,
+    )
+    _publish(run(options, default_cache_dir(), start_processes=1 if quick else 5), plot, out, json)
+
+
+def _publish(result: dict[str, Any], plot: Path | None, out: Path | None, json: bool) -> None:
+    from recserve.benchmarks.kernels.plot import write
+    from recserve.benchmarks.kernels.report import show
+
+    if out:
+        out.write_text(json_module.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    if plot:
+        write(result, plot)
+    if json:
+        console.print_json(result)
+    else:
+        show(result)
+
+
+def start(
+    processes: Annotated[int, typer.Option(help="Fresh processes; the medians are shown.")] = 5,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Also one with an empty cache, which compiles everything.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Time how long a fresh process takes to be warm, and its first search."""
+    from recserve.benchmarks.kernels.report import show_start
+    from recserve.benchmarks.start import measure
+
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise InvalidRequest("--processes", found=processes, expected=f"1 to {MAX_PROCESSES}")
+    result = measure(processes, cold=cold)
+    if json:
+        console.print_json(result)
+    else:
+        show_start(result)
