@@ -50,14 +50,14 @@ def next_chunk(first, n_tiles):
 
 
 @kernel
-def drop_finished(query_of_slot, thresholds, norms, norm_bound, largest_bias):
+def drop_finished(query_of_slot, thresholds, reaches, norm_bound, largest_bias):
     """Frees the slots of the queries that are finished (−1); returns how many are not."""
     n_alive = 0
     for slot in range(query_of_slot.shape[0]):
         query = query_of_slot[slot]
         if query < 0:
             continue
-        if is_finished(thresholds[query], norms[query], norm_bound, largest_bias):
+        if is_finished(thresholds[query], reaches[query], norm_bound, largest_bias):
             query_of_slot[slot] = -1
         else:
             n_alive += 1

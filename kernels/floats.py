@@ -140,7 +140,7 @@ def scan_floats(slack, rows, first_word, batch, lists):
     slack: slack_per_norm(d).
     """
     vectors, item_of_row, norm_bounds = rows
-    queries, norms, words, bias, bias_bounds = batch
+    queries, norms, reaches, words, bias, bias_bounds = batch
     k, keys, counts, n_scored, thresholds = lists
     n_queries, n_groups = queries.shape[0], -(-queries.shape[0] // WIDTH)
     columns = side_by_side(queries, n_groups)
@@ -150,7 +150,7 @@ def scan_floats(slack, rows, first_word, batch, lists):
         tile_bias = bias_bounds[0, first_word + tile] if bias.shape[0] else np.float32(0.0)
         n_alive = 0
         for query in range(n_queries):
-            finished = is_finished(thresholds[query], norms[query], norm_bounds[tile], largest_bias)
+            finished = is_finished(thresholds[query], reaches[query], norm_bounds[tile], largest_bias)
             n_alive += not finished
             limits[query // WIDTH, query % WIDTH] = limit_of(
                 finished, thresholds[query], slack * norms[query] * norm_bounds[tile], tile_bias

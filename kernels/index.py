@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import checks, masks, packing, storage
+from recserve.kernels import checks, metrics, packing, storage
 from recserve.kernels import snapshot as versions
+from recserve.kernels.calibration import Calibration, measure
 from recserve.kernels.checks import Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
 from recserve.kernels.isa import PORTABLE, Isa, choose
+from recserve.kernels.metrics import Metric
 from recserve.kernels.search import search_planes, search_rows, search_tiles
 from recserve.kernels.snapshot import Snapshot
 
@@ -21,12 +23,10 @@ Indices = npt.NDArray[np.int32]
 
 MAX_ITEMS = 2**31 - 1
 MAX_FEW = 3  # queries that are searched one by one: from 4 on a block is faster
-_NO_BIAS = read_only(np.empty(0, np.float32))
-_NO_BIAS_BOUNDS = np.empty((2, 0), np.float32)
 
 
 class ItemIndex:
-    """Exact top-K by inner product over a catalogue of float32 vectors.
+    """Exact top-K by inner product, cosine or distance over a catalogue of float32 vectors.
 
     Scores are float32 dot products, summed in the one fixed order of :data:`recserve.kernels.simd.dot` (plus
     the bias): they depend on the two vectors alone, so a query gets the same answer, bit for bit, alone and
@@ -37,8 +37,12 @@ class ItemIndex:
     while others change it: a search answers from the version that is there when it begins.
     """
 
-    def __init__(self, snapshot: Snapshot, isa: Isa | None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, isa: Isa | None, metric: Metric, calibration: Calibration | None = None
+    ) -> None:
         """Use :meth:`build` or :meth:`open`."""
+        self._metric = metric
+        self._calibration = calibration
         self._snapshot = snapshot  # replaced as a whole, read once per search
         self._dim = int(snapshot.base.vectors.shape[1])
         self._isa = isa
@@ -47,18 +51,24 @@ class ItemIndex:
         self._counters = np.zeros(3, np.int64)
 
     @classmethod
-    def build(cls, vectors: Scores, *, isa: str | None = None) -> Self:
+    def build(cls, vectors: Scores, *, metric: str = "inner", isa: str | None = None) -> Self:
         """Builds the index from ``vectors``: (n_items, d) float32, n_items ≥ 0, 1 ≤ d ≤ 1024.
 
-        Row i is item_index i. The rows are copied once, in the order of their norms. ``isa`` is the
-        instruction set to search with, by default the best of this machine; the answers are the same. Raises
-        InvalidRequest if a value is NaN or infinite or a norm exceeds 1e18, and names the row.
+        Row i is item_index i. The rows are copied once, in the order of their norms. ``metric``: what a score
+        is, "inner" for the inner product, "cosine", or "l2" for q·x − |x|²/2, which is the higher the nearer
+        the item (:meth:`squared_distances`). ``isa`` is the instruction set to search with, by default the
+        best of this machine; the answers are the same. Raises InvalidRequest if a value is NaN or infinite or
+        a norm exceeds 1e18, and names the row.
         """
-        choice = choose(isa)
+        choice, metric = choose(isa), metrics.check(metric)
         vectors = checks.check_matrix("vectors", vectors)
         norms = _norms(vectors)
+        bias = metrics.item_bias(metric, vectors)
+        if metric == "cosine":
+            vectors = metrics.prepare(metric, vectors)
+            norms = _norms(vectors)
         items = np.arange(len(vectors), dtype=np.int32)
-        return cls(versions.build(vectors, norms, items, len(vectors)), choice)
+        return cls(versions.build(vectors, norms, items, len(vectors), bias), choice, metric)
 
     @classmethod
     def open(cls, folder: str | Path, *, isa: str | None = None) -> Self:
@@ -67,12 +77,13 @@ class ItemIndex:
         Raises BundleInvalid, naming the file, if the folder does not hold a whole index.
         """
         choice = choose(isa)
-        return cls(storage.load(Path(folder)), choice)
+        snapshot, metric, calibration = storage.load(Path(folder))
+        return cls(snapshot, choice, metric, calibration)
 
     def save(self, folder: str | Path) -> None:
         """Writes the index to ``folder``, which must be new or empty; all or nothing."""
         with self._change_lock:
-            storage.save(versions.rebuild(self._snapshot), Path(folder))
+            storage.save(versions.rebuild(self._snapshot), self._metric, self._calibration, Path(folder))
 
     @property
     def n_items(self) -> int:
@@ -83,6 +94,23 @@ class ItemIndex:
     def dim(self) -> int:
         """The embedding size d."""
         return self._dim
+
+    @property
+    def metric(self) -> str:
+        """What a score is: "inner", "cosine" or "l2"."""
+        return self._metric
+
+    def squared_distances(self, queries: Scores, scores: Scores) -> Scores:
+        """Returns ‖q − x‖² = |q|² − 2 · score, (batch, k) float32, for the answer of an "l2" index.
+
+        Computed in float64 from the float32 score, so it is right up to the rounding of the score, about 2⁻²⁴
+        of |q|² + |x|², and at least 0; padding (−inf) becomes +inf. Raises InvalidRequest for another metric.
+        """
+        if self._metric != "l2":
+            raise InvalidRequest("metric", found=self._metric, expected="l2", cure="Build the index for it.")
+        squares = np.einsum("nd,nd->n", queries, queries, dtype=np.float64)
+        distances: Scores = np.maximum(squares[:, None] - 2.0 * scores, 0.0).astype(np.float32)
+        return distances
 
     def upsert(self, item_indices: Indices, vectors: Scores) -> None:
         """Adds items or replaces their vectors; the next search sees it.
@@ -100,6 +128,7 @@ class ItemIndex:
                 raise InvalidRequest("item_indices", found=f"{len(items)} items", expected=f"{len(vectors)}")
             # The last of several: np.unique returns the first position in the reversed array.
             unique, position = np.unique(items[::-1], return_index=True)
+            vectors = vectors[::-1][position]
             n_new = np.count_nonzero(unique >= self.n_items)
             if len(unique) and unique[-1] >= self.n_items + n_new:
                 raise InvalidRequest(
@@ -107,7 +136,8 @@ class ItemIndex:
                     found=f"up to {unique[-1]} with gaps",
                     expected=f"new items numbered from {self.n_items} on, without gaps",
                 )
-            changed = versions.upsert(self._snapshot, unique, vectors[::-1][position])
+            bias = metrics.item_bias(self._metric, vectors)
+            changed = versions.upsert(self._snapshot, unique, metrics.prepare(self._metric, vectors), bias)
             self._snapshot = versions.rebuild(changed) if versions.needs_rebuild(changed) else changed
 
     def remove(self, item_indices: Indices) -> None:
@@ -133,16 +163,18 @@ class ItemIndex:
     def stats(self) -> dict[str, Any]:
         """What the index is and has done: counters of all searches since it was made.
 
-        isa · n_items, tail_items · bytes_per_item · queries answered · tiles: the number of tiles ·
+        isa, metric · n_items, tail_items · bytes_per_item · queries answered · tiles: the number of tiles ·
         tiles_scanned by the first pass, counted per query · rows_scored in float32 after it (the portable
         path counts neither).
         """
         snapshot = self._snapshot
-        arrays = (*snapshot.base, *snapshot.tiles, *snapshot.tail, snapshot.live, snapshot.row_of_item)
+        whole = (snapshot.live, snapshot.row_of_item, snapshot.bias, snapshot.bias_bounds)
+        arrays = (*snapshot.base, *snapshot.tiles, *snapshot.tail, *whole)
         with self._counters_lock:
             queries, tiles_scanned, rows_scored = self._counters.tolist()
         return {
             "isa": self._isa.name if self._isa else PORTABLE,
+            "metric": self._metric,
             "n_items": self.n_items,
             "tail_items": len(snapshot.tail.item_of_row),
             "bytes_per_item": sum(array.nbytes for array in arrays) / max(1, self.n_items),
@@ -160,26 +192,70 @@ class ItemIndex:
         exclude: Exclude | None = None,
         allow: Allow | None = None,
         bias: Scores | None = None,
+        recall: float | None = None,
     ) -> tuple[Scores, Indices]:
         """Returns (scores, indices), both (batch, k), float32 and int32; short rows end in −inf and −1.
 
         queries: (batch, d) float32 · exclude: (indptr (batch + 1,) int64, item_indices int32), per query
         the items never to return, unsorted and repeated as they come · allow: (n_items,) or (batch,
         n_items) bool, True where an item may be returned, or a prepared filter, or one (or None) per query
-        · bias: (n_items,) float32 added to the scores, within ±1e37. Raises InvalidRequest, naming the row,
-        for NaN, Inf or item indices out of range.
+        · bias: (n_items,) float32 added to the scores, within ±1e37 · recall: not given, the answer is exact;
+        else about this share of the exact answer is found, as :meth:`calibrate` has measured it. Raises
+        InvalidRequest, naming the row, for NaN, Inf or item indices out of range.
         """
+        reach = 1.0
+        if recall is not None:
+            if self._calibration is None:
+                raise InvalidRequest(
+                    "recall",
+                    found=recall,
+                    expected="none",
+                    cure="Measure it first: index.calibrate(queries).",
+                )
+            reach = self._calibration.choose(recall).reach
+        scores, indices, counters = self._search(queries, k, exclude, allow, bias, reach)
+        with self._counters_lock:
+            self._counters += counters
+        return scores, indices
+
+    def calibrate(self, queries: Scores, k: int = 10) -> Calibration:
+        """Measures what ``search(…, recall=…)`` may leave out.
+
+        queries: (n, d) float32, at least 64, like those to come · k: the list length. Returns the measured
+        recall and the share of the tiles scanned for each reach; the index keeps it, and saves it. Where
+        leaving out saves nothing, as in a catalogue without structure, on the portable path or for a recall
+        that was not reached, such a search stays exact. Measure again when catalogue or queries have changed.
+        """
+
+        def search(reach: float) -> tuple[Indices, float]:
+            _, indices, counters = self._search(queries, k, None, None, None, reach)
+            return indices, float(counters[1])
+
+        self._calibration = measure(search, k, len(checks.check_matrix("queries", queries, self._dim)))
+        return self._calibration
+
+    def _search(
+        self,
+        queries: Scores,
+        k: int,
+        exclude: Exclude | None,
+        allow: Allow | None,
+        bias: Scores | None,
+        reach: float,
+    ) -> tuple[Scores, Indices, npt.NDArray[np.int64]]:
         snapshot = self._snapshot
         queries = checks.check_matrix("queries", queries, self._dim)
         k = checks.check_k(k)
         batch = len(queries)
         words = search_words(snapshot, batch, exclude, allow)
-        bias_bounds = _NO_BIAS_BOUNDS
-        if bias is None:
-            bias = _NO_BIAS
-        else:
+        if self._metric == "cosine":
+            _norms(queries, "queries")
+            queries = read_only(metrics.prepare(self._metric, queries))
+        biases, bias_bounds = snapshot.bias, snapshot.bias_bounds
+        if bias is not None:
             bias = checks.check_bias(bias, len(snapshot.row_of_item))
-            bias_bounds = _bias_bounds(snapshot, bias)
+            biases = read_only(bias + biases) if len(biases) else bias
+            bias_bounds = versions.bias_bounds(biases, snapshot.base, snapshot.tail)
         scores = np.empty((batch, k), np.float32)
         indices = np.empty((batch, k), np.int32)
         counters = np.array([batch, 0, 0])
@@ -187,9 +263,10 @@ class ItemIndex:
             *snapshot.base,
             *snapshot.tail,
             words,
-            bias,
+            biases,
             bias_bounds,
             queries,
+            np.float32(reach),
             scores,
             indices,
             counters,
@@ -202,25 +279,16 @@ class ItemIndex:
             refused = search(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
-        with self._counters_lock:
-            self._counters += counters
-        return scores, indices
+        return scores, indices, counters
 
 
-def _norms(vectors: Scores) -> Scores:
-    """Upper bounds of the norms of item vectors; refuses a row that is not finite or too large."""
+def _norms(vectors: Scores, name: str = "vectors") -> Scores:
+    """Upper bounds of the norms of rows; refuses a row that is not finite or too large."""
     norms = np.empty(len(vectors), np.float32)
     refused = packing.row_norms(vectors, norms)
     if refused >= 0:
-        raise checks.refuse_row("vectors", vectors, refused)
+        raise checks.refuse_row(name, vectors, refused)
     return norms
-
-
-def _bias_bounds(snapshot: Snapshot, bias: Scores) -> Scores:
-    bounds = np.empty((2, snapshot.live.shape[1]), np.float32)
-    for rows, first_word in ((snapshot.base, 0), (snapshot.tail, snapshot.n_base_words)):
-        masks.bias_bounds(bias, rows.item_of_row, first_word, bounds)
-    return bounds
 
 
 def exact_top_k(

@@ -34,13 +34,16 @@ class Rows(NamedTuple):
 class Batch(NamedTuple):
     """What is asked: queries that share one search.
 
-    queries: (batch, d) float32 · norms: (batch,) float32, at least the true norms · words: (1 or batch,
-    n_words) uint32, the rows that may be answered, see the masks module · bias: (n_items,) float32 or empty ·
-    bias_bounds: (2, n_words) float32 as in masks.bias_bounds, or (2, 0).
+    queries: (batch, d) float32 · norms: (batch,) float32, at least the true norms · reaches: (batch,)
+    float32, no row of norm x is expected to score above reach · x: the norms, or less where the caller
+    accepts to miss some rows · words: (1 or batch, n_words) uint32, the rows that may be answered, see the
+    masks module · bias: (n_items,) float32 or empty · bias_bounds: (2, n_words) float32 as in
+    masks.bias_bounds, or (2, 0).
     """
 
     queries: Any
     norms: Any
+    reaches: Any
     words: Any
     bias: Any
     bias_bounds: Any
@@ -66,12 +69,12 @@ class Lists(NamedTuple):
 
 
 @kernel
-def is_finished(threshold, norm, norm_bound, largest_bias):
+def is_finished(threshold, reach, norm_bound, largest_bias):
     """True if no row under these bounds can enter a list whose threshold this is.
 
     Rounding is monotone: what is added to a bound here is added to no more than the bound in a score.
     """
-    return threshold != NO_KEY and norm * norm_bound + largest_bias < score_of(threshold)
+    return threshold != NO_KEY and reach * norm_bound + largest_bias < score_of(threshold)
 
 
 @kernel
@@ -96,14 +99,14 @@ def scan_rows(rows, first_word, batch, lists):
     The mask words of these rows begin at ``first_word``. Leaves no row number in the lists.
     """
     vectors, item_of_row, norm_bounds = rows
-    queries, norms, words, bias, bias_bounds = batch
+    queries, _, reaches, words, bias, bias_bounds = batch
     k, keys, counts, n_scored, thresholds = lists
     n_tiles = norm_bounds.shape[0]
     for block in range(0, n_tiles, BLOCK_TILES):
         largest_bias = bias_bounds[1, first_word + block] if bias.shape[0] else np.float32(0.0)
         n_alive = 0
         for query in range(queries.shape[0]):
-            if is_finished(thresholds[query], norms[query], norm_bounds[block], largest_bias):
+            if is_finished(thresholds[query], reaches[query], norm_bounds[block], largest_bias):
                 continue
             n_alive += 1
             for tile in range(block, min(block + BLOCK_TILES, n_tiles)):

@@ -28,6 +28,7 @@ def search_rows(
     bias,
     bias_bounds,
     queries,
+    reach,
     out_scores,
     out_indices,
     counters,
@@ -35,7 +36,8 @@ def search_rows(
     """Writes the exact top-K of every query; returns the first query that is not valid, or −1.
 
     base, tail: the fields of rows.Rows, searched together · words: (1 or batch, n_words) uint32, those of the
-    base, then those of the tail · bias, bias_bounds, queries: as in rows.Batch · out_scores, out_indices:
+    base, then those of the tail · bias, bias_bounds, queries: as in rows.Batch ·
+    reach: float32, the largest cosine that is reckoned with, 1 to be exact · out_scores, out_indices:
     (batch, k) float32 and int32, overwritten · counters: (3,) int64, see tiles.scan_tiles.
     """
     norms = np.empty(queries.shape[0], np.float32)
@@ -44,7 +46,7 @@ def search_rows(
         return refused
     base = Rows(base_vectors, base_item_of_row, base_norm_bounds)
     tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
-    batch = Batch(queries, norms, words, bias, bias_bounds)
+    batch = Batch(queries, norms, norms * reach, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
     scan_vectors(tail, base_norm_bounds.shape[0], batch, lists)
     scan_vectors(base, 0, batch, lists)
@@ -69,6 +71,7 @@ def search_tiles(
     bias,
     bias_bounds,
     queries,
+    reach,
     out_scores,
     out_indices,
     counters,
@@ -85,7 +88,7 @@ def search_tiles(
     tiles = Tiles(high, low, bounds)
     base = Rows(base_vectors, base_item_of_row, base_norm_bounds)
     tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
-    batch = Batch(queries, norms, words, bias, bias_bounds)
+    batch = Batch(queries, norms, norms * reach, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
     scan_vectors(tail, base_norm_bounds.shape[0], batch, lists)
     scan_tiles(blocking, query_limit, tiles, base, batch, lists, counters)
@@ -110,6 +113,7 @@ def search_planes(
     bias,
     bias_bounds,
     queries,
+    reach,
     out_scores,
     out_indices,
     counters,
@@ -122,7 +126,7 @@ def search_planes(
     tiles = Tiles(high, low, bounds)
     base = Rows(base_vectors, base_item_of_row, base_norm_bounds)
     tail = Rows(tail_vectors, tail_item_of_row, tail_norm_bounds)
-    batch = Batch(queries, norms, words, bias, bias_bounds)
+    batch = Batch(queries, norms, norms * reach, words, bias, bias_bounds)
     lists = make_lists(base, tail, out_scores.shape)
     scan_rows(tail, base_norm_bounds.shape[0], batch, lists)
     scan_planes(blocking, query_limit, tiles, base, batch, lists, counters)

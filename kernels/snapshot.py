@@ -28,7 +28,9 @@ class Snapshot:
     """One version of the catalogue: a search reads one snapshot from start to end.
 
     live: (1, n_words) uint32, a bit per row, base first · row_of_item: (n_items,) int32, −1 for an item that
-    is not there. The rows of the tail are numbered from the first multiple of 32 after the base.
+    is not there · bias: (n_items,) float32 that every search adds, or (0,) · bias_bounds: (2, n_words)
+    float32 of masks.bias_bounds, or (2, 0). The rows of the tail are numbered from the first multiple of 32
+    after the base.
     """
 
     base: Rows
@@ -36,6 +38,8 @@ class Snapshot:
     tail: Rows
     live: Words
     row_of_item: Indices
+    bias: Vectors
+    bias_bounds: Vectors
 
     @property
     def n_base_words(self) -> int:
@@ -48,8 +52,11 @@ class Snapshot:
         return self.n_base_words * TILE
 
 
-def build(vectors: Vectors, norms: Vectors, items: Indices, n_items: int) -> Snapshot:
-    """A snapshot of these items alone. vectors: (n, d) · norms: (n,) · items: (n,) their item indices."""
+def build(vectors: Vectors, norms: Vectors, items: Indices, n_items: int, bias: Vectors) -> Snapshot:
+    """A snapshot of these items alone.
+
+    vectors: (n, d) · norms: (n,) · items: (n,) their item indices · bias: (n_items,), or (0,) for none.
+    """
     order = np.lexsort((items, -norms))
     item_of_row = items[order]
     row_of_item = np.full(n_items, -1, np.int32)
@@ -57,7 +64,19 @@ def build(vectors: Vectors, norms: Vectors, items: Indices, n_items: int) -> Sna
     base = make_rows(vectors[order], norms[order], item_of_row)
     tiles = Tiles(*map(read_only, packing.pack_tiles(base.vectors, norms[order])))
     tail = make_rows(vectors[:0].copy(), norms[:0], items[:0].copy())
-    return Snapshot(base, tiles, tail, read_only(masks.live_words(len(items))[None]), read_only(row_of_item))
+    live = read_only(masks.live_words(len(items))[None])
+    bounds = bias_bounds(bias, base, tail)
+    return Snapshot(base, tiles, tail, live, read_only(row_of_item), read_only(bias), bounds)
+
+
+def bias_bounds(bias: Vectors, base: Rows, tail: Rows) -> Vectors:
+    """The bounds of a bias for all words, see masks.bias_bounds; (2, 0) for no bias."""
+    n_base_words = len(base.norm_bounds)
+    bounds = np.empty((2, n_base_words + len(tail.norm_bounds) if len(bias) else 0), np.float32)
+    if len(bias):
+        for rows, first_word in ((base, 0), (tail, n_base_words)):
+            masks.bias_bounds(read_only(bias), rows.item_of_row, first_word, bounds)
+    return bounds
 
 
 def make_rows(vectors: Vectors, norms: Vectors, item_of_row: Indices) -> Rows:
@@ -66,19 +85,25 @@ def make_rows(vectors: Vectors, norms: Vectors, item_of_row: Indices) -> Rows:
     return Rows(read_only(vectors), read_only(item_of_row), read_only(bounds))
 
 
-def upsert(snapshot: Snapshot, items: Indices, vectors: Vectors) -> Snapshot:
-    """The next version, in which ``items``, without repetitions, have these vectors."""
+def upsert(snapshot: Snapshot, items: Indices, vectors: Vectors, item_bias: Vectors) -> Snapshot:
+    """The next version, in which ``items``, without repetitions, have these vectors and biases (or none)."""
     n_items = max(len(snapshot.row_of_item), int(items.max(initial=-1)) + 1)
-    return _with_tail(snapshot, items, items, vectors, n_items)
+    bias = snapshot.bias
+    if len(item_bias):
+        bias = np.concatenate([bias, np.zeros(n_items - len(bias), np.float32)])
+        bias[items] = item_bias
+    return _with_tail(snapshot, items, items, vectors, n_items, bias)
 
 
 def remove(snapshot: Snapshot, items: Indices) -> Snapshot:
     """The next version, without ``items``."""
     nothing = snapshot.tail.vectors[:0]
-    return _with_tail(snapshot, items, items[:0], nothing, len(snapshot.row_of_item))
+    return _with_tail(snapshot, items, items[:0], nothing, len(snapshot.row_of_item), snapshot.bias)
 
 
-def _with_tail(snapshot: Snapshot, gone: Indices, items: Indices, vectors: Vectors, n_items: int) -> Snapshot:
+def _with_tail(
+    snapshot: Snapshot, gone: Indices, items: Indices, vectors: Vectors, n_items: int, bias: Vectors
+) -> Snapshot:
     """The next version: without ``gone``, then with ``items`` at the end of the tail."""
     stays = ~np.isin(snapshot.tail.item_of_row, gone)
     tail_items = np.concatenate([snapshot.tail.item_of_row[stays], items])
@@ -96,7 +121,10 @@ def _with_tail(snapshot: Snapshot, gone: Indices, items: Indices, vectors: Vecto
     row_of_item[gone] = -1
     row_of_item[tail_items] = snapshot.first_tail_row + np.arange(len(tail_items), dtype=np.int32)
     live = np.concatenate([base_live, masks.live_words(len(tail_items))])[None]
-    return Snapshot(snapshot.base, snapshot.tiles, tail, read_only(live), read_only(row_of_item))
+    bounds = bias_bounds(bias, snapshot.base, tail)
+    return Snapshot(
+        snapshot.base, snapshot.tiles, tail, read_only(live), read_only(row_of_item), read_only(bias), bounds
+    )
 
 
 def needs_rebuild(snapshot: Snapshot) -> bool:
@@ -114,4 +142,4 @@ def rebuild(snapshot: Snapshot) -> Snapshot:
     vectors[~in_base] = snapshot.tail.vectors[rows[~in_base] - snapshot.first_tail_row]
     norms = np.empty(len(items), np.float32)
     packing.row_norms(read_only(vectors), norms)
-    return build(vectors, norms, items, len(snapshot.row_of_item))
+    return build(vectors, norms, items, len(snapshot.row_of_item), snapshot.bias)

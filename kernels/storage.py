@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from recserve.errors import BundleInvalid, InvalidRequest
+from recserve.kernels.calibration import Calibration
 from recserve.kernels.checks import read_only
+from recserve.kernels.metrics import METRICS, Metric
 from recserve.kernels.packing import PADDED_DIMS, Tiles
 from recserve.kernels.rows import TILE, Rows
-from recserve.kernels.snapshot import Snapshot
+from recserve.kernels.snapshot import Snapshot, bias_bounds
 
 FORMAT = 2
 META = "index.json"
 
 
-def save(snapshot: Snapshot, folder: Path) -> None:
+def save(snapshot: Snapshot, metric: Metric, calibration: Calibration | None, folder: Path) -> None:
     """Writes a snapshot without a tail to ``folder``, which must not exist yet or be empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidRequest(
@@ -33,6 +35,7 @@ def save(snapshot: Snapshot, folder: Path) -> None:
             np.save(unfinished / f"{name}.npy", array)
         n_rows, dim = snapshot.base.vectors.shape
         meta = {"format": FORMAT, "n_items": len(snapshot.row_of_item), "n_rows": n_rows, "dim": dim}
+        meta |= {"metric": metric, "calibration": calibration and calibration.as_dict()}
         (unfinished / META).write_text(json.dumps(meta) + "\n", encoding="utf-8")
         unfinished.chmod(0o755)
         os.replace(unfinished, folder)
@@ -41,7 +44,7 @@ def save(snapshot: Snapshot, folder: Path) -> None:
         raise
 
 
-def load(folder: Path) -> Snapshot:
+def load(folder: Path) -> tuple[Snapshot, Metric, Calibration | None]:
     """Maps the snapshot in ``folder``; raises BundleInvalid, naming the file, if it is not whole."""
     meta = _read_meta(folder / META)
     n_rows, n_items, dim = meta["n_rows"], meta["n_items"], meta["dim"]
@@ -56,20 +59,32 @@ def load(folder: Path) -> Snapshot:
         "bounds": ((4, n_tiles), np.float32),
         "live": ((1, n_tiles), np.uint32),
         "row_of_item": ((n_items,), np.int32),
+        "bias": ((n_items if meta["metric"] == "l2" else 0,), np.float32),
     }
     arrays = {name: _map_array(folder / f"{name}.npy", *form) for name, form in expected.items()}
     base = Rows(*(arrays[name] for name in Rows._fields))
     tiles = Tiles(*(arrays[name] for name in Tiles._fields))
     tail = Rows(*(read_only(np.empty((0, *array.shape[1:]), array.dtype)) for array in base))
-    return Snapshot(base, tiles, tail, arrays["live"], arrays["row_of_item"])
+    bounds = bias_bounds(arrays["bias"], base, tail)
+    snapshot = Snapshot(base, tiles, tail, arrays["live"], arrays["row_of_item"], arrays["bias"], bounds)
+    return snapshot, meta["metric"], _read_calibration(meta.get("calibration"))
 
 
 def _arrays(snapshot: Snapshot) -> dict[str, Any]:
-    one_off = {"live": snapshot.live, "row_of_item": snapshot.row_of_item}
+    one_off = {"live": snapshot.live, "row_of_item": snapshot.row_of_item, "bias": snapshot.bias}
     return snapshot.base._asdict() | snapshot.tiles._asdict() | one_off
 
 
-def _read_meta(path: Path) -> dict[str, int]:
+def _read_calibration(values: Any) -> Calibration | None:
+    try:
+        return Calibration.from_dict(values) if values is not None else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleInvalid(
+            f"{META} calibration", found=str(error), expected="what calibrate has measured"
+        ) from error
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -82,6 +97,10 @@ def _read_meta(path: Path) -> dict[str, int]:
     if meta["format"] != FORMAT:
         cure = "Save the index again with this version."
         raise BundleInvalid(f"{path.name} format", found=meta["format"], expected=str(FORMAT), cure=cure)
+    if meta.get("metric") not in METRICS:
+        raise BundleInvalid(
+            f"{path.name} metric", found=meta.get("metric"), expected=f"one of {', '.join(METRICS)}"
+        )
     return meta
 
 

@@ -33,7 +33,7 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
     """
     # Taken apart once: Numba counts the references of an array at every use of a tuple's field.
     vectors, item_of_row, norm_bounds = rows
-    queries, norms, words, bias, bias_bounds = batch
+    queries, _, reaches, words, bias, bias_bounds = batch
     k, keys, counts, n_scored, thresholds = lists
     high, low, bounds = tiles
     code_words, factors, sums = make_codes(query_limit, batch)
@@ -57,7 +57,7 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
     while first < n_tiles:
         end = next_chunk(first, n_tiles)
         largest_bias = bias_bounds[1, first] if bias.shape[0] else np.float32(0.0)
-        n_alive = drop_finished(query_of_slot, thresholds, norms, norm_bounds[first], largest_bias)
+        n_alive = drop_finished(query_of_slot, thresholds, reaches, norm_bounds[first], largest_bias)
         if n_alive == 0:
             break
         if -(-n_alive // n_queries) < n_blocks:

@@ -74,7 +74,9 @@ class CudaItemIndex:
             raise checks.refuse_row("vectors", vectors, refused)
         launch = launch or Launch.for_device()
         items = np.arange(len(vectors), dtype=np.int32)
-        return cls(versions.build(vectors, norms, items, len(vectors)), dtype, launch)
+        return cls(
+            versions.build(vectors, norms, items, len(vectors), np.empty(0, np.float32)), dtype, launch
+        )
 
     @property
     def n_items(self) -> int:

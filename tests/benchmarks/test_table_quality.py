@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recserve.benchmarks.table_quality import CONTENDERS, _arrays, _lists, _ndcg_per_user, _ours, _summary
+from recserve.benchmarks.table_quality import _arrays, _lists, _ndcg_per_user, _ours, _summary, contenders
 from recserve.training.data import load_dataset, random_split
 from recserve.training.evaluate import evaluate, popularity_scorer
 from recserve.training.loop import popularity_of
@@ -46,8 +46,9 @@ def test_the_peer_gets_no_test_item() -> None:
 
 def test_the_gain_is_over_the_peer_of_the_same_model() -> None:
     dataset = load_dataset(SHOP)
-    quality = dict(zip(CONTENDERS, (0.05, 0.3, 0.2, 0.1, 0.4), strict=True))
+    names = contenders(["als", "bpr"])
+    quality = dict(zip(names, (0.05, 0.3, 0.2, 0.1, 0.4), strict=True))
     values = {name: [np.full(20, mean)] * 2 for name, mean in quality.items()}
-    result = _summary(dataset, values, {name: [] for name in CONTENDERS}, [0, 1])
+    result = _summary(dataset, values, {name: [] for name in names}, [0, 1])
     assert result["gain_over_implicit"]["als"]["mean"] == pytest.approx(0.1)
     assert result["gain_over_implicit"]["bpr"]["mean"] == pytest.approx(-0.3)

@@ -76,7 +76,7 @@ def test_any_history_of_changes_equals_a_rebuild(data: st.DataObject) -> None:
 
 
 def rebuilt(index: ItemIndex) -> ItemIndex:
-    return ItemIndex(versions.rebuild(index._snapshot), index._isa)
+    return ItemIndex(versions.rebuild(index._snapshot), index._isa, index._metric)
 
 
 def test_of_an_item_upserted_twice_in_one_call_the_last_counts() -> None:
