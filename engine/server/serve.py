@@ -11,7 +11,6 @@ from recserve.engine.config import EngineConfig
 from recserve.engine.logs import configure_logs
 from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.models import Models
 from recserve.engine.server.processes import Supervisor, reserved_port
 
 
@@ -46,6 +45,9 @@ class ServeRepository:
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the address when the models are warm."""
+        from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.models import Models
+
         configure_logs()
         with closing(Models(self.repository, self.engine)) as models:
             server = Server(
