@@ -85,7 +85,7 @@ def rollback(
 def split(
     model: ModelArgument,
     arms: Annotated[
-        list[str],
+        Arms,
         typer.Argument(help="VERSION=WEIGHT each, the baseline first; NAME:VERSION=WEIGHT names it."),
     ],
     salt: Annotated[str, typer.Option(help="Another salt assigns all callers anew.")] = "",
