@@ -36,7 +36,7 @@ SERVERS = ("echo", "chain", "unbatched", "recommend")
 N_CHECKED = 20
 FRAME_BYTES = 5
 SIZE_TOLERANCE = 0.05
-WARM_UP_SECONDS = 1.0
+WARM_UP_SECONDS = 1
 CLIENT_TIMEOUT_SECONDS = 30.0
 
 
@@ -98,7 +98,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--transport", nargs="+", default=["native", "grpcio"], choices=["native", "grpcio"])
     parser.add_argument("--batcher-threads", type=int, default=None, help="default: the server's")
     parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--seconds", type=int, default=3, help="per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return parser.parse_args(arguments)
@@ -188,14 +188,14 @@ def reply_bytes(address: str, body: Path) -> int:
     return FRAME_BYTES + len(reply)
 
 
-def h2load(address: str, shape: Shape, body: Path, seconds: float, size: int) -> tuple[float, float, float]:
+def h2load(address: str, shape: Shape, body: Path, seconds: int, size: int) -> tuple[float, float, float]:
     """Returns requests per second, and the median and 99th percentile of the latency in microseconds.
 
     ``size``: bytes of a reply. A failed call has none but counts as a success of HTTP, so the sum is checked.
     """
     log = body.with_suffix(".log")
     command = [
-        "h2load", "-D", f"{seconds:g}", "-t", "1", "-c", str(shape.connections),
+        "h2load", "-D", f"{seconds}", "-t", "1", "-c", str(shape.connections),
         "-m", str(shape.streams), "-d", str(body), "-H", "content-type: application/grpc",
         "-H", "te: trailers", f"--log-file={log}", f"http://{address}{PATH}",
     ]  # fmt: skip

@@ -72,9 +72,9 @@ def serve_chain(transport: str) -> None:
     import signal
 
     from recserve.engine.server.admission import Admission
-    from recserve.engine.server.app import new_transport
     from recserve.engine.server.chain import Chain
     from recserve.engine.server.config import ServerConfig
+    from recserve.engine.server.listeners import new_transport
     from recserve.engine.server.methods import Method, MethodTable
 
     slate = pb.Slate()
@@ -92,7 +92,7 @@ def serve_chain(transport: str) -> None:
         default_deadline_seconds=1.0,
         max_message_bytes=config.max_message_bytes,
     )
-    announce(new_transport(chain, config).start())
+    announce(new_transport(chain, config, chain.methods).start())
     signal.sigwait({signal.SIGTERM})
 
 

@@ -63,7 +63,7 @@ class Load:
 class Client:
     """Asks for one user after the other over a few connections."""
 
-    def __init__(self, address: str, users: list[str], k: int) -> None:
+    def __init__(self, address: str, admin: str, users: list[str], k: int) -> None:
         self._channels = [
             # Connections of their own: equal channels would share one.
             grpc.aio.insecure_channel(address, options=[("grpc.channel_number", i)])
@@ -73,7 +73,8 @@ class Client:
             [recommender_pb2_grpc.RecommenderStub(channel) for channel in self._channels]
         )
         self._requests = itertools.cycle([pb.RecommendRequest(user_id=user, k=k) for user in users])
-        self._admin = admin_pb2_grpc.AdminStub(self._channels[0])
+        self._channels.append(grpc.aio.insecure_channel(admin))
+        self._admin = admin_pb2_grpc.AdminStub(self._channels[-1])
 
     async def ask(self, due: float, load: Load) -> None:
         """Sends one request and notes how it went."""
@@ -140,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
             make_version(options.bundle, repository / MODEL / version, version, day=day)
         bundle = open_bundle(options.bundle)
         users = list(bundle.histories.vocabulary[: options.users]) or [""]
-        with serving(repository, options.transport) as (address, pid):
-            result = uvloop.run(measure(address, pid, users, options))
+        with serving(repository, options.transport) as (address, admin, pid):
+            result = uvloop.run(measure(address, admin, pid, users, options))
         result["bundle"] = {
             "n_items": bundle.manifest.n_items,
             "embedding_size": bundle.manifest.embedding_size,
@@ -172,9 +173,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def measure(address: str, pid: int, users: list[str], options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    address: str, admin: str, pid: int, users: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
     """Alternates steady halves and halves with swaps; returns the figures."""
-    async with _client(address, users, options.k) as client:
+    async with _client(address, admin, users, options.k) as client:
         await client.capacity(2.0)
         # Both versions were there once: what stays of the first load is not a leak.
         for version in VERSIONS * 2:
@@ -222,8 +225,8 @@ async def measure(address: str, pid: int, users: list[str], options: argparse.Na
 
 
 @contextlib.asynccontextmanager
-async def _client(address: str, users: list[str], k: int) -> AsyncIterator[Client]:
-    client = Client(address, users, k)
+async def _client(address: str, admin: str, users: list[str], k: int) -> AsyncIterator[Client]:
+    client = Client(address, admin, users, k)
     try:
         yield client
     finally:
@@ -231,11 +234,21 @@ async def _client(address: str, users: list[str], k: int) -> AsyncIterator[Clien
 
 
 @contextlib.contextmanager
-def serving(repository: Path, transport: str) -> Iterator[tuple[str, int]]:
-    """Runs the server; yields its address and process id."""
+def serving(repository: Path, transport: str) -> Iterator[tuple[str, str, int]]:
+    """Runs the server; yields its address, its admin address and its process id."""
+    admin = f"unix:{repository.parent}/admin"
     command = ["serve", "--repository", str(repository), "--port", "0", "--transport", transport]
     with subprocess.Popen(
-        [sys.executable, "-m", "recserve.engine.cli", *command, "--provider", "cpu"],
+        [
+            sys.executable,
+            "-m",
+            "recserve.engine.cli",
+            *command,
+            "--provider",
+            "cpu",
+            "--admin-address",
+            admin,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -247,7 +260,7 @@ def serving(repository: Path, transport: str) -> Iterator[tuple[str, int]]:
             address = process.stdout.readline().strip()
             if not address:
                 raise CheckFailed("recserve serve", found="ended", expected="an address")
-            yield address, process.pid
+            yield address, admin, process.pid
         finally:
             process.terminate()
 

@@ -35,9 +35,11 @@ class BatcherConfig:
     preferred_sizes: tuple[int, ...] = ()
     """Batch sizes that the model runs best at: a batch is cut to the largest that is full."""
 
-    threads: int = 2
-    """Threads that compute batches. Encoder and kernels work outside the interpreter lock: while one batch
-    is in them, the next is read, and the one before is answered."""
+    threads: int = 1
+    """Threads that compute batches. A second one lets the next batch be read while the encoder or a kernel,
+    outside the interpreter lock, works on the one before; it also makes batches smaller. Measured on two
+    cores: 10 % more requests with an encoder over native, fewer with a table or over grpcio. Processes
+    (server.workers) scale better."""
 
     max_waiting: int = 4096
     """Most calls that wait, those whose caller has left included; more are refused."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from recserve.engine.credentials import Credentials
 from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire import convert
 from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
@@ -17,6 +18,7 @@ from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
+PLAIN = Credentials()
 # The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
 
@@ -25,12 +27,20 @@ class RecommenderClient:
     """Asks one server; may be shared by threads.
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
-    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call; ``model``: who answers, "" the server's
-    default one.
+    ``timeout``: seconds until DEADLINE_EXCEEDED, for every call; ``credentials``: TLS, key, token;
+    ``model``: who answers, "" the server's default one.
     """
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, model: str = "") -> None:
-        self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: Credentials = PLAIN,
+        model: str = "",
+    ) -> None:
+        self._channel = open_channel(grpc, target, credentials)
+        self._metadata = credentials.metadata
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
         self._model = model
@@ -76,7 +86,7 @@ class RecommenderClient:
 
     def _call(self, method: Any, message: Any) -> Any:
         try:
-            return method(message, timeout=self._timeout)
+            return method(message, timeout=self._timeout, metadata=self._metadata())
         except grpc.RpcError as error:
             raise error_from_call(error) from None
 
@@ -84,8 +94,16 @@ class RecommenderClient:
 class AsyncRecommenderClient:
     """The same client for asyncio."""
 
-    def __init__(self, target: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS, model: str = "") -> None:
-        self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        credentials: Credentials = PLAIN,
+        model: str = "",
+    ) -> None:
+        self._channel = open_channel(grpc.aio, target, credentials)
+        self._metadata = credentials.metadata
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
         self._model = model
@@ -125,9 +143,18 @@ class AsyncRecommenderClient:
 
     async def _call(self, method: Any, message: Any) -> Any:
         try:
-            return await method(message, timeout=self._timeout)
+            return await method(message, timeout=self._timeout, metadata=self._metadata())
         except grpc.RpcError as error:
             raise error_from_call(error) from None
+
+
+def open_channel(library: Any, target: str, credentials: Credentials = PLAIN) -> Any:
+    """Opens a channel; ``library``: grpc or grpc.aio."""
+    credentials.check(target)
+    options = CHANNEL_OPTIONS + credentials.options()
+    if (tls := credentials.channel()) is None:
+        return library.insecure_channel(target, options)
+    return library.secure_channel(target, tls, options)
 
 
 def _one(request: Request, model: str) -> pb.RecommendRequest:

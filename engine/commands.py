@@ -1,5 +1,6 @@
-"""The verbs of the serving half: ``inspect``, ``recommend``, ``serve``, ``demo``, ``kernels warmup``."""
+"""The verbs ``inspect``, ``recommend``, ``serve``, ``demo``, ``keys``, ``audit`` and ``kernels``."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,7 @@ import typer
 
 from recserve import console
 from recserve.engine import models_commands
+from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
     from recserve.engine.bundle import VariantEntry
@@ -26,6 +28,7 @@ def register(add: Callable[..., Any]) -> None:
     add(inspect)
     add(recommend)
     add(serve)
+    verbs.register(add)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
     add(warmup, group="kernels")
     models_commands.register(add)
@@ -99,6 +102,13 @@ def recommend(
     server: Annotated[
         str, typer.Option(help="Ask a running server, HOST:PORT, instead of loading a bundle.")
     ] = "",
+    ca: Annotated[
+        str, typer.Option(help="PEM file of the server's authority, or system. Turns TLS on.")
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with an API key or token. Default: RECSERVE_TOKEN in the environment."),
+    ] = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -117,8 +127,10 @@ def recommend(
         raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
     if server:
         from recserve.engine.client import RecommenderClient
+        from recserve.engine.credentials import Credentials
 
-        with RecommenderClient(server) as client:
+        token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
+        with RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token)) as client:
             slate = client.recommend(request)
             attributes = client.get_items([item.item_id for item in slate.items])
     else:
@@ -155,7 +167,21 @@ def serve(
     provider: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
     insecure_bind: Annotated[
         bool | None,
-        typer.Option("--insecure-bind", help="Allow an address other than loopback, in plain text."),
+        typer.Option("--insecure-bind", help="Allow an address other than loopback without TLS or a policy."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML file that says who may ask what. Default: everybody.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; turns TLS on.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key, mode 0600.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file; clients must show a certificate of this authority.")
+    ] = None,
+    admin_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT or unix:PATH of the admin methods. Default: none.")
+    ] = None,
+    audit_log: Annotated[
+        Path | None, typer.Option(help="File that refusals and admin actions are appended to.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -173,6 +199,12 @@ def serve(
             "workers": workers,
             "worker_threads": worker_threads,
             "insecure_bind": insecure_bind,
+            "policy": policy,
+            "tls_certificate": tls_certificate,
+            "tls_key": tls_key,
+            "tls_client_ca": tls_client_ca,
+            "admin_address": admin_address,
+            "audit_log": audit_log,
         },
         "repository": {"folder": repository and str(repository), "source": source},
     }

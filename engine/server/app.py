@@ -18,13 +18,14 @@ from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
-from recserve.engine.server.chain import Chain, Observer, everybody
+from recserve.engine.server.chain import Chain, Observer
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
+from recserve.engine.server.listeners import new_transports
 from recserve.engine.server.methods import Method, MethodTable
 from recserve.engine.server.reflection import reflection_method
+from recserve.engine.server.security.setup import new_security
 from recserve.engine.server.service import RecommenderService
-from recserve.engine.server.transports import Transport
 from recserve.engine.server.workers import WorkerPool
 from recserve.errors import ConfigError
 
@@ -50,13 +51,13 @@ class Server:
         router: Router | None = None,
         reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
-        principal_of: Callable[[Call], Any] = everybody,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._config = config
         self._batcher_config = batcher or BatcherConfig()
         # Who fills it, and what answers, is not the server's matter.
         self.router = router or Router(Registry())
+        self.admin_address = ""
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._not_ready)
         self.health = HealthService()
         recommender = RecommenderService(self.router, self._pool)
@@ -68,27 +69,37 @@ class Server:
             *extra_methods,
             *self.health.methods(),
         ]
-        if config.with_reflection:
+        if config.with_reflection or config.admin_address:
             methods.append(reflection_method(MethodTable(methods).services()))
+        self._security = new_security(config)
+        auditors = [self._security.auditor] if self._security.auditor is not None else []
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
             MethodTable(methods),
             self.admission,
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
-            principal_of=principal_of,
-            observers=observers,
+            principal_of=self._security.authoriser,
+            observers=[*auditors, *observers],
         )
         self.binds_when_warm = reuse_port
-        self._transport = new_transport(self.chain, config, reuse_port=reuse_port)
+        self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
         self._not_ready()
 
     def start(self) -> str:
-        """Binds and returns the address; Health answers NOT_SERVING until :meth:`serve`.
+        """Binds and returns the public address; Health answers NOT_SERVING until :meth:`serve`.
 
-        Raises :class:`ConfigError` when the address cannot be bound.
+        Raises :class:`ConfigError` when an address cannot be bound.
         """
-        return self._transport.start()
+        try:
+            address, *admin = [transport.start() for transport in self._transports]
+        except ConfigError:
+            self.stop()
+            raise
+        if admin:
+            self.admin_address = admin[0]
+            log.info("admin address", address=self.admin_address)
+        return address
 
     def serve(self, engine: Engine | None = None) -> None:
         """Answers from ``engine`` (loaded and warm) from now on; without one, from the models of the router.
@@ -113,28 +124,19 @@ class Server:
         self._not_ready()
         self.admission.drain()
         self.admission.wait_until_idle(self._config.drain_seconds)
-        self._transport.stop(STREAM_GRACE_SECONDS)
+        for transport in self._transports:
+            transport.stop(STREAM_GRACE_SECONDS)
         self.batcher.close()
         self._pool.close()
         self.router.close()
         self.chain.close()
+        self._security.close()
 
     def _not_ready(self) -> None:
         self.health.set(NOT_SERVING, *self._health_names())
 
     def _health_names(self) -> list[str]:
         return ["", *self.chain.methods.services()]
-
-
-def new_transport(chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> Transport:
-    """Returns the transport that the settings name; its library is imported here, when it is wanted."""
-    if config.transport == "native":
-        from recserve.engine.server.transports.native import NativeTransport
-
-        return NativeTransport(chain, config, reuse_port=reuse_port)
-    from recserve.engine.server.transports.grpcio import GrpcioTransport
-
-    return GrpcioTransport(chain, config, reuse_port=reuse_port)
 
 
 def run_server(

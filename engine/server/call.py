@@ -38,6 +38,7 @@ class Call(ABC):
         "_open",
         "_request_id",
         "deadline",
+        "identities",
         "metadata",
         "method",
         "peer",
@@ -56,11 +57,16 @@ class Call(ABC):
         metadata: Sequence[tuple[str, str | bytes]] = (),
         peer: str = "",
         seconds: float | None = None,
+        identities: Sequence[str] = (),
     ) -> None:
-        """``seconds``: until the caller's deadline, None when it set none."""
+        """``seconds``: until the caller's deadline, None when it set none.
+
+        ``identities``: names of its verified certificate, as security/policy.py writes them.
+        """
         self.method = method
         self.metadata = metadata
         self.peer = peer
+        self.identities = identities
         self.principal: Any = ANONYMOUS
         self.priority = method.priority
         self.request: Any = None

@@ -36,9 +36,9 @@ What a call carries
     ``stage_ns`` (nanoseconds by stage, for the observers).
 
 Scopes
-    ``scope`` is what a principal needs: "recommend", "items:read", "model:admin", "health", "reflection".
-    The chain asks ``principal_of(call)`` before anything else; it may read ``call.method.scope`` and raises
-    to refuse. The default lets everybody in.
+    ``scope`` is what a principal needs, one of scopes.py; those in ``ADMIN_SCOPES`` are served on the admin
+    address only, and audited. The chain asks ``principal_of(call)`` (security/authoriser.py) before anything
+    else.
 
 Streams (``shape``)
     - SERVER_STREAM: the handler keeps the call and uses ``call.send(message)`` (any thread; False: the caller

@@ -33,8 +33,10 @@ class ServeBundle:
         # Here, so that the parent of several workers stays small.
         from recserve.engine.engine import Engine
         from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.security.setup import harden_process
 
         configure_logs()
+        harden_process()
         server = Server(self.server, self.batcher, reuse_port=self.server.workers > 1)
         run_server(server, lambda: Engine.load(self.bundle, self.engine), announce)
 
@@ -52,8 +54,10 @@ class ServeRepository:
         """Runs in the main thread of a process; ``announce`` gets the address when the models are warm."""
         from recserve.engine.server.app import Server, run_server
         from recserve.engine.server.models import Models
+        from recserve.engine.server.security.setup import harden_process
 
         configure_logs()
+        harden_process()
         sys.setswitchinterval(SWITCH_SECONDS)
         with closing(Models(self.repository, self.engine)) as models:
             server = Server(

@@ -1,6 +1,9 @@
 """What carries calls to the chain: one module per way, all behind :class:`Transport`."""
 
+import os
 from typing import Protocol
+
+from recserve.engine.addresses import UNIX_PREFIX
 
 
 class Transport(Protocol):
@@ -14,3 +17,9 @@ class Transport(Protocol):
 
     def stop(self, grace_seconds: float) -> None:
         """Accepts nothing new, gives what is open ``grace_seconds``, closes; stopping twice is fine."""
+
+
+def guard_socket(address: str) -> None:
+    """Makes a Unix socket its owner's own: who may write to it may connect."""
+    if address.startswith(UNIX_PREFIX):
+        os.chmod(address.removeprefix(UNIX_PREFIX), 0o600)

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,7 +14,9 @@ from google.rpc import status_pb2
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.methods import Method, Shape
+from recserve.engine.server.methods import Method, MethodTable, Shape
+from recserve.engine.server.security.tls import ServerTls
+from recserve.engine.server.transports import guard_socket
 from recserve.engine.wire.status import grpc_code, trailer_of
 from recserve.errors import ConfigError
 
@@ -29,10 +31,14 @@ SETTLE_SECONDS = 0.2
 class GrpcioTransport:
     """All shapes, on one port."""
 
-    def __init__(self, chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> None:
-        chain.methods.check_shapes("grpcio", frozenset(Shape))
+    def __init__(
+        self, chain: Chain, config: ServerConfig, methods: MethodTable, *, reuse_port: bool = False
+    ) -> None:
+        methods.check_shapes("grpcio", frozenset(Shape))
         self._chain = chain
         self._config = config
+        self._methods = methods
+        self._tls = ServerTls(config.tls) if config.tls is not None else None
         self._reuse_port = reuse_port
         self._loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._mailbox = _Mailbox(self._loop)
@@ -70,14 +76,20 @@ class GrpcioTransport:
                 ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
             ],
         )
-        self._server.add_generic_rpc_handlers((_Handlers(self._chain, self._mailbox),))
+        self._server.add_generic_rpc_handlers(
+            (_Handlers(self._chain, self._methods, self._mailbox, self._tls),)
+        )
         address = self._config.address(self._config.port)
         try:
-            port = self._server.add_insecure_port(address)
+            if self._tls is not None:
+                port = self._server.add_secure_port(address, self._tls.credentials())
+            else:
+                port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise ConfigError(
                 "server address", found=address, expected="free to bind", cure="Choose another --port."
             ) from error
+        guard_socket(address)
         await self._server.start()
         return self._config.address(int(port))
 
@@ -115,12 +127,15 @@ class _Mailbox:
 class _UnaryCall(Call):
     __slots__ = ("_mailbox", "answer")
 
-    def __init__(self, method: Method, context: Any, mailbox: _Mailbox, answer: Any) -> None:
+    def __init__(
+        self, method: Method, context: Any, identities: Sequence[str], mailbox: _Mailbox, answer: Any
+    ) -> None:
         super().__init__(
             method,
             metadata=context.invocation_metadata(),
             peer=context.peer(),
             seconds=context.time_remaining(),
+            identities=identities,
         )
         self._mailbox = mailbox
         self.answer = answer
@@ -137,12 +152,15 @@ class _StreamCall(Call):
 
     __slots__ = ("_loop", "_queue")
 
-    def __init__(self, method: Method, context: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, method: Method, context: Any, identities: Sequence[str], loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             method,
             metadata=context.invocation_metadata(),
             peer=context.peer(),
             seconds=context.time_remaining(),
+            identities=identities,
         )
         self._loop = loop
         self._queue: asyncio.Queue[bytes | status_pb2.Status | None] = asyncio.Queue()
@@ -170,12 +188,13 @@ class _StreamCall(Call):
 class _Handlers(grpc.GenericRpcHandler):
     """Gives the core a handler for each method of the table."""
 
-    def __init__(self, chain: Chain, mailbox: _Mailbox) -> None:
+    def __init__(self, chain: Chain, methods: MethodTable, mailbox: _Mailbox, tls: ServerTls | None) -> None:
         self._chain = chain
+        self._identities = tls.identities if tls is not None else _no_identities
         self._mailbox = mailbox
         self._loop = asyncio.get_running_loop()
         # Requests arrive as bytes: the chain decodes, so that bad ones get our status.
-        self._handlers = {method.path: self._handler(method) for method in chain.methods}
+        self._handlers = {method.path: self._handler(method) for method in methods}
 
     def service(self, details: Any) -> Any:
         return self._handlers.get(details.method)
@@ -191,7 +210,9 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def _unary(self, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def unary(data: bytes, context: Any) -> bytes:
-            call = _UnaryCall(method, context, self._mailbox, self._loop.create_future())
+            call = _UnaryCall(
+                method, context, self._identities(context), self._mailbox, self._loop.create_future()
+            )
             self._chain.dispatch(call, data)
             try:
                 answer = await call.answer
@@ -206,7 +227,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def _server_stream(self, method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
         async def server_stream(data: bytes, context: Any) -> AsyncIterator[bytes]:
-            call = _StreamCall(method, context, self._loop)
+            call = _StreamCall(method, context, self._identities(context), self._loop)
             self._chain.dispatch(call, data)
             try:
                 async for reply in _replies(call, context):
@@ -227,7 +248,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def _bidirectional(self, method: Method) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         async def bidirectional(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-            call = _StreamCall(method, context, self._loop)
+            call = _StreamCall(method, context, self._identities(context), self._loop)
             consumer = self._chain.open(call)
             reader = asyncio.ensure_future(self._read(call, consumer, requests)) if consumer else None
             try:
@@ -248,6 +269,10 @@ class _Handlers(grpc.GenericRpcHandler):
             if call.is_done:
                 return
         self._chain.end(call, consumer)
+
+
+def _no_identities(context: Any) -> tuple[str, ...]:
+    return ()
 
 
 async def _replies(call: _StreamCall, context: Any) -> AsyncIterator[bytes]:

@@ -13,7 +13,8 @@ from google.rpc import status_pb2
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.methods import Method, Shape
+from recserve.engine.server.methods import Method, MethodTable, Shape
+from recserve.engine.server.transports import guard_socket
 from recserve.engine.wire.status import trailer_of
 from recserve.errors import ConfigError, Overloaded
 
@@ -29,8 +30,10 @@ SETTLE_SECONDS = 0.2
 class NativeTransport:
     """Unary and server-streaming methods on one address, without a thread or a task per call."""
 
-    def __init__(self, chain: Chain, config: ServerConfig, *, reuse_port: bool = False) -> None:
-        chain.methods.check_shapes("native", CARRIED)
+    def __init__(
+        self, chain: Chain, config: ServerConfig, methods: MethodTable, *, reuse_port: bool = False
+    ) -> None:
+        methods.check_shapes("native", CARRIED)
         if not config.is_local:
             raise ConfigError(
                 "server.host",
@@ -42,7 +45,7 @@ class NativeTransport:
         self._chain = chain
         self._config = config
         self._reuse_port = reuse_port
-        self._methods = list(chain.methods)
+        self._methods = list(methods)
         # By the front's id; a call leaves when it is answered or cancelled.
         self._calls: dict[int, _NativeCall] = {}
         self._front: Any = None
@@ -64,6 +67,7 @@ class NativeTransport:
             raise ConfigError(
                 "server address", found=address, expected="free to bind", cure="Choose another --port."
             ) from error
+        guard_socket(address)
         self._thread.start()
         return self._config.address(self._front.bound_port)
 

@@ -47,14 +47,20 @@ class ModelServer:
     def __init__(self, folder: Path, transport: str) -> None:
         self.models = Models(RepositoryConfig(folder=str(folder), poll_seconds=0.05), EngineConfig())
         self.server = Server(
-            ServerConfig(port=0, transport=transport, default_deadline_ms=30_000, max_in_flight=1000),
+            ServerConfig(
+                port=0,
+                transport=transport,
+                admin_address="127.0.0.1:0",
+                default_deadline_ms=30_000,
+                max_in_flight=1000,
+            ),
             router=self.models.router,
             extra_methods=self.models.admin.methods(),
         )
         self.address = self.server.start()
         self.models.start()
         self.server.serve()
-        self.channel = grpc.insecure_channel(self.address)
+        self.channel = grpc.insecure_channel(self.server.admin_address)
         self.stub = admin_pb2_grpc.AdminStub(self.channel)
 
     def ask(self, method: str, message: Any) -> Any:
@@ -245,7 +251,7 @@ def test_the_command_line(
         try:
             # The server of this test logs to the same stdout.
             with capture_logs():
-                cli.main(["models", *arguments, "--server", server.address])
+                cli.main(["models", *arguments, "--server", server.server.admin_address])
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
