@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from recserve.errors import (
     BundleInvalid,
     ConfigError,
+    Conflict,
     DeadlineExceeded,
     InvalidRequest,
     MalformedRequest,
@@ -25,6 +26,7 @@ from recserve.errors import (
     Unauthenticated,
     Unavailable,
     UnknownItem,
+    UnknownModel,
     UnknownService,
 )
 
@@ -47,6 +49,7 @@ class StatusRow:
 STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     MalformedRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     UnknownItem: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM"),
+    UnknownModel: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     UnknownService: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
     MessageTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
@@ -55,6 +58,7 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", retry=True),
+    Conflict: StatusRow(grpc.StatusCode.ABORTED, "CONFLICT"),
     BundleInvalid: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_INVALID"),
     ConfigError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION"),
 }
