@@ -236,8 +236,10 @@ def test_broken_bundles_under_load_fail_nobody(
 ) -> None:
     with Callers(server.address) as callers:
         for i, name in enumerate(("items.arrow", "item_embeddings.npy", "manifest.json", "popularity.npy")):
-            broken = make_version(bundle_folder, repository_folder / MODEL / f"bad{i}", f"bad{i}", day=20)
+            # Broken before it arrives: the watcher must not find it whole.
+            broken = make_version(bundle_folder, repository_folder.parent / f"bad{i}", f"bad{i}", day=20)
             flip_bit(broken / name)
+            broken.rename(repository_folder / MODEL / f"bad{i}")
             with pytest.raises(RemoteError):
                 server.ask("Activate", pb.ActivateRequest(model=MODEL, version=f"bad{i}"))
     assert callers.failures == []
