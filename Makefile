@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-serving gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-serving bench-swaps gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -65,6 +65,9 @@ bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=fol
 bench-als: $(VENV)/.dev  ## time ALS and measure ALS and BPR against implicit
 	$(BIN)/python -m recserve.benchmarks.als_speed
 	$(BIN)/python -m recserve.benchmarks.table_quality
+
+bench-swaps: $(VENV)/.dev  ## latency while versions of BUNDLE are swapped: make bench-swaps BUNDLE=…
+	$(BIN)/python -m recserve.benchmarks.swaps $(BUNDLE)
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist *.egg-info

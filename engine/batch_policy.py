@@ -15,6 +15,8 @@ from recserve.errors import ConfigError
 EWMA_WEIGHT = 0.2
 # An estimate that nothing confirms fades: one slow batch must not refuse everybody for ever.
 ESTIMATE_HALF_LIFE_SECONDS = 1.0
+# A batch closes so long before its tightest deadline demands it: at that very moment the call would be late.
+CLOSE_EARLY_SECONDS = 0.001
 PRIORITIES = 4
 
 
@@ -120,7 +122,8 @@ def decide(classes: Sequence[Sequence[W]], now: float, config: BatcherConfig, ra
     if n < target and config.max_delay_ms > 0:
         oldest = min(entry.received_at for entry in full.take)
         tightest = min(entry.deadline for entry in full.take)
-        close_at = min(oldest + delay_seconds(n, target, config, rates), tightest - (finished_at - now))
+        demanded_at = tightest - (finished_at - now) - CLOSE_EARLY_SECONDS
+        close_at = min(oldest + delay_seconds(n, target, config, rates), demanded_at)
         if now < close_at:
             return Decision(consumed=(0,) * len(classes), wake_at=close_at)
     size = max((size for size in config.preferred_sizes if size <= n), default=n)

@@ -26,6 +26,7 @@ GROUPS = {
     "keys": "Make, list and revoke API keys.",
     "audit": "Check an audit log.",
     "kernels": "The compiled kernels.",
+    "models": "What a running server answers with.",
     "bench": "Measure speed on this machine.",
 }
 

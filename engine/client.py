@@ -34,7 +34,8 @@ class RecommenderClient:
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
     ``timeout``: seconds until DEADLINE_EXCEEDED, for every call with all its tries; ``retry``: when it is
-    tried again, by default after UNAVAILABLE and RESOURCE_EXHAUSTED; ``credentials``: TLS, key, token.
+    tried again, by default after UNAVAILABLE and RESOURCE_EXHAUSTED; ``credentials``: TLS, key, token;
+    ``model``: who answers, "" the server's default one.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class RecommenderClient:
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: Credentials = PLAIN,
         retry: RetryPolicy = DEFAULT_RETRY,
+        model: str = "",
     ) -> None:
-        self._channel = _channel(grpc, target, credentials)
+        self._channel = open_channel(grpc, target, credentials)
         self._metadata = credentials.metadata
         self._retry = retry
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
+        self._model = model
 
     def __enter__(self) -> "RecommenderClient":
         return self
@@ -72,25 +75,23 @@ class RecommenderClient:
 
     def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
-        return convert.slate_from_message(
-            self._call(self._stub.Recommend, convert.request_to_message(request))
-        )
+        return convert.slate_from_message(self._call(self._stub.Recommend, _one(request, self._model)))
 
     def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
-        message = _many(requests)
+        message = _many(requests, self._model)
         return _results(self._call(self._stub.RecommendMany, message))
 
     def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items nearest to ``item_id``."""
-        message = _similar(item_id, k, exclude, variant)
+        message = _similar(item_id, k, exclude, variant, self._model)
         return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(self._call(self._stub.GetItems, _item_ids(item_ids)))
+        return _items(self._call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
     def _call(self, method: Any, message: Any) -> Any:
         deadline = time.monotonic() + self._timeout
@@ -124,12 +125,14 @@ class AsyncRecommenderClient:
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         credentials: Credentials = PLAIN,
         retry: RetryPolicy = DEFAULT_RETRY,
+        model: str = "",
     ) -> None:
-        self._channel = _channel(grpc.aio, target, credentials)
+        self._channel = open_channel(grpc.aio, target, credentials)
         self._metadata = credentials.metadata
         self._retry = retry
         self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
         self._timeout = timeout
+        self._model = model
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
         return self
@@ -145,24 +148,24 @@ class AsyncRecommenderClient:
 
     async def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
-        message = convert.request_to_message(request)
+        message = _one(request, self._model)
         return convert.slate_from_message(await self._call(self._stub.Recommend, message))
 
     async def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
-        message = _many(requests)
+        message = _many(requests, self._model)
         return _results(await self._call(self._stub.RecommendMany, message))
 
     async def similar_items(
         self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
     ) -> Slate:
         """Returns the items nearest to ``item_id``."""
-        message = _similar(item_id, k, exclude, variant)
+        message = _similar(item_id, k, exclude, variant, self._model)
         return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(await self._call(self._stub.GetItems, _item_ids(item_ids)))
+        return _items(await self._call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
     async def _call(self, method: Any, message: Any) -> Any:
         deadline = time.monotonic() + self._timeout
@@ -231,8 +234,8 @@ async def _hedged_async(method: Callable[..., Any], seconds: float, hedge_after:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _channel(library: Any, target: str, credentials: Credentials) -> Any:
-    """``library``: grpc or grpc.aio."""
+def open_channel(library: Any, target: str, credentials: Credentials = PLAIN) -> Any:
+    """Opens a channel; ``library``: grpc or grpc.aio."""
     credentials.check(target)
     options = CHANNEL_OPTIONS + credentials.options()
     if (tls := credentials.channel()) is None:
@@ -240,16 +243,25 @@ def _channel(library: Any, target: str, credentials: Credentials) -> Any:
     return library.secure_channel(target, tls, options)
 
 
-def _many(requests: Iterable[Request]) -> pb.RecommendManyRequest:
-    return pb.RecommendManyRequest(requests=[convert.request_to_message(request) for request in requests])
+def _one(request: Request, model: str) -> pb.RecommendRequest:
+    message = convert.request_to_message(request)
+    message.model = model
+    return message
 
 
-def _similar(item_id: str, k: int, exclude: Sequence[str], variant: str) -> pb.SimilarItemsRequest:
-    return convert.new_message(pb.SimilarItemsRequest, item_id=item_id, k=k, exclude=exclude, variant=variant)
+def _many(requests: Iterable[Request], model: str) -> pb.RecommendManyRequest:
+    return pb.RecommendManyRequest(requests=[_one(request, model) for request in requests])
 
 
-def _item_ids(item_ids: Sequence[str]) -> pb.GetItemsRequest:
-    return convert.new_message(pb.GetItemsRequest, item_ids=item_ids)
+def _similar(
+    item_id: str, k: int, exclude: Sequence[str], variant: str, model: str
+) -> pb.SimilarItemsRequest:
+    fields = {"item_id": item_id, "k": k, "exclude": exclude, "variant": variant, "model": model}
+    return convert.new_message(pb.SimilarItemsRequest, **fields)
+
+
+def _item_ids(item_ids: Sequence[str], model: str) -> pb.GetItemsRequest:
+    return convert.new_message(pb.GetItemsRequest, item_ids=item_ids, model=model)
 
 
 def _results(message: pb.RecommendManyResponse) -> list[Slate | RemoteError]:

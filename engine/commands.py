@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
+from recserve.engine import models_commands
 from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry]."),
+    typer.Option(
+        "--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry], [repository]."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -31,6 +34,7 @@ def register(add: Callable[..., Any]) -> None:
     verbs.register(add)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
     add(warmup, group="kernels")
+    models_commands.register(add)
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
@@ -143,7 +147,13 @@ def recommend(
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; not with --repository.")] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Folder of models, MODEL/BUNDLE; see `recserve models`.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or URL that new bundles are copied from into --repository.")
+    ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to bind, or unix:PATH. Default: 127.0.0.1.")
     ] = None,
@@ -190,9 +200,9 @@ def serve(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve a bundle over gRPC until SIGTERM; the addresses stand on stdout when it is warm."""
-    from recserve.engine.server.serve import ServeBundle
-    from recserve.engine.server.serve import serve as serve_bundle
+    """Serve a bundle or a repository over gRPC until SIGTERM; stdout has its addresses once warm."""
+    from recserve.engine.server.serve import ServeBundle, ServeRepository
+    from recserve.engine.server.serve import serve as run
     from recserve.engine.settings import load_settings
 
     flags: dict[str, dict[str, Any]] = {
@@ -213,22 +223,21 @@ def serve(
         },
         "http": {"port": http_port, "metrics_port": metrics_port},
         "telemetry": {"traces": traces, "access_lines_per_second": access_lines},
+        "repository": {"folder": repository and str(repository), "source": source},
     }
     settings = load_settings(config, flags)
+    if bool(settings.repository.folder) == (bundle is not None):
+        raise typer.BadParameter("give a bundle folder or --repository DIR, one of the two")
 
     def announce(addresses: str) -> None:
         console.stdout.file.write(f"{addresses}\n")
         console.stdout.file.flush()
 
-    work = ServeBundle(
-        bundle,
-        settings.engine,
-        settings.server,
-        settings.batcher,
-        http=settings.http,
-        telemetry=settings.telemetry,
-    )
-    serve_bundle(work, announce)
+    shared = (settings.engine, settings.server, settings.batcher, settings.http, settings.telemetry)
+    if bundle is None:
+        run(ServeRepository(settings.repository, *shared), announce)
+    else:
+        run(ServeBundle(bundle, *shared), announce)
 
 
 def demo(

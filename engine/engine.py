@@ -23,7 +23,7 @@ from recserve.engine.features import (
 from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, run, slate_items, slates
 from recserve.engine.retrieval import Retriever
 from recserve.engine.sources import open_source
-from recserve.engine.state.history import HistoryStore
+from recserve.engine.state.history import HistoryStore, ObservedEvents
 from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
 
@@ -39,14 +39,17 @@ class Engine:
     ...     slate = engine.recommend(Request(user_id="u42", k=10))
     """
 
-    def __init__(self, loaded: LoadedBundle, config: EngineConfig) -> None:
+    def __init__(
+        self, loaded: LoadedBundle, config: EngineConfig, observed: ObservedEvents | None = None
+    ) -> None:
         """Use :meth:`load`."""
         self._loaded = loaded
         self._config = config
+        self._observed = observed or ObservedEvents(
+            max_users=config.max_observed_users, max_items=config.max_observed_items
+        )
         self._store = HistoryStore(
-            loaded.bundle.histories,
-            max_users=config.max_observed_users,
-            max_items=config.max_observed_items,
+            loaded.bundle.histories, loaded.bundle.catalogue.vocabulary, self._observed
         )
         self._closed = False
         # Guards _counters.
@@ -56,9 +59,16 @@ class Engine:
         )
 
     @classmethod
-    def load(cls, path: str | Path, config: EngineConfig | None = None) -> "Engine":
+    def load(
+        cls,
+        path: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        observed: ObservedEvents | None = None,
+    ) -> "Engine":
         """Opens, checks and warms the bundle in ``path``; the first request compiles nothing.
 
+        ``observed``: events that engines of several versions share; one's own when not given.
         Raises :class:`BundleInvalid` when the bundle is damaged, :class:`ConfigError` when the machine
         cannot run it as configured.
         """
@@ -66,7 +76,7 @@ class Engine:
         bundle = open_bundle(path)
         kernels.warmup()
         sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
-        engine = cls(LoadedBundle(bundle, sources, Retriever(bundle, config.index_folder)), config)
+        engine = cls(LoadedBundle(bundle, sources, Retriever(bundle, config.index_folder)), config, observed)
         engine._warm_up()
         return engine
 
@@ -247,7 +257,7 @@ class Engine:
         self._count(observed_events=1)
         if action not in HISTORY_ACTIONS:
             return False
-        self._store.observe(user_id, item, timestamp)
+        self._observed.observe(user_id, item_id, timestamp)
         return True
 
     def stats(self) -> dict[str, int]:

@@ -64,6 +64,7 @@ class Ranked:
     source: str
     stage_ns: dict[str, int]
     warnings: tuple[str, ...]
+    arm: str = ""
 
 
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
@@ -127,6 +128,7 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
             source=answer.source,
             stage_ns=answer.stage_ns,
             warnings=answer.warnings,
+            arm=answer.arm,
         )
         for answer in ranked
     ]

@@ -1,7 +1,7 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine], [server], [batcher], [http] and [telemetry]; the environment
-says RECSERVE__SERVER__PORT=8000.
+The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry] and [repository]; the
+environment says RECSERVE__SERVER__PORT=8000.
 An unknown key is an error that names the nearest known one.
 """
 
@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
+from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.telemetry.config import TelemetryConfig
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type] = {
     "batcher": BatcherConfig,
     "http": HttpConfig,
     "telemetry": TelemetryConfig,
+    "repository": RepositoryConfig,
 }
 
 
@@ -46,6 +48,7 @@ class Settings(BaseSettings):
     batcher: BatcherConfig = BatcherConfig()
     http: HttpConfig = HttpConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    repository: RepositoryConfig = RepositoryConfig()
 
 
 def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:

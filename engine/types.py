@@ -41,7 +41,10 @@ class SlateItem:
 
 @dataclass(frozen=True, slots=True)
 class Slate:
-    """The final ordered list, with the bundle and variant that made it and the nanoseconds of each stage."""
+    """The final ordered list, with the bundle and variant that made it and the nanoseconds of each stage.
+
+    ``arm``: the caller's, while a server divides its callers between versions; else "".
+    """
 
     items: tuple[SlateItem, ...]
     bundle_version: str
@@ -49,3 +52,4 @@ class Slate:
     source: str
     stage_ns: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    arm: str = ""

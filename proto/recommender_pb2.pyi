@@ -57,6 +57,7 @@ class RecommendRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     INCLUDE_SEEN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -65,6 +66,8 @@ class RecommendRequest(_message.Message):
     """A form of the model that the bundle offers ("fp32", ...). Empty: the bundle's default."""
     include_seen: _builtins.bool
     """Whether items of the history may come back. Default: no."""
+    model: _builtins.str
+    """One of the server's models. Empty: its default one."""
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Item ids, newest last. When given it wins over the history that the server remembers."""
@@ -94,10 +97,11 @@ class RecommendRequest(_message.Message):
         context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         variant: _builtins.str = ...,
         include_seen: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "context", b"context", "exclude", b"exclude", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "context", b"context", "exclude", b"exclude", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -183,9 +187,11 @@ class SimilarItemsRequest(_message.Message):
     K_FIELD_NUMBER: _builtins.int
     EXCLUDE_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     k: _builtins.int
     variant: _builtins.str
+    model: _builtins.str
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -195,10 +201,11 @@ class SimilarItemsRequest(_message.Message):
         k: _builtins.int | None = ...,
         exclude: _abc.Iterable[_builtins.str] | None = ...,
         variant: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "exclude", b"exclude", "item_id", b"item_id", "k", b"k", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "exclude", b"exclude", "item_id", b"item_id", "k", b"k", "model", b"model", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -211,6 +218,8 @@ class GetItemsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_IDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 1000 ids."""
@@ -219,10 +228,11 @@ class GetItemsRequest(_message.Message):
         self,
         *,
         item_ids: _abc.Iterable[_builtins.str] | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_ids", b"item_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_ids", b"item_ids", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -291,12 +301,15 @@ class Slate(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     STAGE_TIMES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
     bundle_version: _builtins.str
     """The bundle that answered, from the first stage to the last."""
     variant: _builtins.str
     """The form of the model that answered."""
     source: _builtins.str
     """Where the items come from: "model", "popularity" (cold start) or "similar"."""
+    arm: _builtins.str
+    """The arm that the caller belongs to, while callers are divided between versions."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlateItem]: ...
     @_builtins.property
@@ -316,10 +329,11 @@ class Slate(_message.Message):
         source: _builtins.str = ...,
         stage_times: _abc.Iterable[Global___StageTime] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        arm: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "items", b"items", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "items", b"items", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,12 +46,16 @@ class UnknownItem(InvalidRequest):
     """The one item that the request is about is not in the catalogue."""
 
 
+class UnknownModel(InvalidRequest):
+    """The server has no model, or the model no version, of that name."""
+
+
+class Conflict(RecserveError):
+    """Something else is being done to the same thing, or its state does not allow it now."""
+
+
 class UnknownService(RecserveError):
     """The server has no service of that name."""
-
-
-class UnknownModel(RecserveError):
-    """The server has no model, or no version of it, of that name."""
 
 
 class Unsupported(RecserveError):

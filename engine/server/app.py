@@ -1,5 +1,6 @@
 """Puts a server together, starts, watches and stops it."""
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,9 @@ from google.protobuf import descriptor_pool
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
+from recserve.engine.models.manager import ModelManager
+from recserve.engine.models.registry import Registry
+from recserve.engine.models.router import Router
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain, Observer
@@ -22,14 +26,14 @@ from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.listeners import new_transports
 from recserve.engine.server.methods import Method, MethodTable
-from recserve.engine.server.open_inference.models import ServedBundle
+from recserve.engine.server.open_inference.models import ServedModels
 from recserve.engine.server.open_inference.service import OpenInferenceService
 from recserve.engine.server.open_inference.statistics import Statistics
 from recserve.engine.server.reflection import Pools, reflection_method
 from recserve.engine.server.security.setup import new_security
 from recserve.engine.server.service import RecommenderService, Row
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import ConfigError, Unavailable
+from recserve.errors import ConfigError
 from recserve.proto import open_inference_pb2
 
 if TYPE_CHECKING:
@@ -55,6 +59,8 @@ class Server:
         config: ServerConfig,
         batcher: BatcherConfig | None = None,
         *,
+        router: Router | None = None,
+        manager: ModelManager | None = None,
         reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         observers: Sequence[Observer] = (),
@@ -62,14 +68,14 @@ class Server:
     ) -> None:
         self._config = config
         self._batcher_config = batcher or BatcherConfig()
-        self._warm_engine: Engine | None = None
+        # Who fills it, and what answers, is not the server's matter.
+        self.router = router or Router(Registry())
         self.admin_address = ""
         self._gave_up = False
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._give_up)
         self.health = HealthService()
-        models = ServedBundle(self._engine)
-        statistics = Statistics(models.states)
-        recommender = RecommenderService(self._engine, self._pool, on_batch=statistics.on_batch)
+        statistics = Statistics()
+        recommender = RecommenderService(self.router, self._pool, on_batch=statistics.on_batch)
         http = http or HttpConfig()
         metrics = _new_metrics(http)
         self.batcher = Batcher[Call | Row](
@@ -77,11 +83,11 @@ class Server:
             self._batcher_config,
             on_exhausted=self._give_up,
         )
+        models = ServedModels(self.router.registry, manager)
+        self._open_inference = OpenInferenceService(models, statistics, self.health, self._batcher_config)
         methods = [
             *recommender.methods(self.batcher),
-            *OpenInferenceService(models, statistics, self.health, self._batcher_config).methods(
-                self.batcher, self._pool
-            ),
+            *self._open_inference.methods(self.batcher),
             *extra_methods,
             *self.health.methods(),
         ]
@@ -123,18 +129,22 @@ class Server:
             log.info("admin address", address=self.admin_address)
         return address
 
-    def serve(self, engine: Engine) -> None:
-        """Answers requests from ``engine`` (loaded and warm) from now on.
+    def serve(self, engine: Engine | None = None) -> None:
+        """Answers from ``engine`` (loaded and warm) from now on; without one, from the models of the router.
 
         Raises :class:`ConfigError` when the engine takes smaller batches than the server makes.
         """
-        if self._batcher_config.max_size > engine.config.max_requests:
-            raise ConfigError(
-                "batcher.max_size",
-                found=self._batcher_config.max_size,
-                expected=f"at most engine.max_requests ({engine.config.max_requests})",
-            )
-        self._warm_engine = engine
+        registry = self.router.registry
+        engines = [engine] if engine else registry.engines()
+        for config in (one.config for one in engines):
+            if self._batcher_config.max_size > config.max_requests:
+                raise ConfigError(
+                    "batcher.max_size",
+                    found=self._batcher_config.max_size,
+                    expected=f"at most engine.max_requests ({config.max_requests})",
+                )
+        if engine is not None:
+            registry.serve_one(engine.manifest.model, engine.manifest.bundle_version, engine)
         self.health.set(SERVING, *self._health_names())
 
     def stop(self) -> None:
@@ -148,6 +158,8 @@ class Server:
             self._http.stop()
         self.batcher.close()
         self._pool.close()
+        self._open_inference.close()
+        self.router.close()
         self.chain.close()
         self._security.close()
 
@@ -170,17 +182,12 @@ class Server:
             in_flight=lambda: self.admission.in_flight,
             waiting=lambda: self.batcher.n_waiting,
             batcher=self.batcher.stats,
-            engine=lambda: self._warm_engine,
+            engines=self.router.registry.engines,
             methods=self.chain.methods,
             is_ready=lambda: self.is_ready,
         )
         probes = probe_routes(lambda: self.is_alive, lambda: self.is_ready)
         return HttpFront(self.chain, self._config, http, metrics=metrics, sources=sources, probes=probes)
-
-    def _engine(self) -> Engine:
-        if self._warm_engine is None:
-            raise Unavailable("server", found="loading", expected="warm", cure="Try again after a moment.")
-        return self._warm_engine
 
     def _give_up(self) -> None:
         self._gave_up = True
@@ -202,16 +209,19 @@ def _new_metrics(http: HttpConfig) -> "Metrics | None":
     return Metrics()
 
 
-def run_server(server: Server, load_engine: Callable[[], Engine], announce: Callable[[str], None]) -> None:
+def run_server(
+    server: Server, load_engine: Callable[[], Engine | None], announce: Callable[[str], None]
+) -> None:
     """Runs ``server`` until SIGTERM or SIGINT, then drains; a second signal stops at once. Main thread only.
 
-    ``load_engine`` runs on a thread while the server already answers health checks; ``announce`` is
-    called with the address when the first request can be answered.
+    ``load_engine`` runs on a thread while the server already answers health checks; it returns the one engine
+    to serve, or None when it filled the router's registry. ``announce`` is called with the address when the
+    first request can be answered.
     """
     address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
     events: SimpleQueue[str] = SimpleQueue()
-    loading = Future[Engine]()
+    loading = Future[Engine | None]()
 
     def load() -> None:
         try:
@@ -227,14 +237,18 @@ def run_server(server: Server, load_engine: Callable[[], Engine], announce: Call
                 engine = loading.result()
                 server.serve(engine)
                 address = address or server.start()
+                # What is there now stays: later collections, which stop every thread, need not look at it.
+                gc.collect()
+                gc.freeze()
                 announce(address)
-                log.info("serving", address=address, bundle=engine.manifest.bundle_version, **server.urls)
+                log.info("serving", address=address, models=server.router.registry.routes(), **server.urls)
                 events.get()
             log.info("draining")
         finally:
             server.stop()
         # A load under way cannot be interrupted; its end, good or bad, is waited for.
-        loading.result().close()
+        if (engine := loading.result()) is not None:
+            engine.close()
     log.info("stopped")
 
 

@@ -62,6 +62,7 @@ def slate_to_message(slate: Slate) -> pb.Slate:
         source=slate.source,
         stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in slate.stage_ns.items()],
         warnings=slate.warnings,
+        arm=slate.arm,
     )
 
 
@@ -74,6 +75,7 @@ def slate_from_message(message: pb.Slate) -> Slate:
         source=message.source,
         stage_ns={stage.stage: stage.duration_ns for stage in message.stage_times},
         warnings=tuple(message.warnings),
+        arm=message.arm,
     )
 
 

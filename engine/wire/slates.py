@@ -18,7 +18,7 @@ def encode_ranked(answers: Sequence[Ranked]) -> list[bytes]:
     """
     encoded: list[bytes] = []
     rest: dict[tuple[object, ...], bytes] = {}
-    # The rows of a batch have one bundle; a swap falls between batches.
+    # The rows have one bundle: batches are divided by arm, and a swap falls between them.
     for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
         key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns))
         if key not in rest:
@@ -50,4 +50,5 @@ def _encode_rest(answer: Ranked) -> bytes:
         source=answer.source,
         stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in answer.stage_ns.items()],
         warnings=answer.warnings,
+        arm=answer.arm,
     ).SerializeToString()

@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from recserve.errors import (
     BundleInvalid,
     ConfigError,
+    Conflict,
     DeadlineExceeded,
     InvalidRequest,
     MalformedRequest,
@@ -49,9 +50,9 @@ class StatusRow:
 STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     MalformedRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     UnknownItem: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM"),
+    UnknownModel: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     UnknownService: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
-    UnknownModel: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
     MessageTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
@@ -59,6 +60,7 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", retry=True),
+    Conflict: StatusRow(grpc.StatusCode.ABORTED, "CONFLICT"),
     BundleInvalid: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_INVALID"),
     ConfigError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION"),
 }

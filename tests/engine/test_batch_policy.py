@@ -84,9 +84,17 @@ def test_laws_of_a_decision(queue: list[list[Row]], config: BatcherConfig, known
 def test_waiting_ends_when_it_was_said(queue: list[list[Row]], config: BatcherConfig, known: Rates) -> None:
     decision = decide(queue, NOW, config, known)
     if decision.wake_at is not None:
-        # Frozen rates: a fading estimate only lets more through.
-        later = decide(queue, decision.wake_at, config, Rates(0.0, NOW, known.arrivals_per_second))
-        assert later.take
+        # The estimate as it was: one that has faded lets a batch wait for longer.
+        frozen = Rates(known.expected_seconds(NOW), decision.wake_at, known.arrivals_per_second)
+        assert decide(queue, decision.wake_at, config, frozen).take
+
+
+def test_a_batch_that_closes_for_a_deadline_still_meets_it() -> None:
+    config = BatcherConfig(max_delay_ms=500, adaptive_delay=False)
+    row = Row(deadline=NOW + 0.5, received_at=NOW)
+    decision = decide([[row]], NOW, config, Rates())
+    assert decision.wake_at is not None
+    assert decide([[row]], decision.wake_at, config, Rates()).take == [row]
 
 
 @given(classes, configs())

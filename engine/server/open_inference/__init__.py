@@ -2,8 +2,9 @@
 
 Clients of Triton and KServe ask unchanged; a client's own batch is spread over the dynamic batcher's.
 
-- Model: the name is the bundle's ``model``, as in the metrics; the version is the bundle's version, and empty
-  means the one that is served.
+- Model: a name of the registry, empty for the default one; of a single bundle it is the manifest's ``model``.
+  Version: a bundle's, empty for whichever the route gives. All rows of a call take the arm of its first user
+  and one version: a reply names one.
 - Input ``user_id`` BYTES [n, 1] (empty: nobody known) and optional ``history`` BYTES [n, length], item ids,
   newest last, which wins over the stored one (empty elements are padding).
 - Outputs ``item_id`` BYTES [n, k] and ``score`` FP32 [n, k], best first. A row of fewer than ``k`` items ends
@@ -16,6 +17,8 @@ Clients of Triton and KServe ask unchanged; a client's own batch is spread over 
 - Response parameters: ``source`` ("model" or "popularity" of each row, separated by commas) and ``warnings``.
 - Unknown users and items are cold starts, not errors. One bad row fails the call with INVALID_ARGUMENT that
   names the row, as one bad tensor does at Triton.
+- RepositoryModelLoad activates the newest version of a model, RepositoryModelUnload stops serving it; as all
+  that changes what is served they are methods of the admin address (``server.admin_address``) alone.
 - Statuses: an unknown model or version is NOT_FOUND, a full server RESOURCE_EXHAUSTED (Triton: UNAVAILABLE),
   shared memory, the named repository and what the server cannot do UNIMPLEMENTED.
 

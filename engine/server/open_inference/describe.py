@@ -3,6 +3,7 @@
 import recserve
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig
 from recserve.engine.engine import Engine
+from recserve.engine.server.open_inference.models import ServedModel
 from recserve.engine.server.open_inference.requests import (
     DEFAULT_PRIORITY,
     HISTORY,
@@ -26,12 +27,12 @@ def server_metadata(*, can_load: bool) -> pb.ServerMetadataResponse:
     return pb.ServerMetadataResponse(name="recserve", version=recserve.__version__, extensions=extensions)
 
 
-def model_metadata(name: str, engine: Engine) -> pb.ModelMetadataResponse:
-    """Returns the tensors of a model, with the batch dimension."""
+def model_metadata(model: ServedModel) -> pb.ModelMetadataResponse:
+    """Returns the versions that answer and the tensors of a model, with the batch dimension."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
-        name=name,
-        versions=[engine.manifest.bundle_version],
+        name=model.name,
+        versions=list(model.engines),
         platform=PLATFORM,
         inputs=[
             tensor(name=USER_ID, datatype="BYTES", shape=[ANY, 1]),
@@ -41,14 +42,14 @@ def model_metadata(name: str, engine: Engine) -> pb.ModelMetadataResponse:
             tensor(name=ITEM_ID, datatype="BYTES", shape=[ANY, ANY]),
             tensor(name=SCORE, datatype="FP32", shape=[ANY, ANY]),
         ],
-        properties=_properties(engine),
+        properties=_properties(model.engine),
     )
 
 
-def model_config(name: str, engine: Engine, batcher: BatcherConfig) -> pb.ModelConfig:
+def model_config(model: ServedModel, batcher: BatcherConfig) -> pb.ModelConfig:
     """Returns the configuration of a model; its dimensions are without the batch."""
     return pb.ModelConfig(
-        name=name,
+        name=model.name,
         platform=PLATFORM,
         backend=PLATFORM,
         version_policy=pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1)),
@@ -64,7 +65,7 @@ def model_config(name: str, engine: Engine, batcher: BatcherConfig) -> pb.ModelC
         # The engine chooses between CPU and GPU.
         instance_group=[
             pb.ModelInstanceGroup(
-                name=f"{name}_0", kind=pb.ModelInstanceGroup.KIND_MODEL, count=batcher.threads
+                name=f"{model.name}_0", kind=pb.ModelInstanceGroup.KIND_MODEL, count=batcher.threads
             )
         ],
         dynamic_batching=pb.ModelDynamicBatching(
@@ -78,7 +79,9 @@ def model_config(name: str, engine: Engine, batcher: BatcherConfig) -> pb.ModelC
                 max_queue_size=batcher.max_waiting,
             ),
         ),
-        parameters={key: pb.ModelParameter(string_value=value) for key, value in _properties(engine).items()},
+        parameters={
+            key: pb.ModelParameter(string_value=value) for key, value in _properties(model.engine).items()
+        },
     )
 
 

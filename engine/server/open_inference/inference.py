@@ -8,31 +8,38 @@ from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.open_inference.replies import build_reply
 from recserve.engine.server.open_inference.requests import HISTORY, USER_ID, Ask
-from recserve.engine.types import Request, Slate
-from recserve.errors import InvalidRequest, Unavailable, UnknownModel
+from recserve.engine.server.service import Row
+from recserve.errors import InvalidRequest, Unavailable
 from recserve.proto import open_inference_pb2 as pb
 
 
 class Inference:
-    """Collects the slates of a call's rows; the last one answers the call, the first error fails it."""
+    """Collects the answers to a call's rows; the last one answers the call, the first error fails it.
 
-    def __init__(self, message: pb.ModelInferRequest, call: Call, ask: Ask) -> None:
+    All rows go to one arm, that of the first user, and to one version: a reply names one.
+    """
+
+    def __init__(
+        self, message: pb.ModelInferRequest, call: Call, ask: Ask, model: str, submit: Callable[[Row], None]
+    ) -> None:
+        """``model``: the name of the model that is asked; ``submit`` queues a row."""
         self.message = message
         self.call = call
         self.ask = ask
+        self.model = model
+        self.key = ask.requests[0].user_id or call.request_id
         self.deadline = min(call.deadline, call.received_at + ask.timeout_seconds)
+        self._submit = submit
         # Guards the two below while rows are open.
         self._lock = threading.Lock()
         self._ranked: list[Ranked | None] = [None] * len(ask.requests)
         self._n_open = 0
-        self._submit: Callable[[Row], None] = lambda row: None
 
-    def start(self, submit: Callable[["Row"], None]) -> None:
-        """Gives each row to ``submit``."""
-        self._submit = submit
+    def start(self) -> None:
+        """Queues the rows."""
         self._ask(range(len(self.ask.requests)))
 
-    def take(self, row: "Row", ranked: Ranked) -> None:
+    def take(self, row: "InferRow", ranked: Ranked) -> None:
         """Keeps the answer to one row; never raises."""
         try:
             with self._lock:
@@ -46,8 +53,7 @@ class Inference:
             if stale:
                 self._ask(stale)
             else:
-                self.call.stage_ns.update(row.stage_ns)
-                self._reply(slates(answers))
+                self._reply(row, answers)
         except Exception as error:  # noqa: BLE001 - the batch has other callers; this one gets a status
             self.call.fail(error)
 
@@ -55,40 +61,35 @@ class Inference:
         rows = list(rows)
         self._n_open = len(rows)
         for i in rows:
-            self._submit(Row(self, i))
+            self._submit(InferRow(self, i))
 
-    def _reply(self, answers: list[Slate]) -> None:
+    def _reply(self, last: "InferRow", answers: list[Ranked]) -> None:
         start = time.perf_counter_ns()
-        version = answers[0].bundle_version
-        if self.message.model_version not in ("", version):
-            raise UnknownModel(
-                f"version of model {self.message.model_name}",
-                found=f"{self.message.model_version} (not found)",
-                expected=f"{version} or empty",
-            )
-        reply = build_reply(self.message, self.ask, answers)
-        self.call.stage_ns["reply"] = time.perf_counter_ns() - start
-        self.call.reply(reply)
+        reply = build_reply(self.message.id, self.model, self.ask, slates(answers))
+        call = self.call
+        call.bundle_version = reply.model_version
+        call.stage_ns.update(last.stage_ns)
+        call.stage_ns["reply"] = time.perf_counter_ns() - start
+        call.reply(reply)
 
 
-class Row:
-    """One row as an entry of the batcher; see ``Row`` of engine/server/service.py."""
+class InferRow(Row):
+    """One row as an entry of the batcher."""
 
-    __slots__ = ("_inference", "_taken", "deadline", "index", "priority", "received_at", "stage_ns")
+    __slots__ = ("_inference", "_taken", "index")
 
     def __init__(self, inference: Inference, index: int) -> None:
         self._inference = inference
         self._taken = False
         self.index = index
+        self.request = inference.ask.requests[index]
+        self.model = inference.model
+        self.version = inference.message.model_version
+        self.key = inference.key
         self.deadline = inference.deadline
         self.received_at = inference.call.received_at
         self.priority = inference.ask.priority
         self.stage_ns: dict[str, int] = {}
-
-    @property
-    def request(self) -> Request:
-        """What is asked for this row."""
-        return self._inference.ask.requests[self.index]
 
     @property
     def is_done(self) -> bool:

@@ -10,11 +10,9 @@ from recserve.engine.types import Slate
 from recserve.proto import open_inference_pb2 as pb
 
 
-def build_reply(message: pb.ModelInferRequest, ask: Ask, slates: Sequence[Slate]) -> pb.ModelInferResponse:
-    """Returns the answer to ``message``: row i is ``slates[i]``, all of one bundle version."""
-    reply = pb.ModelInferResponse(
-        model_name=message.model_name, model_version=slates[0].bundle_version, id=message.id
-    )
+def build_reply(id_: str, model: str, ask: Ask, slates: Sequence[Slate]) -> pb.ModelInferResponse:
+    """Returns the answer of ``model`` to the request ``id_``: row i is ``slates[i]``, all of one version."""
+    reply = pb.ModelInferResponse(model_name=model, model_version=slates[0].bundle_version, id=id_)
     for output in ask.outputs:
         datatype, width, raw = _tensor(output, ask.k, slates)
         reply.outputs.add(name=output.name, datatype=datatype, shape=[len(slates), width])

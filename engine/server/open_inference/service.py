@@ -6,18 +6,19 @@ from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
 from recserve.engine.server.call import Call
 from recserve.engine.server.health import HealthService
-from recserve.engine.server.methods import Method
+from recserve.engine.server.methods import BACKGROUND, INTERACTIVE, Method
 from recserve.engine.server.open_inference.describe import model_config, model_metadata, server_metadata
 from recserve.engine.server.open_inference.inference import Inference
-from recserve.engine.server.open_inference.models import READY, ModelRepository, ModelState
+from recserve.engine.server.open_inference.models import READY, ServedModels
 from recserve.engine.server.open_inference.requests import read_infer
 from recserve.engine.server.open_inference.statistics import Statistics
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import InvalidRequest, RecserveError, UnknownModel, Unsupported
+from recserve.errors import InvalidRequest, RecserveError, Unsupported
 from recserve.proto import open_inference_pb2 as pb
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 PREFIX = f"/{SERVICE_NAME}/"
+N_THREADS = 2
 
 
 class OpenInferenceService:
@@ -25,7 +26,7 @@ class OpenInferenceService:
 
     def __init__(
         self,
-        models: ModelRepository,
+        models: ServedModels,
         statistics: Statistics,
         health: HealthService,
         batcher_config: BatcherConfig,
@@ -34,14 +35,17 @@ class OpenInferenceService:
         self._statistics = statistics
         self._health = health
         self._batcher_config = batcher_config
+        # For what waits for a disk: a load must keep no other call from a thread.
+        self._pool = WorkerPool(N_THREADS)
 
-    def methods(self, batcher: Batcher[Any], pool: WorkerPool) -> list[Method]:
-        """Returns the rows of the service. Only inference and model control count as work in flight."""
+    def methods(self, batcher: Batcher[Any]) -> list[Method]:
+        """Returns the rows of the service; only inference counts as work in flight."""
 
         def infer(request: pb.ModelInferRequest, call: Call) -> None:
-            self._models.find(request.model_name, request.model_version)
+            model = self._models.find(request.model_name, request.model_version)
+            call.bundle_version = next(iter(model.engines))
             ask = read_infer(request, self._batcher_config.max_size)
-            Inference(request, call, ask).start(lambda row: batcher.submit(None, row))
+            Inference(request, call, ask, model.name, lambda row: batcher.submit(None, row)).start()
 
         descriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name
         handlers: dict[str, tuple[str, Any]] = {
@@ -52,9 +56,9 @@ class OpenInferenceService:
             "ModelMetadata": ("model:read", self._model_metadata),
             "ModelConfig": ("model:read", self._model_config),
             "ModelStatistics": ("model:read", self._model_statistics),
-            "RepositoryIndex": ("model:read", self._index),
-            "RepositoryModelLoad": ("model:admin", pool.plain(self._load)),
-            "RepositoryModelUnload": ("model:admin", pool.plain(self._unload)),
+            "RepositoryIndex": ("model:read", self._pool.plain(self._index)),
+            "RepositoryModelLoad": ("model:admin", self._pool.plain(self._load)),
+            "RepositoryModelUnload": ("model:admin", self._pool.plain(self._unload)),
             "ModelInfer": ("recommend", infer),
         }
         return [
@@ -64,11 +68,16 @@ class OpenInferenceService:
                 response=getattr(pb, descriptor[name].output_type.name),
                 handler=handler,
                 scope=scope,
-                is_admitted=scope in ("recommend", "model:admin"),
-                is_batched=name == "ModelInfer",
+                priority=INTERACTIVE if handler is infer else BACKGROUND,
+                is_admitted=handler is infer,
+                is_batched=handler is infer,
             )
             for name, (scope, handler) in handlers.items()
         ]
+
+    def close(self) -> None:
+        """Ends the threads after the operations under way."""
+        self._pool.close()
 
     def _server_live(self, request: pb.ServerLiveRequest, call: Call) -> None:
         call.reply(pb.ServerLiveResponse(live=True))
@@ -88,34 +97,33 @@ class OpenInferenceService:
         call.reply(server_metadata(can_load=self._models.can_load))
 
     def _model_metadata(self, request: pb.ModelMetadataRequest, call: Call) -> None:
-        call.reply(model_metadata(request.name, self._models.find(request.name, request.version)))
+        call.reply(model_metadata(self._models.find(request.name, request.version)))
 
     def _model_config(self, request: pb.ModelConfigRequest, call: Call) -> None:
-        engine = self._models.find(request.name, request.version)
-        call.reply(pb.ModelConfigResponse(config=model_config(request.name, engine, self._batcher_config)))
+        model = self._models.find(request.name, request.version)
+        call.reply(pb.ModelConfigResponse(config=model_config(model, self._batcher_config)))
 
     def _model_statistics(self, request: pb.ModelStatisticsRequest, call: Call) -> None:
         if request.name:
-            version = self._models.find(request.name, request.version).manifest.bundle_version
-            models = [ModelState(request.name, version, READY)]
+            model = self._models.find(request.name, request.version)
+            served = [(model.name, version) for version in model.engines]
         elif request.version:
             raise InvalidRequest("name", found="empty", expected="that of the model whose version is given")
         else:
-            models = [state for state in self._models.states() if state.state == READY]
-        call.reply(pb.ModelStatisticsResponse(model_stats=self._statistics.messages(models)))
+            served = self._models.served()
+        stats = [self._statistics.message(name, version) for name, version in served]
+        call.reply(pb.ModelStatisticsResponse(model_stats=stats))
 
-    def _index(self, request: pb.RepositoryIndexRequest, call: Call) -> None:
+    def _index(self, request: pb.RepositoryIndexRequest, call: Call) -> pb.RepositoryIndexResponse:
         _check_repository(request.repository_name)
-        call.reply(
-            pb.RepositoryIndexResponse(
-                models=[
-                    pb.RepositoryIndexResponse.ModelIndex(
-                        name=state.name, version=state.version, state=state.state, reason=state.reason
-                    )
-                    for state in self._models.states()
-                    if state.state == READY or not request.ready
-                ]
-            )
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=state.name, version=state.version, state=state.state, reason=state.reason
+                )
+                for state in self._models.states()
+                if state.state == READY or not request.ready
+            ]
         )
 
     def _load(self, request: pb.RepositoryModelLoadRequest, call: Call) -> pb.RepositoryModelLoadResponse:
@@ -127,7 +135,7 @@ class OpenInferenceService:
                 expected="none",
                 cure="A bundle brings its own configuration.",
             )
-        self._models.load(_named(request.model_name))
+        self._models.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
 
     def _unload(
@@ -135,16 +143,10 @@ class OpenInferenceService:
     ) -> pb.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         # unload_dependents, the one parameter, says nothing here: no model depends on another.
-        self._models.unload(_named(request.model_name))
+        self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
 
 def _check_repository(name: str) -> None:
     if name:
         raise Unsupported("repository_name", found=name, expected="empty", cure="There is one repository.")
-
-
-def _named(model: str) -> str:
-    if not model:
-        raise UnknownModel("model_name", found="empty", expected="the name of a model")
-    return model

@@ -1,20 +1,19 @@
 """What ModelStatistics counts: requests as the chain's observers see them, and batches as they are computed.
 
-All batched methods of the model count, ``recserve.v1.Recommender/Recommend`` too. A request with n rows is
-one success and n inferences; its stages are those of the row that was answered last, and a request of a batch
-counts the whole batch's time, as at Triton.
+All batched methods count, ``recserve.v1.Recommender/Recommend`` too. A request with n rows is one success
+and n inferences; its stages are those of the row that was answered last, and a request of a batch counts the
+whole batch's time, as at Triton. Each worker process has counts of its own.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
 
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Observer
-from recserve.engine.server.open_inference.models import READY, ModelState
 from recserve.proto import open_inference_pb2 as pb
 
 # What the protocol counts, by the stages of a request: the wait for a batch; ids to arrays; encoder and
@@ -61,64 +60,48 @@ class _Tally:
 
 
 class Statistics(Observer):
-    """Counts since the start of the server, by version of the served model; safe to call from any thread.
+    """Counts since the start of the server, by bundle version; safe to call from any thread."""
 
-    ``states()``: the models of the repository. A request that ends while one version is swapped for another
-    counts for the one that is served then.
-    """
-
-    def __init__(self, states: Callable[[], Sequence[ModelState]]) -> None:
-        self._states = states
+    def __init__(self) -> None:
         # Guards _tallies.
         self._lock = threading.Lock()
-        self._tallies: dict[tuple[str, str], _Tally] = {}
+        self._tallies: dict[str, _Tally] = {}
 
     def on_answered(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
-        """Counts a request that is done."""
-        if not call.method.is_batched or call.request is None:
-            return  # Refused before anybody knew what it asks.
-        # A request that cannot name a model asks for the served one.
-        name = getattr(call.request, "model_name", None)
-        for state in self._states():
-            if state.state == READY and name in (None, state.name):
-                self._count(state, call, code, int(seconds * 1e9))
-                return
-
-    def on_batch(self, version: str, n_rows: int, stage_ns: Mapping[str, int]) -> None:
-        """Counts a batch that was computed by ``version`` of the served model."""
-        for state in self._states():
-            if state.version == version:
-                with self._lock:
-                    batches = self._tally(state).batches
-                    batches.setdefault(n_rows, _Spent()).add(0, stage_ns)
-                return
-
-    def messages(self, models: Iterable[ModelState]) -> list[pb.ModelStatistics]:
-        """Returns the counts of each of ``models``, zero for one that nobody has asked yet."""
+        """Counts a request of the version that answered it, or was to answer it, where that is known."""
+        version = call.bundle_version
+        if not version or not call.method.is_batched:
+            return
+        ns = int(seconds * 1e9)
         with self._lock:
-            return [_message(model, self._tally(model)) for model in models]
-
-    def _count(self, model: ModelState, call: Call, code: grpc.StatusCode, ns: int) -> None:
-        with self._lock:
-            tally = self._tally(model)
+            tally = self._tally(version)
             if code is grpc.StatusCode.OK:
                 tally.success.add(ns, call.stage_ns)
                 tally.last_inference_ms = time.time_ns() // 1_000_000
             else:
                 tally.fail.add(ns, {})
 
-    def _tally(self, model: ModelState) -> _Tally:
-        key = (model.name, model.version)
-        tally = self._tallies.get(key)
+    def on_batch(self, version: str, n_rows: int, stage_ns: Mapping[str, int]) -> None:
+        """Counts a batch that ``version`` computed."""
+        with self._lock:
+            self._tally(version).batches.setdefault(n_rows, _Spent()).add(0, stage_ns)
+
+    def message(self, model: str, version: str) -> pb.ModelStatistics:
+        """Returns the counts of a version, zero for one that nobody has asked yet."""
+        with self._lock:
+            return _message(model, version, self._tallies.get(version, _Tally()))
+
+    def _tally(self, version: str) -> _Tally:
+        tally = self._tallies.get(version)
         if tally is None:
-            tally = self._tallies[key] = _Tally()
+            tally = self._tallies[version] = _Tally()
         return tally
 
 
-def _message(model: ModelState, tally: _Tally) -> pb.ModelStatistics:
+def _message(model: str, version: str, tally: _Tally) -> pb.ModelStatistics:
     return pb.ModelStatistics(
-        name=model.name,
-        version=model.version,
+        name=model,
+        version=version,
         last_inference=tally.last_inference_ms,
         inference_count=sum(size * batches.count for size, batches in tally.batches.items()),
         execution_count=sum(batches.count for batches in tally.batches.values()),

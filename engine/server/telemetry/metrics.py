@@ -98,12 +98,12 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What is read when somebody asks for the metrics; ``engine()`` is None while it loads."""
+    """What is read when somebody asks for the metrics; ``engines()``: the loaded ones, none at first."""
 
     in_flight: Callable[[], int]
     waiting: Callable[[], int]
     batcher: Callable[[], dict[str, int]]
-    engine: Callable[[], Engine | None]
+    engines: Callable[[], Sequence[Engine]]
     methods: MethodTable
     is_ready: Callable[[], bool]
 
@@ -181,21 +181,25 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
         if os.path.isdir("/proc/self/task"):
             threads = len(os.listdir("/proc/self/task"))
             yield _gauge("process_threads", "Number of threads of the process.", threads)
-        engine = sources.engine()
-        if engine is not None:
-            for key, value in engine.stats().items():
-                yield CounterMetricFamily(
-                    f"recserve_engine_{key}", f"Engine: {key.replace('_', ' ')}.", value
-                )
-            manifest = engine.manifest
-            info = GaugeMetricFamily(
-                "recserve_bundle_info",
-                "The bundle that is served.",
-                labels=("bundle_version", "model", "variant"),
-            )
+        engines = sources.engines()
+        # Of all loaded engines together; where one is freed its part goes, as at a restart.
+        stats: Counter[str] = Counter()
+        for engine in engines:
+            stats.update(engine.stats())
+        for key, value in stats.items():
+            yield CounterMetricFamily(f"recserve_engine_{key}", f"Engine: {key.replace('_', ' ')}.", value)
+        info = GaugeMetricFamily(
+            "recserve_bundle_info",
+            "The bundles that are loaded.",
+            labels=("bundle_version", "model", "variant"),
+        )
+        items = GaugeMetricFamily(
+            "recserve_bundle_items", "Items of the catalogue.", labels=("bundle_version",)
+        )
+        for manifest in (engine.manifest for engine in engines):
             info.add_metric([manifest.bundle_version, manifest.model, manifest.default_variant], 1)
-            yield info
-            yield _gauge("recserve_bundle_items", "Items of the catalogue.", manifest.n_items)
+            items.add_metric([manifest.bundle_version], manifest.n_items)
+        yield from (info, items) if engines else ()
 
 
 BATCHER_TEXTS = {

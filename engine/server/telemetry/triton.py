@@ -30,11 +30,12 @@ VERSION = "1"
 
 def triton_lines(counts: Counts, sources: Sources) -> str:
     """Returns the metrics in Prometheus' text format, nothing while no bundle is served."""
-    engine = sources.engine()
-    if engine is None:
+    engines = sources.engines()
+    if not engines:
         return ""
-    labels = {"model": engine.manifest.model, "version": VERSION}
-    return "".join(f"{line}\n" for line in _lines(counts, sources, engine.stats()["requests"], labels))
+    labels = {"model": engines[0].manifest.model, "version": VERSION}
+    n_rows = sum(engine.stats()["requests"] for engine in engines)
+    return "".join(f"{line}\n" for line in _lines(counts, sources, n_rows, labels))
 
 
 def _lines(counts: Counts, sources: Sources, n_rows: int, labels: Mapping[str, str]) -> Iterator[str]:

@@ -63,7 +63,9 @@ def test_codes_are_those_that_the_api_documents() -> None:
         "MalformedRequest": ("INVALID_ARGUMENT", False),
         "UnknownItem": ("NOT_FOUND", False),
         "InvalidRequest": ("INVALID_ARGUMENT", False),
+        "UnknownModel": ("NOT_FOUND", False),
         "UnknownService": ("NOT_FOUND", False),
+        "Conflict": ("ABORTED", False),
         "MessageTooLarge": ("RESOURCE_EXHAUSTED", False),
         "Unauthenticated": ("UNAUTHENTICATED", False),
         "PermissionDenied": ("PERMISSION_DENIED", False),
@@ -71,6 +73,7 @@ def test_codes_are_those_that_the_api_documents() -> None:
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", False),
         "Unavailable": ("UNAVAILABLE", True),
         "BundleInvalid": ("FAILED_PRECONDITION", False),
+        "Unsupported": ("UNIMPLEMENTED", False),
         "ConfigError": ("FAILED_PRECONDITION", False),
     }
 

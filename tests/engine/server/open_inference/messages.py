@@ -1,13 +1,39 @@
 """Requests as a client writes them; answers as ``tritonclient`` reads them, from the raw contents alone."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import grpc
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from recserve.proto import open_inference_pb2 as pb
+from recserve.proto import open_inference_pb2_grpc
+
+TIMEOUT_SECONDS = 30
+
+
+class Client:
+    """Sends messages of the protocol."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._stub, name)
+        kind = getattr(pb, f"{name}Request")
+
+        def call(message: Any = None, /, **fields: Any) -> Any:
+            return method(kind(**fields) if message is None else message, timeout=TIMEOUT_SECONDS)
+
+        return call
+
+    def fails(self, method: str, message: Any = None, /, **fields: Any) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(self, method)(message, **fields)
+        return caught.value.code(), caught.value.details()
 
 
 def raw_bytes(elements: Sequence[str | bytes]) -> bytes:

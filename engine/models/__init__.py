@@ -1,0 +1,1 @@
+"""Many bundles, many versions side by side: load, route, watch and replace them while requests run."""

@@ -1,0 +1,118 @@
+"""Answers requests through the registry: by arm, counted, guarded, and shadowed after the answer."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import structlog
+
+from recserve.engine.engine import Engine
+from recserve.engine.models.guard import Breach, judge
+from recserve.engine.models.registry import ActiveRoute, Lease, Registry
+from recserve.engine.models.routing import Arm
+from recserve.engine.models.shadow import Asked, ShadowRunner
+from recserve.engine.pipeline import Ranked
+from recserve.engine.types import SOURCE_MODEL, Request
+from recserve.errors import InvalidRequest
+
+log = structlog.get_logger("recserve.models")
+
+A = TypeVar("A")
+
+
+class Router:
+    """Safe to call from any thread. ``on_rollback(model, breach)`` hears of a canary that was taken back."""
+
+    def __init__(
+        self,
+        registry: Registry[Engine],
+        *,
+        on_rollback: Callable[[str, Breach], None] = lambda model, breach: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.registry = registry
+        self.on_rollback = on_rollback
+        self.shadow = ShadowRunner(registry)
+        self._clock = clock
+
+    def answer(
+        self,
+        requests: Sequence[Request],
+        keys: Callable[[], Sequence[str]],
+        *,
+        model: str = "",
+        version: str = "",
+    ) -> Iterator[tuple[list[int], list[Ranked | InvalidRequest]]]:
+        """Yields rows of ``requests`` and their answers, one arm after the other, each from one version.
+
+        ``keys()`` gives what assigns each request to an arm; asked only when there are several. A request
+        that names a variant gets it from whatever version its arm has. ``version``: asks that arm, whoever
+        calls; raises :class:`UnknownModel` when no arm has it.
+        """
+        with self.registry.lease(model) as lease:
+            route = lease.route.only(version) if version else lease.route
+            for arm, rows in route.assign(keys() if route.is_split else [""] * len(requests)):
+                asked = [_for_arm(requests[i], arm) for i in rows]
+                start = self._clock()
+                answers = self._ask(lease, arm, asked)
+                seconds = self._clock() - start
+                ranked = [answer for answer in answers if isinstance(answer, Ranked)]
+                self._record(lease.active, arm, ranked, seconds)
+                yield rows, answers
+                if lease.route.shadow:
+                    self.shadow.offer(
+                        Asked(lease.active, request, answer, seconds)
+                        for request, answer in zip(asked, answers, strict=True)
+                        if isinstance(answer, Ranked)
+                    )
+
+    def close(self) -> None:
+        """Ends the shadow traffic."""
+        self.shadow.close()
+
+    def _ask(self, lease: Lease[Engine], arm: Arm, requests: list[Request]) -> list[Ranked | InvalidRequest]:
+        try:
+            answers = lease.engine(arm).rank_each(requests)
+        except Exception:
+            if len(requests) == 1:
+                # The rows of a larger batch are asked again, each alone.
+                self._record(lease.active, arm, [], 0.0, errors=1)
+            raise
+        if not lease.route.is_split:
+            return answers
+        return [replace(one, arm=arm.name) if isinstance(one, Ranked) else one for one in answers]
+
+    def _record(
+        self,
+        active: ActiveRoute[Engine],
+        arm: Arm,
+        answers: Sequence[Ranked],
+        seconds: float,
+        errors: int = 0,
+    ) -> None:
+        now = self._clock()
+        by_model = sum(answer.source == SOURCE_MODEL for answer in answers)
+        active.windows[arm.name].record(
+            now, answered=len(answers), by_model=by_model, errors=errors, seconds=seconds
+        )
+        guard, baseline = active.route.guard, active.route.arms[0]
+        if guard is None or arm is baseline:
+            return
+        breach = judge(
+            arm.name, active.windows[arm.name].stats(now), active.windows[baseline.name].stats(now), guard
+        )
+        if breach and self.registry.set_route(active.model, active.route.baseline_only(), instead_of=active):
+            log.warning(
+                "canary rolled back",
+                model=active.model,
+                version=arm.version,
+                reason=breach.reason,
+                found=round(breach.found, 6),
+                limit=round(breach.limit, 6),
+            )
+            self.on_rollback(active.model, breach)
+
+
+def _for_arm(request: Request, arm: Arm) -> Request:
+    return replace(request, variant=arm.variant) if arm.variant and not request.variant else request

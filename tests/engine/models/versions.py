@@ -1,0 +1,14 @@
+"""Bundles that differ by version, and damage to them."""
+
+from pathlib import Path
+
+from recserve.benchmarks.versions import is_of, make_version
+
+__all__ = ["flip_bit", "is_of", "make_version"]
+
+
+def flip_bit(path: Path) -> None:
+    """Damages the middle byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
