@@ -5,6 +5,7 @@ Prints one JSON object of what it saw, for test_tritonclient.py.
 
 import json
 import sys
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,15 @@ def main() -> None:
         classes = [triton.InferRequestedOutput("score", class_count=2)]
         result = client.infer(model, inputs_of(users[:1]), outputs=classes, parameters={"k": 4})
         seen["classes"] = [text.decode() for text in result.as_numpy("score")[0]]
-        done: Any = []
-        futures = [client.async_infer(model, inputs_of([user])) for user in users]
-        done = [future.get_result(timeout=30).as_numpy("item_id").shape for future in futures]
-        seen["async_shapes"] = [list(shape) for shape in done]
+        done: Queue[Any] = Queue()
+        for user in users:
+            client.async_infer(
+                model, inputs_of([user]), callback=lambda result, error: done.put((result, error))
+            )
+        answers = [done.get(timeout=30) for _ in users]
+        seen["async_shapes"] = [
+            list(result.as_numpy("item_id").shape) for result, error in answers if not error
+        ]
         seen["errors"] = {}
         for name, ask in {
             "unknown model": lambda: client.infer("another", inputs_of(users)),
