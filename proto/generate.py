@@ -1,7 +1,9 @@
 """Regenerates the committed protobuf code: ``python proto/generate.py [OUTPUT_FOLDER]``.
 
 The virtual path ``recserve/proto=proto`` makes protoc emit ``from recserve.proto import ...`` so that
-nothing has to be rewritten afterwards.
+imports need no rewriting afterwards. One thing is rewritten: the files of ``PRIVATE`` get a descriptor pool
+of their own, because a program may hold another definition of their package (tritonclient, kserve), and the
+pool that all generated code shares takes only one.
 """
 
 import importlib.resources
@@ -16,6 +18,9 @@ from google.rpc import status_pb2
 from grpc_tools import protoc
 
 PROTO_FOLDER = Path(__file__).resolve().parent
+PRIVATE = ("open_inference",)
+SHARED_POOL = "_descriptor_pool.Default()"
+PRIVATE_POOL = "_descriptor_pool.DescriptorPool()"
 COMMENTS_NAME = "comments.json"
 
 
@@ -44,6 +49,8 @@ def generate(output: Path) -> None:
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed; its message is above")
+    for name in PRIVATE:
+        _make_private(output / "recserve" / "proto" / f"{name}_pb2.py")
     descriptors = output / "descriptors"
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptors.read_bytes())
     descriptors.unlink()
@@ -63,6 +70,13 @@ def comments_of(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str,
                 node = getattr(node, node.DESCRIPTOR.fields_by_number[number].name)[index]
                 names.append(node.name)
             yield ".".join(names), text
+
+
+def _make_private(path: Path) -> None:
+    code = path.read_text()
+    if code.count(SHARED_POOL) != 1:
+        raise SystemExit(f"{path} has no single {SHARED_POOL}: protoc writes other code now")
+    path.write_text(code.replace(SHARED_POOL, PRIVATE_POOL))
 
 
 def main() -> None:

@@ -58,6 +58,10 @@ class UnknownService(RecserveError):
     """The server has no service of that name."""
 
 
+class Unsupported(RecserveError):
+    """The protocol has it, this server has not."""
+
+
 class Unauthenticated(RecserveError):
     """Who asks has not said who it is, or not convincingly."""
 

@@ -10,10 +10,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from google.protobuf import descriptor_pool
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
+from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
 from recserve.engine.server.admission import Admission
@@ -24,11 +26,15 @@ from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.listeners import new_transports
 from recserve.engine.server.methods import Method, MethodTable
-from recserve.engine.server.reflection import reflection_method
+from recserve.engine.server.open_inference.models import ServedModels
+from recserve.engine.server.open_inference.service import OpenInferenceService
+from recserve.engine.server.open_inference.statistics import Statistics
+from recserve.engine.server.reflection import Pools, reflection_method
 from recserve.engine.server.security.setup import new_security
-from recserve.engine.server.service import RecommenderService
+from recserve.engine.server.service import RecommenderService, Row
 from recserve.engine.server.workers import WorkerPool
 from recserve.errors import ConfigError
+from recserve.proto import open_inference_pb2
 
 if TYPE_CHECKING:
     from recserve.engine.server.http.front import HttpFront
@@ -54,6 +60,7 @@ class Server:
         batcher: BatcherConfig | None = None,
         *,
         router: Router | None = None,
+        manager: ModelManager | None = None,
         reuse_port: bool = False,
         extra_methods: Sequence[Method] = (),
         observers: Sequence[Observer] = (),
@@ -67,21 +74,27 @@ class Server:
         self._gave_up = False
         self._pool = WorkerPool(config.worker_threads, on_exhausted=self._give_up)
         self.health = HealthService()
-        recommender = RecommenderService(self.router, self._pool)
+        models = ServedModels(self.router.registry, manager)
+        statistics = Statistics(models.served)
+        recommender = RecommenderService(self.router, self._pool, on_batch=statistics.on_batch)
         http = http or HttpConfig()
         metrics = _new_metrics(http)
-        self.batcher = Batcher[Call](
+        self.batcher = Batcher[Call | Row](
             metrics.counting(recommender.recommend) if metrics else recommender.recommend,
             self._batcher_config,
             on_exhausted=self._give_up,
         )
         methods = [
             *recommender.methods(self.batcher),
+            *OpenInferenceService(models, statistics, self.health, self._batcher_config).methods(
+                self.batcher, self._pool
+            ),
             *extra_methods,
             *self.health.methods(),
         ]
         if config.with_reflection or config.admin_address:
-            methods.append(reflection_method(MethodTable(methods).services()))
+            pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
+            methods.append(reflection_method(MethodTable(methods).services(), pools))
         self._security = new_security(config)
         auditors = [self._security.auditor] if self._security.auditor is not None else []
         self.admission = Admission(config.max_in_flight)
@@ -91,7 +104,7 @@ class Server:
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
             principal_of=self._security.authoriser,
-            observers=[*auditors, *observers, *([metrics] if metrics else [])],
+            observers=[statistics, *auditors, *observers, *([metrics] if metrics else [])],
         )
         self.binds_when_warm = reuse_port
         self._transports = new_transports(self.chain, config, reuse_port=reuse_port)

@@ -62,6 +62,10 @@ class HealthService:
                     for call in tuple(self._watchers.get(service, ())):
                         call.send(health_pb2.HealthCheckResponse(status=status))
 
+    def is_serving(self, service: str = "") -> bool:
+        """Whether the status of ``service`` ("": the whole server) is SERVING."""
+        return bool(self._statuses.get(service) == SERVING)
+
     def close(self) -> None:
         """Ends the streams of those who watch."""
         with self._lock:

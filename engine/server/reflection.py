@@ -23,6 +23,36 @@ class _Answers:
         self._call.finish()
 
 
+class Pools:
+    """Several descriptor pools that answer as one; the first that knows a name wins."""
+
+    def __init__(self, *pools: Any) -> None:
+        self._pools = pools
+
+    def FindFileByName(self, name: str) -> Any:
+        return self._first("FindFileByName", name)
+
+    def FindFileContainingSymbol(self, name: str) -> Any:
+        return self._first("FindFileContainingSymbol", name)
+
+    def FindMessageTypeByName(self, name: str) -> Any:
+        return self._first("FindMessageTypeByName", name)
+
+    def FindExtensionByNumber(self, message: Any, number: int) -> Any:
+        return message.file.pool.FindExtensionByNumber(message, number)
+
+    def FindAllExtensions(self, message: Any) -> Any:
+        return message.file.pool.FindAllExtensions(message)
+
+    def _first(self, method: str, name: str) -> Any:
+        for pool in self._pools:
+            try:
+                return getattr(pool, method)(name)
+            except KeyError:
+                continue
+        raise KeyError(name)
+
+
 def reflection_method(services: list[str], pool: Any = None) -> Method:
     """Returns the row that describes ``services``, from ``pool`` (None: the default descriptor pool)."""
     servicer = reflection.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=pool)

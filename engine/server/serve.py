@@ -85,6 +85,7 @@ class ServeRepository:
                 self.server,
                 self.batcher,
                 router=models.router,
+                manager=models.manager,
                 reuse_port=self.server.workers > 1,
                 extra_methods=models.admin.methods(),
                 observers=new_observers(self.telemetry),

@@ -1,16 +1,16 @@
 """``recserve.v1.Recommender``: messages in, engine calls, messages out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from recserve.engine.batcher import Batcher
+from recserve.engine.batcher import Batcher, Entry
 from recserve.engine.models.router import Router
 from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
-from recserve.engine.types import DEFAULT_K, Slate
+from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
 from recserve.engine.wire.slates import encode_ranked
 from recserve.engine.wire.status import status_of
@@ -20,33 +20,69 @@ from recserve.proto import recommender_pb2 as pb
 PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Recommender"].full_name + "/"
 
 
+class Row(Entry, Protocol):
+    """An entry of a batch that is not a Recommend call: one row of a call in another protocol."""
+
+    @property
+    def request(self) -> Request:
+        """What is asked."""
+
+    @property
+    def model(self) -> str:
+        """Who is asked, "" being the default model."""
+
+    @property
+    def key(self) -> str:
+        """What assigns the row to an arm."""
+
+    def take(self, ranked: Ranked) -> None:
+        """Takes the answer; must not raise."""
+
+
 class RecommenderService:
     """Answers through ``router``: each batch, and each other call, takes the route that is current then."""
 
-    def __init__(self, router: Router, pool: WorkerPool) -> None:
+    def __init__(
+        self,
+        router: Router,
+        pool: WorkerPool,
+        on_batch: Callable[[str, str, int, Mapping[str, int]], None] = lambda model, version, n, stages: None,
+    ) -> None:
+        """``on_batch(model, version, n_rows, stage_ns)`` is told of every batch before it is answered."""
         self._router = router
         self._pool = pool
+        self._on_batch = on_batch
 
-    def recommend(self, calls: list[Call]) -> None:
-        """Answers a batch of Recommend calls; a bad one is refused alone."""
-
-        def keys(rows: Sequence[int]) -> list[str]:
-            return [calls[i].request.user_id or calls[i].request_id for i in rows]
-
-        for rows, answers in self._answer([call.request for call in calls], keys):
+    def recommend(self, entries: list[Call | Row]) -> None:
+        """Answers a batch of Recommend calls and rows; a bad one is refused alone."""
+        asked = [_asked(entry) for entry in entries]
+        for rows, answers in self._answer(asked):
             answered = []
             for i, answer in zip(rows, answers, strict=True):
+                entry = entries[i]
                 if isinstance(answer, InvalidRequest):
-                    calls[i].fail(answer)
+                    entry.fail(answer)
+                elif isinstance(entry, Call):
+                    answered.append((entry, answer))
                 else:
-                    answered.append((calls[i], answer))
+                    entry.take(answer)
             if answered:
                 encoded = encode_ranked([answer for _, answer in answered])
                 for (call, answer), slate in zip(answered, encoded, strict=True):
                     call.stage_ns.update(answer.stage_ns)
                     call.reply(slate)
 
-    def methods(self, batcher: Batcher[Call]) -> list[Method]:
+    def _tell(self, model: str, answers: Iterable[Ranked | InvalidRequest]) -> None:
+        # The rows that were computed together (those of one variant) share their times.
+        batches: dict[int, list[Ranked]] = {}
+        for answer in answers:
+            if isinstance(answer, Ranked):
+                batches.setdefault(id(answer.stage_ns), []).append(answer)
+        for rows in batches.values():
+            version = rows[0].bundle.manifest.bundle_version
+            self._on_batch(model or self._router.registry.default_model, version, len(rows), rows[0].stage_ns)
+
+    def methods(self, batcher: Batcher[Any]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
         return [
             Method(
@@ -86,29 +122,30 @@ class RecommenderService:
         ]
 
     def _recommend_many(self, message: pb.RecommendManyRequest, call: Call) -> pb.RecommendManyResponse:
-        entries = list(message.requests)
-        results = [pb.RecommendResult()] * len(entries)
-
-        def keys(rows: Sequence[int]) -> list[str]:
-            return [entries[i].user_id or f"{call.request_id}/{i}" for i in rows]
-
-        for rows, answers in self._answer(entries, keys):
+        results = [pb.RecommendResult()] * len(message.requests)
+        asked = [
+            Asked(entry.model, request_from_message(entry), entry.user_id or f"{call.request_id}/{i}")
+            for i, entry in enumerate(message.requests)
+        ]
+        for rows, answers in self._answer(asked):
             named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
             for i, answer in zip(rows, answers, strict=True):
                 results[i] = _result(next(named) if isinstance(answer, Ranked) else answer)
         return pb.RecommendManyResponse(results=results)
 
     def _answer(
-        self, messages: Sequence[pb.RecommendRequest], keys: Callable[[Sequence[int]], list[str]]
+        self, asked: Sequence["Asked"]
     ) -> Iterator[tuple[Sequence[int], list[Ranked | InvalidRequest]]]:
-        """Yields rows and their answers, by model and arm; ``keys(rows)`` assigns callers to arms."""
-        for model, asked in _by_model(messages):
-            requests = [request_from_message(messages[i]) for i in asked]
+        """Yields rows and their answers, by model and arm."""
+        for model, group in _by_model(asked):
+            requests = [asked[i].request for i in group]
             try:
-                for rows, answers in self._router.answer(requests, partial(keys, asked), model=model):
-                    yield [asked[row] for row in rows], answers
+                keys = partial(_keys_of, asked, group)
+                for rows, answers in self._router.answer(requests, keys, model=model):
+                    self._tell(model, answers)
+                    yield [group[row] for row in rows], answers
             except UnknownModel as error:
-                yield asked, [error] * len(asked)
+                yield group, [error] * len(group)
 
     def _similar_items(self, message: pb.SimilarItemsRequest, call: Call) -> pb.Slate:
         k = message.k if message.HasField("k") else DEFAULT_K
@@ -132,11 +169,30 @@ class RecommenderService:
         )
 
 
-def _by_model(messages: Sequence[pb.RecommendRequest]) -> list[tuple[str, Sequence[int]]]:
+class Asked(NamedTuple):
+    """A request with the model that it names and what assigns it to an arm."""
+
+    model: str
+    request: Request
+    key: str
+
+
+def _asked(entry: Call | Row) -> Asked:
+    if isinstance(entry, Call):
+        message = entry.request
+        return Asked(message.model, request_from_message(message), message.user_id or entry.request_id)
+    return Asked(entry.model, entry.request, entry.key)
+
+
+def _keys_of(asked: Sequence[Asked], rows: Sequence[int]) -> list[str]:
+    return [asked[i].key for i in rows]
+
+
+def _by_model(asked: Sequence[Asked]) -> list[tuple[str, Sequence[int]]]:
     """Groups rows by the model that they name."""
     rows: dict[str, list[int]] = {}
-    for i, message in enumerate(messages):
-        rows.setdefault(message.model, []).append(i)
+    for i, one in enumerate(asked):
+        rows.setdefault(one.model, []).append(i)
     return list(rows.items())
 
 

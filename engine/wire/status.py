@@ -28,6 +28,7 @@ from recserve.errors import (
     UnknownItem,
     UnknownModel,
     UnknownService,
+    Unsupported,
 )
 
 DOMAIN = "recserve"
@@ -52,6 +53,7 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     UnknownModel: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
     InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     UnknownService: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
+    Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
     MessageTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     PermissionDenied: StatusRow(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),

@@ -32,7 +32,7 @@ STAGE_BUCKETS = (
 )
 SIZE_BUCKETS = tuple(float(2**i) for i in range(11))
 
-C = TypeVar("C", bound=Call)
+C = TypeVar("C")
 
 
 class Histogram:
