@@ -38,7 +38,6 @@ class Call(ABC):
         "_chain",
         "_open",
         "_request_id",
-        "bundle_version",
         "deadline",
         "identities",
         "metadata",
@@ -49,6 +48,7 @@ class Call(ABC):
         "reason",
         "received_at",
         "request",
+        "served_by",
         "stage_ns",
         "was_cancelled",
     )
@@ -76,8 +76,8 @@ class Call(ABC):
         self.received_at = time.monotonic()
         self.deadline = self.received_at + seconds if seconds is not None else 0.0
         self.stage_ns: dict[str, int] = {}
-        # Of the bundle that answers, "" until that is known; for the observers.
-        self.bundle_version = ""
+        # Model and version that answer, None until that is known; for the observers.
+        self.served_by: tuple[str, str] | None = None
         # Why it failed: a reason of the status table, "" for a good answer.
         self.reason = ""
         self.was_cancelled = False

@@ -1,11 +1,10 @@
 """``recserve.v1.Recommender``: messages in, engine calls, messages out."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from recserve.engine.batcher import Batcher
+from recserve.engine.batcher import Batcher, Entry
 from recserve.engine.models.router import Router
 from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.server.call import Call
@@ -21,40 +20,27 @@ from recserve.proto import recommender_pb2 as pb
 PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Recommender"].full_name + "/"
 
 
-class Row(ABC):
-    """An entry of a batch that is not a Recommend call: one row of a call in another protocol.
-
-    ``model`` and ``version``: what is asked, "" for the default and for whichever is served; ``key``: assigns
-    it to an arm.
-    """
-
-    __slots__ = ("deadline", "key", "model", "priority", "received_at", "request", "stage_ns", "version")
-
-    deadline: float
-    received_at: float
-    priority: int
-    stage_ns: dict[str, int]
-    request: Request
-    model: str
-    version: str
-    key: str
+class Row(Entry, Protocol):
+    """An entry of a batch that is not a Recommend call: one row of a call in another protocol."""
 
     @property
-    @abstractmethod
-    def is_done(self) -> bool:
-        """Whether the row is answered already."""
+    def request(self) -> Request:
+        """What is asked."""
 
-    @abstractmethod
+    @property
+    def model(self) -> str:
+        """Who is asked, "" being the default model."""
+
+    @property
+    def version(self) -> str:
+        """Which version of it, "" being that of the row's arm."""
+
+    @property
+    def key(self) -> str:
+        """What assigns the row to an arm."""
+
     def take(self, ranked: Ranked) -> None:
         """Takes the answer; must not raise."""
-
-    @abstractmethod
-    def fail(self, error: BaseException) -> bool:
-        """Answers with an error."""
-
-    @abstractmethod
-    def expire(self) -> bool:
-        """Answers that the deadline cannot be met."""
 
 
 class RecommenderService:
@@ -64,53 +50,45 @@ class RecommenderService:
         self,
         router: Router,
         pool: WorkerPool,
-        on_batch: Callable[[str, int, Mapping[str, int]], None] = lambda version, n_rows, stage_ns: None,
+        on_batch: Callable[[str, str, int, Mapping[str, int]], None] = lambda model, version, n, stages: None,
     ) -> None:
-        """``on_batch(bundle_version, n_rows, stage_ns)`` is told of every batch before it is answered."""
+        """``on_batch(model, version, n_rows, stage_ns)`` is told of every batch before it is answered."""
         self._router = router
         self._pool = pool
         self._on_batch = on_batch
 
     def recommend(self, entries: list[Call | Row]) -> None:
         """Answers a batch of Recommend calls and rows; a bad one is refused alone."""
-        requests, targets = [], []
-        for entry in entries:
-            if isinstance(entry, Row):
-                requests.append(entry.request)
-                targets.append((entry.model, entry.version))
-            else:
-                requests.append(request_from_message(entry.request))
-                targets.append((entry.request.model, ""))
-
-        def keys(rows: Sequence[int]) -> list[str]:
-            return [_key(entries[i]) for i in rows]
-
-        for rows, answers in self._answer(requests, targets, keys):
-            self._tell(answers)
+        asked = [_asked(entry) for entry in entries]
+        for rows, answers in self._answer(asked):
             answered = []
             for i, answer in zip(rows, answers, strict=True):
                 entry = entries[i]
                 if isinstance(answer, InvalidRequest):
                     entry.fail(answer)
-                elif isinstance(entry, Row):
-                    entry.take(answer)
-                else:
+                elif isinstance(entry, Call):
                     answered.append((entry, answer))
+                else:
+                    entry.take(answer)
             if answered:
                 encoded = encode_ranked([answer for _, answer in answered])
                 for (call, answer), slate in zip(answered, encoded, strict=True):
                     call.stage_ns.update(answer.stage_ns)
-                    call.bundle_version = answer.bundle.manifest.bundle_version
+                    call.served_by = (self._name(call.request.model), answer.bundle.manifest.bundle_version)
                     call.reply(slate)
 
-    def _tell(self, answers: Iterable[Ranked | InvalidRequest]) -> None:
+    def _tell(self, model: str, answers: Iterable[Ranked | InvalidRequest]) -> None:
         # The rows that were computed together (those of one variant) share their times.
         batches: dict[int, list[Ranked]] = {}
         for answer in answers:
             if isinstance(answer, Ranked):
                 batches.setdefault(id(answer.stage_ns), []).append(answer)
         for rows in batches.values():
-            self._on_batch(rows[0].bundle.manifest.bundle_version, len(rows), rows[0].stage_ns)
+            version = rows[0].bundle.manifest.bundle_version
+            self._on_batch(self._name(model), version, len(rows), rows[0].stage_ns)
+
+    def _name(self, model: str) -> str:
+        return model or self._router.registry.default_model
 
     def methods(self, batcher: Batcher[Any]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
@@ -152,37 +130,30 @@ class RecommenderService:
         ]
 
     def _recommend_many(self, message: pb.RecommendManyRequest, call: Call) -> pb.RecommendManyResponse:
-        entries = list(message.requests)
-        results = [pb.RecommendResult()] * len(entries)
-
-        def keys(rows: Sequence[int]) -> list[str]:
-            return [entries[i].user_id or f"{call.request_id}/{i}" for i in rows]
-
-        requests = [request_from_message(entry) for entry in entries]
-        for rows, answers in self._answer(requests, [(entry.model, "") for entry in entries], keys):
+        results = [pb.RecommendResult()] * len(message.requests)
+        asked = [
+            Asked(entry.model, "", request_from_message(entry), entry.user_id or f"{call.request_id}/{i}")
+            for i, entry in enumerate(message.requests)
+        ]
+        for rows, answers in self._answer(asked):
             named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
             for i, answer in zip(rows, answers, strict=True):
                 results[i] = _result(next(named) if isinstance(answer, Ranked) else answer)
         return pb.RecommendManyResponse(results=results)
 
     def _answer(
-        self,
-        requests: Sequence[Request],
-        targets: Sequence[tuple[str, str]],
-        keys: Callable[[Sequence[int]], list[str]],
+        self, asked: Sequence["Asked"]
     ) -> Iterator[tuple[Sequence[int], list[Ranked | InvalidRequest]]]:
-        """Yields rows and their answers, by target (model, version) and arm; ``keys(rows)`` assigns arms."""
-        asked_of: dict[tuple[str, str], list[int]] = {}
-        for i, target in enumerate(targets):
-            asked_of.setdefault(target, []).append(i)
-        for (model, version), asked in asked_of.items():
+        """Yields rows and their answers, by model, version and arm."""
+        for (model, version), group in _by_target(asked):
+            requests = [asked[i].request for i in group]
             try:
-                for rows, answers in self._router.answer(
-                    [requests[i] for i in asked], partial(keys, asked), model=model, version=version
-                ):
-                    yield [asked[row] for row in rows], answers
+                keys = partial(_keys_of, asked, group)
+                for rows, answers in self._router.answer(requests, keys, model=model, version=version):
+                    self._tell(model, answers)
+                    yield [group[row] for row in rows], answers
             except UnknownModel as error:
-                yield asked, [error] * len(asked)
+                yield group, [error] * len(group)
 
     def _similar_items(self, message: pb.SimilarItemsRequest, call: Call) -> pb.Slate:
         k = message.k if message.HasField("k") else DEFAULT_K
@@ -206,9 +177,32 @@ class RecommenderService:
         )
 
 
-def _key(entry: Call | Row) -> str:
-    """Returns what assigns a caller to an arm."""
-    return entry.key if isinstance(entry, Row) else entry.request.user_id or entry.request_id
+class Asked(NamedTuple):
+    """A request with the model and version that it names and what assigns it to an arm."""
+
+    model: str
+    version: str
+    request: Request
+    key: str
+
+
+def _asked(entry: Call | Row) -> Asked:
+    if isinstance(entry, Call):
+        message = entry.request
+        return Asked(message.model, "", request_from_message(message), message.user_id or entry.request_id)
+    return Asked(entry.model, entry.version, entry.request, entry.key)
+
+
+def _keys_of(asked: Sequence[Asked], rows: Sequence[int]) -> list[str]:
+    return [asked[i].key for i in rows]
+
+
+def _by_target(asked: Sequence[Asked]) -> list[tuple[tuple[str, str], Sequence[int]]]:
+    """Groups rows by the model and version that they name."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for i, one in enumerate(asked):
+        rows.setdefault((one.model, one.version), []).append(i)
+    return list(rows.items())
 
 
 def _result(answer: Slate | InvalidRequest) -> pb.RecommendResult:

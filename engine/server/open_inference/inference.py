@@ -67,16 +67,28 @@ class Inference:
         start = time.perf_counter_ns()
         reply = build_reply(self.message.id, self.model, self.ask, slates(answers))
         call = self.call
-        call.bundle_version = reply.model_version
+        call.served_by = (self.model, reply.model_version)
         call.stage_ns.update(last.stage_ns)
         call.stage_ns["reply"] = time.perf_counter_ns() - start
         call.reply(reply)
 
 
-class InferRow(Row):
+class InferRow:
     """One row as an entry of the batcher."""
 
-    __slots__ = ("_inference", "_taken", "index")
+    __slots__ = (
+        "_inference",
+        "_taken",
+        "deadline",
+        "index",
+        "key",
+        "model",
+        "priority",
+        "received_at",
+        "request",
+        "stage_ns",
+        "version",
+    )
 
     def __init__(self, inference: Inference, index: int) -> None:
         self._inference = inference

@@ -43,7 +43,7 @@ class OpenInferenceService:
 
         def infer(request: pb.ModelInferRequest, call: Call) -> None:
             model = self._models.find(request.model_name, request.model_version)
-            call.bundle_version = next(iter(model.engines))
+            call.served_by = (model.name, next(iter(model.engines)))
             ask = read_infer(request, self._batcher_config.max_size)
             Inference(request, call, ask, model.name, lambda row: batcher.submit(None, row)).start()
 

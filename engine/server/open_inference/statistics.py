@@ -1,8 +1,8 @@
 """What ModelStatistics counts: requests as the chain's observers see them, and batches as they are computed.
 
-All batched methods count, ``recserve.v1.Recommender/Recommend`` too. A request with n rows is one success
-and n inferences; its stages are those of the row that was answered last, and a request of a batch counts the
-whole batch's time, as at Triton. Each worker process has counts of its own.
+Requests: ModelInfer and ``recserve.v1.Recommender/Recommend``; one with n rows is one success, its stages are
+those of the row that was answered last, and each request of a batch counts the whole batch's time, as at
+Triton. Inferences and batches: whatever computed them. Each worker process has counts of its own.
 """
 
 import threading
@@ -60,41 +60,40 @@ class _Tally:
 
 
 class Statistics(Observer):
-    """Counts since the start of the server, by bundle version; safe to call from any thread."""
+    """Counts since the start of the server, by model and version; safe to call from any thread."""
 
     def __init__(self) -> None:
         # Guards _tallies.
         self._lock = threading.Lock()
-        self._tallies: dict[str, _Tally] = {}
+        self._tallies: dict[tuple[str, str], _Tally] = {}
 
     def on_answered(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
         """Counts a request of the version that answered it, or was to answer it, where that is known."""
-        version = call.bundle_version
-        if not version or not call.method.is_batched:
+        if call.served_by is None or not call.method.is_batched:
             return
         ns = int(seconds * 1e9)
         with self._lock:
-            tally = self._tally(version)
+            tally = self._tally(call.served_by)
             if code is grpc.StatusCode.OK:
                 tally.success.add(ns, call.stage_ns)
                 tally.last_inference_ms = time.time_ns() // 1_000_000
             else:
                 tally.fail.add(ns, {})
 
-    def on_batch(self, version: str, n_rows: int, stage_ns: Mapping[str, int]) -> None:
-        """Counts a batch that ``version`` computed."""
+    def on_batch(self, model: str, version: str, n_rows: int, stage_ns: Mapping[str, int]) -> None:
+        """Counts a batch that ``version`` of ``model`` computed."""
         with self._lock:
-            self._tally(version).batches.setdefault(n_rows, _Spent()).add(0, stage_ns)
+            self._tally((model, version)).batches.setdefault(n_rows, _Spent()).add(0, stage_ns)
 
     def message(self, model: str, version: str) -> pb.ModelStatistics:
         """Returns the counts of a version, zero for one that nobody has asked yet."""
         with self._lock:
-            return _message(model, version, self._tallies.get(version, _Tally()))
+            return _message(model, version, self._tallies.get((model, version), _Tally()))
 
-    def _tally(self, version: str) -> _Tally:
-        tally = self._tallies.get(version)
+    def _tally(self, key: tuple[str, str]) -> _Tally:
+        tally = self._tallies.get(key)
         if tally is None:
-            tally = self._tallies[version] = _Tally()
+            tally = self._tallies[key] = _Tally()
         return tally
 
 

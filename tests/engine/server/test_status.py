@@ -62,6 +62,7 @@ def test_codes_are_those_that_the_api_documents() -> None:
     assert {kind.__name__: (row.code.name, row.retry) for kind, row in STATUS_TABLE.items()} == {
         "MalformedRequest": ("INVALID_ARGUMENT", False),
         "UnknownItem": ("NOT_FOUND", False),
+        "Unsupported": ("UNIMPLEMENTED", False),
         "InvalidRequest": ("INVALID_ARGUMENT", False),
         "UnknownModel": ("NOT_FOUND", False),
         "UnknownService": ("NOT_FOUND", False),
@@ -73,7 +74,6 @@ def test_codes_are_those_that_the_api_documents() -> None:
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", False),
         "Unavailable": ("UNAVAILABLE", True),
         "BundleInvalid": ("FAILED_PRECONDITION", False),
-        "Unsupported": ("UNIMPLEMENTED", False),
         "ConfigError": ("FAILED_PRECONDITION", False),
     }
 

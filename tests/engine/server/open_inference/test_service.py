@@ -6,6 +6,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from recserve.engine import Engine, Request
 from recserve.engine.batch_policy import BatcherConfig
@@ -251,6 +253,20 @@ def test_a_timeout_of_a_microsecond_ends_in_the_queue(client: Client) -> None:
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "within its timeout of 1 µs" in details
     assert client.ModelInfer(ask(["a"], timeout=20_000_000, priority=1)).outputs
+
+
+def test_reflection_describes_it_from_its_own_pool(start: Callable[..., RunningServer]) -> None:
+    server = start(admin_address="127.0.0.1:0")
+    with grpc.insecure_channel(server.server.admin_address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        names = ("inference.GRPCInferenceService", "recserve.v1.Recommender", "inference.Nothing")
+        asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in names]
+        ours, other, missing = stub.ServerReflectionInfo(iter(asked), timeout=TIMEOUT_SECONDS)
+    [data] = ours.file_descriptor_response.file_descriptor_proto
+    file = descriptor_pb2.FileDescriptorProto.FromString(data)
+    assert [service.name for service in file.service] == ["GRPCInferenceService"]
+    assert other.file_descriptor_response.file_descriptor_proto
+    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 def test_the_calls_of_perf_analyzer(client: Client, engine: Engine) -> None:

@@ -1,8 +1,9 @@
 """The authorisation matrix: every method of the running server × principal × address × transport."""
 
+import http.client
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jwt
@@ -12,10 +13,10 @@ from google.protobuf import empty_pb2
 from recserve.engine.credentials import Credentials
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.listeners import is_public
+from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.methods import Method
-from recserve.engine.server.scopes import SCOPES
-from tests.engine.server.security.asking import ALLOWED, NO_CONNECTION, open_channel, outcome
+from recserve.engine.server.scopes import ADMIN_SCOPES, SCOPES
+from tests.engine.server.security.asking import ALLOWED, NO_CONNECTION, TIMEOUT_SECONDS, open_channel, outcome
 from tests.engine.server.security.certificates import Authority
 from tests.engine.server.security.conftest import EVERYTHING, NOW, Estate
 
@@ -165,6 +166,45 @@ def test_certificates_are_principals(estate: Estate, transport: str) -> None:
         assert check(estate, server, address, transport, shown) == len(shown) * 2 * len(server.chain.methods)
 
 
+def test_the_json_gateway_asks_the_same(estate: Estate) -> None:
+    shown_by = principals(estate)
+    config = ServerConfig(port=0, policy=estate.policy, admin_address="127.0.0.1:0")
+    # Even an admin method that somebody gave a route has none here.
+    server = Server(config, extra_methods=[replace(ADMIN_METHOD, http="/test/act")], http=HttpConfig(port=0))
+    wrong = []
+    routes = [method for method in server.chain.methods if method.http]
+    assert len(routes) >= 2
+    try:
+        server.start()
+        host, port = server.urls["http"].removeprefix("http://").split(":")
+        for name, shown in shown_by.items():
+            for method in routes:
+                found = _posted(host, int(port), method.http, shown.authorization)
+                want = {"UNIMPLEMENTED": 404, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403}.get(
+                    expected(method, shown, admin=False, local_plain=True)
+                )
+                if found != want if want else found in (401, 403, 404):
+                    wrong.append((name, method.path, found, want))
+    finally:
+        server.stop()
+    assert wrong == []
+
+
+def _posted(host: str, port: int, path: str, authorization: tuple[str, ...]) -> int:
+    """Returns the HTTP status; a method that lets the caller in answers 503: no engine is loaded."""
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.putrequest("POST", path)
+        for name, value in (("Content-Type", "application/json"), ("Content-Length", "2")):
+            connection.putheader(name, value)
+        for value in authorization:
+            connection.putheader("Authorization", value)
+        connection.endheaders(b"{}")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def test_every_method_asks_for_a_documented_scope(estate: Estate) -> None:
     with serving(estate, "tcp") as (server, _):
         paths = {method.path: method.scope for method in server.chain.methods}
@@ -176,15 +216,14 @@ def test_every_method_asks_for_a_documented_scope(estate: Estate) -> None:
 def test_a_public_scope_needs_no_credentials(estate: Estate) -> None:
     policy = estate.folder / "public.toml"
     policy.write_text('public = ["health"]\n')
-    config = ServerConfig(port=0, policy=policy)
-    server = Server(config)
+    server = Server(ServerConfig(port=0, policy=policy))
     try:
         address = server.start()
         with open_channel(address, Credentials()) as channel:
             for method in server.chain.methods:
-                if not is_public(method, config):
-                    continue
                 want = ALLOWED if method.scope == "health" else "UNAUTHENTICATED"
+                if method.scope in ADMIN_SCOPES:
+                    want = "UNIMPLEMENTED"  # It is not on this address at all.
                 assert outcome(channel, method) == want
     finally:
         server.stop()
