@@ -48,9 +48,10 @@ def faiss_pq(vectors: Vectors, threads: int) -> Iterator[Setting]:
     import faiss
 
     index = _trained(f"PQ{vectors.shape[1] // 2}x4fs,RFlat", vectors, threads)
+    parameters_of: Any = faiss.IndexRefineSearchParameters  # its type stub leaves the keywords out
 
     def search_with(factor: int) -> Search:
-        parameters = faiss.IndexRefineSearchParameters(k_factor=factor)  # type: ignore[call-arg]
+        parameters = parameters_of(k_factor=factor)
 
         def search(queries: Vectors, k: int) -> tuple[Any, Any]:
             found: tuple[Any, Any] = index.search(queries, k, params=parameters)
