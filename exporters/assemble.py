@@ -23,7 +23,9 @@ from recserve.training.models.sasrec import SASRec
 from recserve.training.models.tables import TableModel
 from recserve.training.run import Run
 
-NO_HISTORIES = Histories(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.int64))
+NO_HISTORIES = Histories.from_sorted(
+    np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), n_rows=0
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class Dataset:
             self.interactions[ITEM_INDEX].to_numpy(),
             self.interactions[TIMESTAMP].to_numpy(),
             self.n_users,
+            self.interactions[VALUE].to_numpy(),
         )
 
     def popularity(self) -> npt.NDArray[np.int64]:

@@ -11,12 +11,14 @@ class Histories:
     """What each user did, oldest first: row i is ``indptr[i]:indptr[i + 1]`` of the flat arrays.
 
     indptr: (n_rows + 1,) int64; item_index: (n,) int32; timestamp: (n,) int64, seconds, never decreasing
-    within a row, ties in the order of the source.
+    within a row, ties in the order of the source; value: (n,) float32, the rating or quantity, 1 where the
+    source has none.
     """
 
     indptr: npt.NDArray[np.int64]
     item_index: npt.NDArray[np.int32]
     timestamp: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
 
     @classmethod
     def from_sorted(
@@ -25,11 +27,17 @@ class Histories:
         item_index: npt.NDArray[np.int32],
         timestamp: npt.NDArray[np.int64],
         n_rows: int,
+        value: npt.NDArray[np.float32] | None = None,
     ) -> "Histories":
         """Builds from parallel arrays already sorted by ``row`` and then time; rows may be empty."""
         indptr = np.zeros(n_rows + 1, np.int64)
         np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
-        return cls(indptr, item_index.astype(np.int32, copy=False), timestamp.astype(np.int64, copy=False))
+        return cls(
+            indptr,
+            item_index.astype(np.int32, copy=False),
+            timestamp.astype(np.int64, copy=False),
+            np.ones(len(item_index), np.float32) if value is None else value.astype(np.float32, copy=False),
+        )
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -59,4 +67,4 @@ class Histories:
         indptr = np.zeros(len(starts) + 1, np.int64)
         np.cumsum(lengths, out=indptr[1:])
         flat = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
-        return Histories(indptr, self.item_index[flat], self.timestamp[flat])
+        return Histories(indptr, self.item_index[flat], self.timestamp[flat], self.value[flat])

@@ -120,7 +120,7 @@ def random_split(dataset: Dataset, seed: int = 0) -> Split:
 
     def part(chosen: npt.NDArray[np.bool_]) -> Histories:
         return Histories.from_sorted(
-            row[chosen], whole.item_index[chosen], whole.timestamp[chosen], len(whole)
+            row[chosen], whole.item_index[chosen], whole.timestamp[chosen], len(whole), whole.value[chosen]
         )
 
     train = part(~is_validation)

@@ -34,3 +34,13 @@ def test_rows_and_their_ends(rows: list[list[int]], n: int) -> None:
     assert [array.dtype.name for array in (cut.indptr, cut.item_index, cut.timestamp)] == [
         *("int64", "int32", "int64"),
     ]
+
+
+def test_values_go_where_their_interactions_go() -> None:
+    flat = np.arange(5)
+    rated = Histories.from_sorted(
+        np.array([0, 0, 1, 1, 1]), flat.astype(np.int32), flat, 2, np.array([5, 4, 3, 2, 1], np.float32)
+    )
+    assert rated.take(np.array([1])).value.tolist() == [3, 2, 1]
+    assert rated.last(1).value.tolist() == [4, 1]
+    assert Histories.from_sorted(np.zeros(2, np.int64), flat[:2].astype(np.int32), flat[:2], 1).value.all()
