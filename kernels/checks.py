@@ -10,6 +10,7 @@ from recserve.errors import InvalidRequest
 
 MAX_DIM = 1024
 MAX_BIAS = 1e37
+FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
 Exclude = tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]
 
@@ -43,6 +44,21 @@ def check_matrix(
     return read_only(np.ascontiguousarray(array))
 
 
+def check_queries(queries: npt.NDArray[np.float32], dim: int) -> npt.NDArray[np.float32]:
+    """Returns a writable C-order (n, dim) float32 matrix; copies what is not one.
+
+    Writable, for Numba finds the compiled form of a writable array at once, and of another in 30 ns.
+    """
+    if (
+        type(queries) is np.ndarray
+        and queries.dtype is FLOAT32
+        and queries.flags.carray
+        and queries.shape[1:] == (dim,)
+    ):
+        return queries
+    return check_matrix("queries", queries, dim).copy()
+
+
 def refuse_row(name: str, vectors: npt.NDArray[np.float32], row: int) -> InvalidRequest:
     """The error for a row whose norm is not a number up to 1e18."""
     values = vectors[row]
@@ -58,6 +74,8 @@ def refuse_row(name: str, vectors: npt.NDArray[np.float32], row: int) -> Invalid
 
 def check_k(k: int) -> int:
     """Returns the wanted list length as an int of at least 1."""
+    if type(k) is int and k >= 1:
+        return k
     try:
         length = operator.index(k)
     except TypeError:

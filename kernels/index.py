@@ -11,12 +11,13 @@ from recserve.errors import InvalidRequest
 from recserve.kernels import checks, metrics, packing, storage
 from recserve.kernels import snapshot as versions
 from recserve.kernels.calibration import Calibration, measure
-from recserve.kernels.checks import Exclude, read_only
+from recserve.kernels.checks import FLOAT32, INT32, Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
 from recserve.kernels.isa import PORTABLE, Isa, choose
 from recserve.kernels.metrics import Metric
 from recserve.kernels.search import search_planes, search_rows, search_tiles
 from recserve.kernels.snapshot import Snapshot
+from recserve.kernels.table import BIAS, BIAS_BOUNDS, WORDS, Table, put
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
@@ -47,8 +48,7 @@ class ItemIndex:
         self._dim = int(snapshot.base.vectors.shape[1])
         self._isa = isa
         self._change_lock = threading.Lock()  # one change at a time; searches do not take it
-        self._counters_lock = threading.Lock()
-        self._counters = np.zeros(3, np.int64)
+        self._counters = np.zeros(3, np.int64)  # kernels add to it, atomically
 
     @classmethod
     def build(cls, vectors: Scores, *, metric: str = "inner", isa: str | None = None) -> Self:
@@ -170,8 +170,7 @@ class ItemIndex:
         snapshot = self._snapshot
         whole = (snapshot.live, snapshot.row_of_item, snapshot.bias, snapshot.bias_bounds)
         arrays = (*snapshot.base, *snapshot.tiles, *snapshot.tail, *whole)
-        with self._counters_lock:
-            queries, tiles_scanned, rows_scored = self._counters.tolist()
+        queries, tiles_scanned, rows_scored = self._counters.tolist()
         return {
             "isa": self._isa.name if self._isa else PORTABLE,
             "metric": self._metric,
@@ -213,10 +212,7 @@ class ItemIndex:
                     cure="Measure it first: index.calibrate(queries).",
                 )
             reach = self._calibration.choose(recall).reach
-        scores, indices, counters = self._search(queries, k, exclude, allow, bias, reach)
-        with self._counters_lock:
-            self._counters += counters
-        return scores, indices
+        return self._search(queries, k, exclude, allow, bias, reach, self._counters)
 
     def calibrate(self, queries: Scores, k: int = 10) -> Calibration:
         """Measures what ``search(…, recall=…)`` may leave out.
@@ -228,7 +224,8 @@ class ItemIndex:
         """
 
         def search(reach: float) -> tuple[Indices, float]:
-            _, indices, counters = self._search(queries, k, None, None, None, reach)
+            counters = np.zeros(3, np.int64)
+            _, indices = self._search(queries, k, None, None, None, reach, counters)
             return indices, float(counters[1])
 
         self._calibration = measure(search, k, len(checks.check_matrix("queries", queries, self._dim)))
@@ -242,44 +239,52 @@ class ItemIndex:
         allow: Allow | None,
         bias: Scores | None,
         reach: float,
-    ) -> tuple[Scores, Indices, npt.NDArray[np.int64]]:
+        counters: npt.NDArray[np.int64],
+    ) -> tuple[Scores, Indices]:
+        """Counts its work in ``counters``, (3,) int64.
+
+        Where little is to be done, the time of a search is that of the way to the kernel: keep it short.
+        """
         snapshot = self._snapshot
-        queries = checks.check_matrix("queries", queries, self._dim)
+        queries = checks.check_queries(queries, self._dim)
         k = checks.check_k(k)
-        batch = len(queries)
-        words = search_words(snapshot, batch, exclude, allow)
+        table = snapshot.table
+        if exclude is not None or allow is not None or bias is not None:
+            # The arrays must live until the kernel returns: a table keeps nothing alive.
+            table, _held = _with_masks_and_bias(snapshot, len(queries), exclude, allow, bias)
         if self._metric == "cosine":
-            _norms(queries, "queries")
-            queries = read_only(metrics.prepare(self._metric, queries))
-        biases, bias_bounds = snapshot.bias, snapshot.bias_bounds
-        if bias is not None:
-            bias = checks.check_bias(bias, len(snapshot.row_of_item))
-            biases = read_only(bias + biases) if len(biases) else bias
-            bias_bounds = versions.bias_bounds(biases, snapshot.base, snapshot.tail)
-        scores = np.empty((batch, k), np.float32)
-        indices = np.empty((batch, k), np.int32)
-        counters = np.array([batch, 0, 0])
-        arguments = (
-            *snapshot.base,
-            *snapshot.tail,
-            words,
-            biases,
-            bias_bounds,
-            queries,
-            np.float32(reach),
-            scores,
-            indices,
-            counters,
-        )
-        if self._isa is None:
+            _norms(read_only(queries), "queries")
+            queries = metrics.prepare(self._metric, queries)
+        scores = np.empty((len(queries), k), FLOAT32)
+        indices = np.empty((len(queries), k), INT32)
+        arguments = (table, queries, reach, scores, indices, counters)
+        isa = self._isa
+        if isa is None:
             refused = search_rows(*arguments)
+        elif len(queries) <= MAX_FEW:
+            refused = search_planes(isa.single, isa.query_limit, *arguments)
         else:
-            few = batch <= MAX_FEW
-            search, blocking = (search_planes, self._isa.single) if few else (search_tiles, self._isa.block)
-            refused = search(blocking, self._isa.query_limit, *snapshot.tiles, *arguments)
+            refused = search_tiles(isa.block, isa.query_limit, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
-        return scores, indices, counters
+        return scores, indices
+
+
+def _with_masks_and_bias(
+    snapshot: Snapshot, batch: int, exclude: Exclude | None, allow: Allow | None, bias: Scores | None
+) -> tuple[Table, tuple[npt.NDArray[Any], ...]]:
+    """The table of a search that is masked or biased, and what it lists beside the snapshot's arrays."""
+    words, biases, bounds = snapshot.live, snapshot.bias, snapshot.bias_bounds
+    if exclude is not None or allow is not None:
+        words = search_words(snapshot, batch, exclude, allow)
+    if bias is not None:
+        bias = checks.check_bias(bias, len(snapshot.row_of_item))
+        biases = bias + biases if len(biases) else bias
+        bounds = versions.bias_bounds(biases, snapshot.base, snapshot.tail)
+    table = snapshot.table.copy()
+    for row, array in ((WORDS, words), (BIAS, biases), (BIAS_BOUNDS, bounds)):
+        put(table, row, array)
+    return table, (words, biases, bounds)
 
 
 def _norms(vectors: Scores, name: str = "vectors") -> Scores:

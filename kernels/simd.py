@@ -129,6 +129,17 @@ def _prefetch_row_compiled(typing_context: Any, matrix: Any, row: Any) -> Any:
     return types.void(matrix, types.int64), codegen
 
 
+@intrinsic
+def _atomic_add_compiled(typing_context: Any, array: Any, position: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        element = builder.gep(builder.bitcast(data, POINTER), [arguments[1]], source_etype=_I64)
+        builder.atomic_rmw("add", element, arguments[2], "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
+
+
 def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
     products = left[left_row] * right[right_row]
     lanes = np.zeros(DOT_LANES, np.float32)
@@ -142,6 +153,10 @@ def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
 
 def _prefetch_row_python(matrix: Any, row: int) -> None:
     pass
+
+
+def _atomic_add_python(array: Any, position: int, value: int) -> None:
+    array[position] += value
 
 
 def _trailing_zeros_python(word: int) -> int:
@@ -159,3 +174,7 @@ trailing_zeros: Any = _trailing_zeros_python if config.DISABLE_JIT else _trailin
 
 # prefetch_row(matrix, row): asks for a row of a C-order matrix to be in the cache when it is read.
 prefetch_row: Any = _prefetch_row_python if config.DISABLE_JIT else _prefetch_row_compiled
+
+# atomic_add(array, position, value): array[position] += value of a flat int64 array, also where other threads
+# add to it meanwhile (in plain Python, which is for debugging, one thread may undo what another has added).
+atomic_add: Any = _atomic_add_python if config.DISABLE_JIT else _atomic_add_compiled

@@ -5,7 +5,7 @@ which is scanned in float32. An item that is replaced or removed loses its bit i
 until the next rebuild.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from recserve.kernels import masks, packing
 from recserve.kernels.checks import read_only
 from recserve.kernels.packing import Tiles
 from recserve.kernels.rows import TILE, Rows
+from recserve.kernels.table import Table, make_table
 
 Vectors = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
@@ -29,8 +30,8 @@ class Snapshot:
 
     live: (1, n_words) uint32, a bit per row, base first · row_of_item: (n_items,) int32, −1 for an item that
     is not there · bias: (n_items,) float32 that every search adds, or (0,) · bias_bounds: (2, n_words)
-    float32 of masks.bias_bounds, or (2, 0). The rows of the tail are numbered from the first multiple of 32
-    after the base.
+    float32 of masks.bias_bounds, or (2, 0) · table: the arrays of an unmasked search. The rows of the tail
+    are numbered from the first multiple of 32 after the base.
     """
 
     base: Rows
@@ -40,6 +41,11 @@ class Snapshot:
     row_of_item: Indices
     bias: Vectors
     bias_bounds: Vectors
+    table: Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        table = make_table(self.tiles, self.base, self.tail, self.live, self.bias, self.bias_bounds)
+        object.__setattr__(self, "table", table)
 
     @property
     def n_base_words(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import config
 
 from recserve.errors import InvalidRequest
 from recserve.kernels import ItemIndex
@@ -146,3 +147,31 @@ def test_many_threads_search_one_index() -> None:
     for scores, indices in answers:
         np.testing.assert_array_equal(indices, expected[1])
         np.testing.assert_array_equal(scores, expected[0])
+
+
+def test_queries_of_any_memory_layout_get_the_same_answer() -> None:
+    queries = vectors_of(8)
+    index = ItemIndex.build(vectors_of(200))
+    expected = index.search(queries, 10)
+    read_only = queries.copy()
+    read_only.setflags(write=False)
+    unaligned = np.frombuffer(b"x" + queries.tobytes(), np.uint8)[1:].view(np.float32).reshape(queries.shape)
+    for form in (read_only, np.asfortranarray(queries), np.repeat(queries, 2, axis=0)[::2], unaligned):
+        for found, wanted in zip(index.search(form, 10), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="plain Python adds without atomics")
+def test_no_count_is_lost_among_threads() -> None:
+    index, queries = ItemIndex.build(vectors_of(200)), vectors_of(8)
+
+    def search_often() -> None:
+        for _ in range(50):
+            index.search(queries, 10)
+
+    threads = [threading.Thread(target=search_often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert index.stats()["queries"] == 4 * 50 * len(queries)
