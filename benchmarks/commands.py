@@ -1,4 +1,4 @@
-"""The verbs that measure: ``bench kernels`` and ``bench start``. What they need is imported when they run."""
+"""The verbs that measure, ``bench …``. What they need is imported when they run."""
 
 import json as json_module
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from recserve import console
+from recserve.benchmarks.load.commands import load
 from recserve.errors import InvalidRequest
 
 NEEDS = ("torch", "onnx", "polars")
@@ -17,6 +18,7 @@ MAX_PROCESSES = 100
 
 def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
+    add(load, group="bench", needs=("hpack", "hdrh"), extra="load")
     add(kernels, group="bench", needs=NEEDS, extra="bench")
     add(start, group="bench")
 
