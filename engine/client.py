@@ -83,10 +83,16 @@ class RecommenderClient:
         return _results(self._call(self._stub.RecommendMany, message))
 
     def similar_items(
-        self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
+        self,
+        item_id: str,
+        k: int = DEFAULT_K,
+        *,
+        exclude: Sequence[str] = (),
+        variant: str = "",
+        filter: str = "",
     ) -> Slate:
-        """Returns the items nearest to ``item_id``."""
-        message = _similar(item_id, k, exclude, variant, self._model)
+        """Returns the items nearest to ``item_id``; ``filter`` as that of a request."""
+        message = _similar(item_id, k, exclude, variant, filter, self._model)
         return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -157,10 +163,16 @@ class AsyncRecommenderClient:
         return _results(await self._call(self._stub.RecommendMany, message))
 
     async def similar_items(
-        self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
+        self,
+        item_id: str,
+        k: int = DEFAULT_K,
+        *,
+        exclude: Sequence[str] = (),
+        variant: str = "",
+        filter: str = "",
     ) -> Slate:
-        """Returns the items nearest to ``item_id``."""
-        message = _similar(item_id, k, exclude, variant, self._model)
+        """Returns the items nearest to ``item_id``; ``filter`` as that of a request."""
+        message = _similar(item_id, k, exclude, variant, filter, self._model)
         return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -254,10 +266,10 @@ def _many(requests: Iterable[Request], model: str) -> pb.RecommendManyRequest:
 
 
 def _similar(
-    item_id: str, k: int, exclude: Sequence[str], variant: str, model: str
+    item_id: str, k: int, exclude: Sequence[str], variant: str, filter: str, model: str
 ) -> pb.SimilarItemsRequest:
-    fields = {"item_id": item_id, "k": k, "exclude": exclude, "variant": variant, "model": model}
-    return convert.new_message(pb.SimilarItemsRequest, **fields)
+    fields = {"item_id": item_id, "k": k, "exclude": exclude, "variant": variant}
+    return convert.new_message(pb.SimilarItemsRequest, **fields, filter=filter, model=model)
 
 
 def _item_ids(item_ids: Sequence[str], model: str) -> pb.GetItemsRequest:

@@ -43,7 +43,8 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
 
     from recserve.engine.bundle import open_bundle
 
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
     if json:
         console.print_json(dataclasses.asdict(manifest))
         return
@@ -58,6 +59,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            ["attributes for filters", ", ".join(opened.catalogue.describe()) or "none but item_id"],
             *(
                 [f"query embeddings of {name}", _query_text(variant)]
                 for name, variant in manifest.variants.items()
@@ -100,6 +102,9 @@ def recommend(
         str, typer.Option(help="Item ids, comma-separated, newest last; wins over the stored one.")
     ] = "",
     exclude: Annotated[str, typer.Option(help="Item ids that must not come back, comma-separated.")] = "",
+    filter: Annotated[
+        str, typer.Option(help="""Which items may come back: 'price < 50 and category in ("a", "b")'.""")
+    ] = "",
     k: Annotated[int, typer.Option("--k", "-k", help="Length of the slate.")] = 10,
     variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
     server: Annotated[
@@ -125,6 +130,7 @@ def recommend(
         history=history.split(",") if history else None,
         exclude=exclude.split(",") if exclude else (),
         variant=variant,
+        filter=filter,
     )
     if bool(server) == (bundle is not None):
         raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")

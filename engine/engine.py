@@ -20,7 +20,7 @@ from recserve.engine.features import (
     check_timestamp,
     check_variant,
 )
-from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, run, slate_items, slates
+from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, few_left, run, slate_items, slates
 from recserve.engine.retrieval import Retriever
 from recserve.engine.sources import open_source
 from recserve.engine.state.history import HistoryStore, ObservedEvents
@@ -123,7 +123,7 @@ class Engine:
         """Answers requests as one batch, in their order; one bad entry refuses all, as :meth:`recommend`."""
         requests = self._accept(requests)
         for request in requests:
-            check_request(request, self._loaded.bundle, self._config)
+            self._check(request)
         return slates(self._run(requests))
 
     def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
@@ -139,7 +139,7 @@ class Engine:
         good = []
         for request in requests:
             try:
-                check_request(request, self._loaded.bundle, self._config)
+                self._check(request)
             except InvalidRequest as error:
                 answers.append(error)
             else:
@@ -147,6 +147,10 @@ class Engine:
                 good.append(request)
         ranked = iter(self._run(good))
         return [next(ranked) if answer is None else answer for answer in answers]
+
+    def _check(self, request: Request) -> None:
+        loaded = self._loaded
+        check_request(request, loaded.bundle, self._config, loaded.retriever.filters)
 
     def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
@@ -174,9 +178,17 @@ class Engine:
         return [ranked[i] for i in range(len(requests))]
 
     def similar_items(
-        self, item_id: str, k: int = DEFAULT_K, *, exclude: Sequence[str] = (), variant: str = ""
+        self,
+        item_id: str,
+        k: int = DEFAULT_K,
+        *,
+        exclude: Sequence[str] = (),
+        variant: str = "",
+        filter: str = "",
     ) -> Slate:
         """Returns the items whose embeddings point the way of ``item_id``'s (cosine), without itself.
+
+        ``filter``: as that of a :class:`Request`.
 
         Raises :class:`InvalidRequest` for an item that the catalogue does not have, and where the model has
         no item vectors, as popularity.
@@ -194,18 +206,20 @@ class Engine:
                 expected="one with item vectors where similar items are asked for",
             )
         start = time.perf_counter_ns()
-        vocabulary = bundle.catalogue.vocabulary
+        retriever, vocabulary = self._loaded.retriever, bundle.catalogue.vocabulary
+        allowed = retriever.filters.compile(filter) if filter else None
         item = vocabulary.index_of(item_id)
         if item < 0:
             raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")
         banned = vocabulary.indices(exclude)
         banned = np.unique(np.append(banned[banned >= 0], np.int32(item)))
-        scores, items = self._loaded.retriever.similar(np.array([item], np.int32), k, [banned])
+        scores, items = retriever.similar(np.array([item], np.int32), k, [banned], allowed)
         return Slate(
             items=slate_items(bundle, scores[0], items[0]),
             bundle_version=bundle.manifest.bundle_version,
             variant=variant or bundle.manifest.default_variant,
             source=SOURCE_SIMILAR,
+            warnings=few_left(k, int((items[0] >= 0).sum())) if allowed else (),
             stage_ns={"retrieve": time.perf_counter_ns() - start},
         )
 

@@ -10,6 +10,7 @@ from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.histories import EMPTY_HISTORY, History
 from recserve.engine.bundle.vocabulary import MAX_ID_BYTES
 from recserve.engine.config import EngineConfig
+from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
@@ -25,7 +26,7 @@ class ResolvedRequest:
 
     ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32, unsorted
     and repeated as they come, the seen items among them unless the caller wants those; ``warnings``: what was
-    ignored.
+    ignored; ``allowed``: the only items that may come back, None for no restriction.
     """
 
     k: int
@@ -33,9 +34,10 @@ class ResolvedRequest:
     exclude: NDArray[np.int32]
     warnings: tuple[str, ...]
     n_ignored_items: int
+    allowed: CompiledFilter | None = None
 
 
-def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> None:
+def check_request(request: Request, bundle: Bundle, config: EngineConfig, filters: FilterCompiler) -> None:
     """Raises :class:`InvalidRequest` naming the first field that no answer could satisfy."""
     check_k(request.k, config)
     check_id("user_id", request.user_id, may_be_empty=True)
@@ -57,6 +59,8 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig) -> Non
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
         )
     check_variant(request.variant, bundle)
+    if request.filter:
+        filters.compile(request.filter)
 
 
 def check_k(k: int, config: EngineConfig) -> None:
@@ -108,16 +112,20 @@ def check_variant(variant: str, bundle: Bundle) -> None:
         )
 
 
-def resolve(requests: Sequence[Request], bundle: Bundle, store: HistoryStore) -> list[ResolvedRequest]:
+def resolve(
+    requests: Sequence[Request], bundle: Bundle, store: HistoryStore, filters: FilterCompiler
+) -> list[ResolvedRequest]:
     """Turns checked requests into arrays; unknown items are dropped with a warning."""
     remembered = iter(store.get_many([r.user_id for r in requests if r.history is None]))
     return [
-        _resolve(request, bundle, next(remembered) if request.history is None else None)
+        _resolve(request, bundle, next(remembered) if request.history is None else None, filters)
         for request in requests
     ]
 
 
-def _resolve(request: Request, bundle: Bundle, history: History | None) -> ResolvedRequest:
+def _resolve(
+    request: Request, bundle: Bundle, history: History | None, filters: FilterCompiler
+) -> ResolvedRequest:
     vocabulary = bundle.catalogue.vocabulary
     warnings: list[str] = []
     n_ignored = 0
@@ -140,7 +148,8 @@ def _resolve(request: Request, bundle: Bundle, history: History | None) -> Resol
             n_ignored += n_unknown
             warnings.append(f"{n_unknown} of {len(asked)} exclude items are not in the catalogue")
         exclude = np.concatenate([known, exclude])
-    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored)
+    allowed = filters.compile(request.filter) if request.filter else None
+    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored, allowed)
 
 
 def _given_history(request: Request, bundle: Bundle) -> tuple[History, int]:

@@ -83,7 +83,8 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
-    batch.resolved = resolve(batch.requests, batch.loaded.bundle, store)
+    loaded = batch.loaded
+    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.retriever.filters)
 
 
 def _encode(batch: Batch) -> None:
@@ -99,23 +100,36 @@ def _retrieve(batch: Batch) -> None:
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
     if rows:
         k = max(batch.resolved[i].k for i in rows)
-        scores, items = retriever.by_query(batch.queries, k, [batch.resolved[i].exclude for i in rows])
+        resolved = [batch.resolved[i] for i in rows]
+        scores, items = retriever.by_query(
+            batch.queries, k, [one.exclude for one in resolved], [one.allowed for one in resolved]
+        )
         for row, i in enumerate(rows):
             answers[i] = (SOURCE_MODEL, scores[row], items[row])
     batch.found = [
-        answer or (SOURCE_POPULARITY, *retriever.popular(resolved.k, resolved.exclude))
-        for answer, resolved in zip(answers, batch.resolved, strict=True)
+        answer or (SOURCE_POPULARITY, *retriever.popular(one.k, one.exclude, one.allowed))
+        for answer, one in zip(answers, batch.resolved, strict=True)
     ]
 
 
 def _assemble(batch: Batch) -> list[Ranked]:
     bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
     return [
-        Ranked(
-            bundle, items[: resolved.k], scores[: resolved.k], variant, source, stage_ns, resolved.warnings
-        )
-        for resolved, (source, scores, items) in zip(batch.resolved, batch.found, strict=True)
+        Ranked(bundle, items[: one.k], scores[: one.k], variant, source, stage_ns, _warnings(one, items))
+        for one, (source, scores, items) in zip(batch.resolved, batch.found, strict=True)
     ]
+
+
+def _warnings(resolved: ResolvedRequest, items: NDArray[np.int32]) -> tuple[str, ...]:
+    """Adds that the filter left fewer items than were asked for."""
+    if resolved.allowed is None:
+        return resolved.warnings
+    return (*resolved.warnings, *few_left(resolved.k, int((items[: resolved.k] >= 0).sum())))
+
+
+def few_left(k: int, n_left: int) -> tuple[str, ...]:
+    """Returns the warning that a filter left ``n_left`` items where ``k`` were asked for; none if enough."""
+    return () if n_left >= k else (f"the filter and the exclusions left {n_left} of {k} items",)
 
 
 def slates(ranked: Sequence[Ranked]) -> list[Slate]:

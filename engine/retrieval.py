@@ -1,13 +1,18 @@
 """Retrieval: from a query embedding to the best items of the whole catalogue."""
 
 import fcntl
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle, layout
-from recserve.kernels import ItemIndex
+from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
+from recserve.kernels import ItemFilter, ItemIndex
+
+# What a popularity answer looks through first where a filter may refuse much of it.
+FIRST_LOOK = 1024
 
 
 class Retriever:
@@ -24,27 +29,59 @@ class Retriever:
         self._popularity_order = np.argsort(-bundle.popularity, kind="stable").astype(np.int32)
         total = max(1, int(bundle.popularity.sum()))
         self._popularity_share = (bundle.popularity / total).astype(np.float32)
+        self.filters = FilterCompiler(bundle.catalogue, self._index.prepare_filter)
 
     def by_query(
-        self, queries: NDArray[np.float32], k: int, exclude: list[NDArray[np.int32]]
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        exclude: list[NDArray[np.int32]],
+        filters: Sequence[CompiledFilter | None] = (),
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Returns scores (inner products) and item indices, (batch, k), padded with −inf and −1."""
-        return self._index.search(queries, k, exclude=_to_csr(exclude))
+        """Returns scores (inner products) and item indices, (batch, k), padded with −inf and −1.
+
+        ``filters``: what each query may get, exact at any selectivity; none at all for no restriction.
+        """
+        allow: list[ItemFilter | None] | None = None
+        if any(filters):
+            allow = [None if one is None else one.allow for one in filters]
+        return self._index.search(queries, k, exclude=_to_csr(exclude), allow=allow)
 
     def similar(
-        self, items: NDArray[np.int32], k: int, exclude: list[NDArray[np.int32]]
+        self,
+        items: NDArray[np.int32],
+        k: int,
+        exclude: list[NDArray[np.int32]],
+        allowed: CompiledFilter | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns the items nearest to each of ``items`` (batch,) by cosine, padded as above."""
-        return self._cosine_index.search(self._vectors[items], k, exclude=_to_csr(exclude))
+        # The mask: the filter's bits are in the order of the other index.
+        allow = allowed.allow.mask if allowed else None
+        return self._cosine_index.search(self._vectors[items], k, exclude=_to_csr(exclude), allow=allow)
 
-    def popular(self, k: int, exclude: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def popular(
+        self, k: int, exclude: NDArray[np.int32], allowed: CompiledFilter | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns at most ``k`` items of the most interactions, and each one's share of all interactions.
 
-        ``exclude``: (m,) int32 unique. Needs O(k + m), whatever the size of the catalogue.
+        ``exclude``: (m,) int32. Needs O(k + m), whatever the size of the catalogue; with a filter, as far as
+        the k-th item that it allows.
         """
-        candidates = self._popularity_order[: k + len(exclude)]
+        order, n = self._popularity_order, k + len(exclude)
+        candidates = order[:n] if allowed is None else _first_allowed(order, allowed, n)
         kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
         return self._popularity_share[kept], kept
+
+
+def _first_allowed(order: NDArray[np.int32], allowed: CompiledFilter, n: int) -> NDArray[np.int32]:
+    """Returns the first ``n`` items of ``order`` that a filter allows."""
+    mask, n = allowed.allow.mask, min(n, allowed.n_items)
+    length = max(n, FIRST_LOOK)
+    while True:
+        found = order[:length][mask[order[:length]]]
+        if len(found) >= n:
+            return found[:n]
+        length *= 4
 
 
 def _prepare(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> ItemIndex:

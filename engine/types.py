@@ -17,7 +17,8 @@ class Request:
 
     ``history`` (newest last) wins over the history that the engine remembers for ``user_id``; an empty one
     means a cold start here, but "not given" over gRPC, which cannot tell the two apart.
-    ``history_timestamps``: seconds since the epoch, empty or as long as ``history``.
+    ``history_timestamps``: seconds since the epoch, empty or as long as ``history``. ``filter``: which items
+    may come back, as ``price < 50 and category in ("book", "game")`` (docs/slates.md); the best of them do.
     """
 
     user_id: str = ""
@@ -28,6 +29,7 @@ class Request:
     context: Mapping[str, str] = field(default_factory=dict)
     variant: str = ""
     include_seen: bool = False
+    filter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

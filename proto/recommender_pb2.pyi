@@ -58,6 +58,7 @@ class RecommendRequest(_message.Message):
     VARIANT_FIELD_NUMBER: _builtins.int
     INCLUDE_SEEN_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -68,6 +69,10 @@ class RecommendRequest(_message.Message):
     """Whether items of the history may come back. Default: no."""
     model: _builtins.str
     """One of the server's models. Empty: its default one."""
+    filter: _builtins.str
+    """Which items may come back, by their attributes: `price < 50 and category in ("book", "game")`. The best k
+    of them do; when fewer are left, all of them and a warning. Empty: any.
+    """
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Item ids, newest last. When given it wins over the history that the server remembers."""
@@ -98,10 +103,11 @@ class RecommendRequest(_message.Message):
         variant: _builtins.str = ...,
         include_seen: _builtins.bool = ...,
         model: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "context", b"context", "exclude", b"exclude", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "context", b"context", "exclude", b"exclude", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "user_id", b"user_id", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -188,10 +194,13 @@ class SimilarItemsRequest(_message.Message):
     EXCLUDE_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     k: _builtins.int
     variant: _builtins.str
     model: _builtins.str
+    filter: _builtins.str
+    """As that of RecommendRequest."""
     @_builtins.property
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -202,10 +211,11 @@ class SimilarItemsRequest(_message.Message):
         exclude: _abc.Iterable[_builtins.str] | None = ...,
         variant: _builtins.str = ...,
         model: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "exclude", b"exclude", "item_id", b"item_id", "k", b"k", "model", b"model", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "exclude", b"exclude", "filter", b"filter", "item_id", b"item_id", "k", b"k", "model", b"model", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015

@@ -71,10 +71,18 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
     slate = json.loads(out)
     assert [item["rank"] for item in slate["items"]] == [1, 2, 3]
     assert slate["items"][0]["attributes"]["title"]
+    code, out, _ = run("recommend", bundle_folder, "-k", "3", "--json", "--filter", "price < 30")
+    assert code == 0
+    assert all(item["attributes"]["price"] < 30 for item in json.loads(out)["items"])
+    code, _, err = run("recommend", bundle_folder, "--filter", "price < 30 and")
+    assert code == 2
+    assert "filter is ending at character 15" in err
 
 
 def test_tables_are_for_people(run: Run, bundle_folder: Path) -> None:
-    assert "every file is what the manifest says" in run("inspect", bundle_folder)[1]
+    inspected = run("inspect", bundle_folder)[1]
+    assert "every file is what the manifest says" in inspected
+    assert "price (number)" in inspected
     code, out, err = run("recommend", bundle_folder, "--history", "no such item")
     assert code == 0
     assert "title" in out

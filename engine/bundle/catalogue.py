@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recserve.engine.bundle.attributes import TEXT, Attribute, read_attribute
 from recserve.engine.bundle.vocabulary import Vocabulary
 
 ITEM_ID = "item_id"
@@ -20,6 +21,13 @@ class Catalogue:
         self.vocabulary = vocabulary
         self.attribute_names = [name for name in table.column_names if name != ITEM_ID]
         self._columns = {name: _plain(table.column(name)) for name in self.attribute_names}
+        self._table = table
+        # Made when a rule first names it. Two threads may do that at once, with the same result.
+        n_items = len(vocabulary)
+        every, rows = np.ones(n_items, np.bool_), np.arange(n_items, dtype=np.int32)
+        self._read: dict[str, Attribute | None] = {
+            ITEM_ID: Attribute(ITEM_ID, TEXT, rows, every, texts=vocabulary, code_of=vocabulary.index_of)
+        }
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -32,6 +40,20 @@ class Catalogue:
             {name: values[i] for name, values in columns.items() if values[i] is not None}
             for i in range(len(rows))
         ]
+
+    def attribute(self, name: str) -> Attribute | None:
+        """Returns the column ``name``, or ``item_id``, as arrays; None when no rule can be evaluated on it.
+
+        Raises KeyError when the catalogue has no such column.
+        """
+        if name not in self._read:
+            self._read[name] = read_attribute(name, self._table.column(name))
+        return self._read[name]
+
+    def describe(self) -> list[str]:
+        """Returns "price (number)", "genres (texts)", ... of the attributes that rules can use."""
+        found = [attribute for name in self.attribute_names if (attribute := self.attribute(name))]
+        return [f"{one.name} ({one.kind}{'' if one.indptr is None else 's'})" for one in found]
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

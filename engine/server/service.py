@@ -159,7 +159,11 @@ class RecommenderService:
         k = message.k if message.HasField("k") else DEFAULT_K
         with self._router.registry.lease(message.model) as lease:
             slate = lease.engine().similar_items(
-                message.item_id, k, exclude=list(message.exclude), variant=message.variant
+                message.item_id,
+                k,
+                exclude=list(message.exclude),
+                variant=message.variant,
+                filter=message.filter,
             )
         call.stage_ns.update(slate.stage_ns)
         return slate_to_message(slate)

@@ -35,6 +35,7 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         context=dict(message.context),
         variant=message.variant,
         include_seen=message.include_seen,
+        filter=message.filter,
     )
 
 
@@ -50,6 +51,7 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         context=request.context,
         variant=request.variant,
         include_seen=request.include_seen,
+        filter=request.filter,
     )
 
 

@@ -92,6 +92,19 @@ def test_history_exclude_and_warnings_travel(client: RecommenderClient, engine: 
     assert client.recommend(Request(history=["gone"])).source == "popularity"
 
 
+def test_filters_travel(client: RecommenderClient, engine: Engine) -> None:
+    request = Request(k=4, filter="category = 'Kitchen' and price < 1000")
+    ours, theirs = client.recommend(request), engine.recommend(request)
+    assert ours.items == theirs.items
+    categories = {values["category"] for values in client.get_items([i.item_id for i in ours.items]).values()}
+    assert categories == {"Kitchen"}
+    few = client.recommend(Request(k=3, filter="price < 0"))
+    assert (few.items, few.warnings) == ((), ("the filter and the exclusions left 0 of 3 items",))
+    item = ours.items[0].item_id
+    similar = client.similar_items(item, k=3, filter="category = 'Kitchen'")
+    assert similar.items == engine.similar_items(item, k=3, filter="category = 'Kitchen'").items
+
+
 def test_a_bad_entry_fails_alone(client: RecommenderClient) -> None:
     requests = [Request(k=3), Request(k=0), Request(user_id="x" * 300), Request(k=2)]
     first, second, third, fourth = client.recommend_many(requests)
@@ -124,6 +137,9 @@ BAD = {
     "k of a million": ("Recommend", pb.RecommendRequest(k=1_000_000), "k"),
     "an id of 10 kB": ("Recommend", pb.RecommendRequest(user_id="x" * 10_000), "user_id"),
     "an empty history id": ("Recommend", pb.RecommendRequest(history=[""]), "history[0]"),
+    "a filter that does not parse": ("Recommend", pb.RecommendRequest(filter="price <"), "filter"),
+    "a filter of an unknown attribute": ("Recommend", pb.RecommendRequest(filter="colour = 'red'"), "filter"),
+    "a filter for similar items": ("SimilarItems", pb.SimilarItemsRequest(item_id="x", filter="("), "filter"),
     "an unknown variant": ("Recommend", pb.RecommendRequest(variant="int4"), "variant"),
     "too many requests": ("RecommendMany", pb.RecommendManyRequest(requests=[{}] * 257), "requests"),
     "too many items": ("GetItems", pb.GetItemsRequest(item_ids=["a"] * 1001), "item_ids"),
