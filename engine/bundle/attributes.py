@@ -35,7 +35,7 @@ class Attribute:
     code_of: Callable[[str], int] = _no_code
 
     def any_of(self, matches: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Returns (n_items,) bool: whether one of an item's values matches. matches: bool, as long as values."""
+        """Returns (n_items,) bool: whether a value of an item matches; matches: bool, as long as values."""
         if self.indptr is None:
             return matches & self.known
         before = np.concatenate([[0], np.cumsum(matches)])
