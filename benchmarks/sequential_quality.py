@@ -29,8 +29,8 @@ from recserve.errors import CheckFailed
 from recserve.training import metrics
 from recserve.training.checkpoint import load_checkpoint
 from recserve.training.data import Dataset, Histories, Split, default_cache_dir, leave_one_out, load_dataset
-from recserve.training.evaluate import top_k
-from recserve.training.loop import BEST, Trainer, model_scorer, popularity_of
+from recserve.training.evaluate import model_scorer, top_k
+from recserve.training.loop import BEST, Trainer, popularity_of
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 

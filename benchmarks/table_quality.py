@@ -39,8 +39,8 @@ from recserve.training.data import (
     load_dataset,
     random_split,
 )
-from recserve.training.evaluate import top_k
-from recserve.training.loop import BEST, Trainer, model_scorer, popularity_of
+from recserve.training.evaluate import model_scorer, top_k
+from recserve.training.loop import BEST, Trainer, popularity_of
 from recserve.training.models import family_of
 
 K = 10

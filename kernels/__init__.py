@@ -13,6 +13,7 @@ from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
+from recserve.kernels.svd import svd_steps
 from recserve.kernels.warmup import warmup
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "fold_in",
     "gram_matrix",
     "mmr",
+    "svd_steps",
     "warmup",
 ]

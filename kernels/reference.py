@@ -142,6 +142,38 @@ def bpr_steps(
     return sum(losses) / max(1, len(losses))
 
 
+def svd_steps(
+    users: Scores,
+    items: Scores,
+    ratings: Exclude,
+    values: Scores,
+    order: Indices,
+    learning_rate: float,
+    reg: float,
+    *,
+    implicit: Scores | None = None,
+) -> float:
+    """Moves every vector in every step, each y of SVD++ too: the twin of recserve.kernels.svd_steps."""
+    indptr, item_indices = ratings
+    rate, total = np.float32(learning_rate), 0.0
+    for user in order:
+        part = slice(indptr[user], indptr[user + 1])
+        mine = item_indices[part]
+        for item, value in zip(mine, values[part], strict=True):
+            u, i = users[user].copy(), items[item].copy()
+            if implicit is not None:
+                u[:-2] += implicit[mine].sum(axis=0) / np.sqrt(np.float32(len(mine)))
+            error = value - u @ i
+            total += float(error) ** 2
+            users[user, :-1] += rate * (error * i - np.float32(reg) * users[user])[:-1]
+            items[item] = i + rate * (error * u - np.float32(reg) * i)
+            items[item, -2] = i[-2]
+            if implicit is not None:
+                pull = error * i[:-2] / np.sqrt(np.float32(len(mine)))
+                implicit[mine] += rate * (pull - np.float32(reg) * implicit[mine])
+    return total
+
+
 def co_occurrences(by_user: Exclude, by_item: Exclude, first: int, last: int) -> Scores:
     """Multiplies the dense matrix by itself: the twin of recserve.kernels.co_occurrences."""
     indptr, item_indices = by_user

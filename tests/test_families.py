@@ -14,6 +14,8 @@ SERVED = {
     "als": ["--embedding-size", "8", "--epochs", "2"],
     "bpr": ["--embedding-size", "8", "--epochs", "3", "--validate-every", "1"],
     "popularity": [],
+    "svd": ["--embedding-size", "8", "--epochs", "3"],
+    "svdpp": ["--embedding-size", "8", "--epochs", "3"],
     "sasrec": ["--embedding-size", "8", "--epochs", "1", "--blocks", "1", "--max-history", "5"],
 }
 

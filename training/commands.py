@@ -60,7 +60,7 @@ def train(
     weight: Annotated[
         float | None, typer.Option(help="Confidence of an interaction above that of none (als).")
     ] = None,
-    reg: Annotated[float | None, typer.Option(help="Regularisation (als, bpr, ease).")] = None,
+    reg: Annotated[float | None, typer.Option(help="Regularisation (als, bpr, svd, svdpp, ease).")] = None,
     reg_exponent: Annotated[
         float | None, typer.Option(help="How regularisation grows with the interactions, 0 to 1 (als).")
     ] = None,
@@ -136,7 +136,9 @@ def train(
                         on_note=console.note,
                     )
                     # Before anything is written: data that cannot be learned from leaves no run folder.
-                    check_learnable(Run(folder, config, dataset).split(), family_of(model).min_history)
+                    family, split_of_data = family_of(model), Run(folder, config, dataset).split()
+                    check_learnable(split_of_data, family.min_history)
+                    family.check_data(split_of_data.train)
                     run = create_run(folder, config, dataset, overwrite=overwrite, data=data)
                 show_cleaning(run.dataset)
             except RecserveError as error:
@@ -181,17 +183,18 @@ def train_run(run: "Run", group: Any) -> None:
     """Trains an open run to its end, with a bar."""
     import torch
 
-    from recserve.training.loop import VALIDATION_METRIC, EpochReport, Trainer
+    from recserve.training.loop import EpochReport, Trainer
 
     torch.manual_seed(run.config.loop.seed)
-    trainer = Trainer(run.new_model(), run.split(), run.folder, run.config.loop, group)
+    model = run.new_model()
+    trainer = Trainer(model, run.split(), run.folder, run.config.loop, group)
     done = trainer.resume()
     if not group.is_main:
         trainer.fit()
         return
     if done.epoch:
         console.note(f"resuming after epoch {done.epoch}")
-    metric = "…"
+    name, metric = model.validation_metric.name, "…"
     with console.progress("training", run.config.loop.epochs) as update:
         update(done.epoch)
 
@@ -199,11 +202,11 @@ def train_run(run: "Run", group: Any) -> None:
             nonlocal metric
             if report.metric is not None:
                 metric = f"{report.metric:.4f}"
-            update(1, f"training  loss {report.loss:.3f}  validation {VALIDATION_METRIC} {metric}")
+            update(1, f"training  loss {report.loss:.3f}  validation {name} {metric}")
 
         final = trainer.fit(on_epoch)
     console.note(
-        f"best validation {VALIDATION_METRIC} {final.best_metric:.4f} at epoch {final.best_epoch} "
+        f"best validation {name} {final.best_metric:.4f} at epoch {final.best_epoch} "
         f"(of {final.epoch}); run in {run.folder}"
     )
 
@@ -232,7 +235,7 @@ def evaluate(
         f"{result['model']['n_users']} users [mean, 95 % interval]",
         ["metric", opened.config.model, "popularity"],
         [
-            [name, *(_estimate_text(result[side]["metrics"][name]) for side in ("model", "popularity"))]
+            [name, *(_estimate_text(result[side]["metrics"].get(name)) for side in ("model", "popularity"))]
             for name in names
         ],
     )
@@ -241,15 +244,11 @@ def evaluate(
 def evaluate_run(run: "Run") -> dict[str, Any]:
     """Returns the test evaluation of a run's best model and of popularity, as plain values."""
     from recserve.training.evaluate import evaluate as evaluate_scorer
-    from recserve.training.evaluate import popularity_scorer
-    from recserve.training.loop import model_scorer, popularity_of
+    from recserve.training.evaluate import evaluate_model, popularity_scorer
+    from recserve.training.loop import popularity_of
 
     split = run.split()
     popularity = popularity_of(split, run.dataset.n_items)
-    scorers = {
-        "model": model_scorer(run.best_model(), split.test, popularity),
-        "popularity": popularity_scorer(popularity),
-    }
     result: dict[str, Any] = {
         "run": str(run.folder),
         "dataset": run.dataset.name,
@@ -258,11 +257,12 @@ def evaluate_run(run: "Run") -> dict[str, Any]:
         "seed": run.config.loop.seed,
         "checkpoint_sha256": run.checkpoint_sha256(),
     }
-    with console.progress("evaluating", len(scorers) * len(split.test.user_index)) as update:
-        for name, scorer in scorers.items():
-            evaluation = evaluate_scorer(scorer, split.test, run.dataset.n_items, on_progress=update)
-            result[name] = evaluation.as_dict()
-    return result
+    with console.progress("evaluating", 2 * len(split.test.user_index)) as update:
+        model = evaluate_model(run.best_model(), split.test, popularity, on_progress=update)
+        baseline = evaluate_scorer(
+            popularity_scorer(popularity), split.test, run.dataset.n_items, on_progress=update
+        )
+    return result | {"model": model.as_dict(), "popularity": baseline.as_dict()}
 
 
 def show_cleaning(dataset: "Dataset") -> None:
@@ -289,7 +289,9 @@ def _by_column(counts: Mapping[str, int]) -> str:
     return f"  ({', '.join(f'{name} {count:,}' for name, count in counts.items())})" if counts else ""
 
 
-def _estimate_text(estimate: dict[str, float]) -> str:
+def _estimate_text(estimate: dict[str, float] | None) -> str:
+    if estimate is None:
+        return "–"
     if estimate["low"] == estimate["high"]:
         return f"{estimate['mean']:.4f}"
     return f"{estimate['mean']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"

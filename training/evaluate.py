@@ -1,7 +1,7 @@
 """Full-ranking evaluation: every item of the catalogue is ranked for every user, seen items left out."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from recserve.errors import CheckFailed
 from recserve.training import metrics
 from recserve.training.data import EvaluationSet
 from recserve.training.metrics import Estimate
+from recserve.training.models.base import RankingModel, RatingModel
+from recserve.training.rating_metrics import estimate_ratings
 
 CUTOFFS = (5, 10, 20)
 # Bounds the score matrix of one step: 256 MB of float32.
@@ -73,6 +75,55 @@ def evaluate(
         n_items_recommended=int(recommended.sum()),
         metrics=_summarise(ranks, recommended, n_bootstrap),
     )
+
+
+def evaluate_model(
+    model: RankingModel,
+    held_out: EvaluationSet,
+    popularity: NDArray[np.int64],
+    *,
+    n_bootstrap: int = metrics.N_BOOTSTRAP,
+    on_progress: Callable[[int], None] = lambda n_users: None,
+) -> Evaluation:
+    """Ranks for every row of ``held_out`` and, where the model predicts ratings, measures these as well.
+
+    ``popularity``: training interactions of each item, (n_items,), which answer an empty history.
+    """
+    model.eval()
+    evaluation = evaluate(
+        model_scorer(model, held_out, popularity),
+        held_out,
+        model.n_items,
+        n_bootstrap=n_bootstrap,
+        on_progress=on_progress,
+    )
+    if not isinstance(model, RatingModel):
+        return evaluation
+    predicted, targets = model.predict_ratings(held_out), held_out.targets
+    ratings = estimate_ratings(predicted, targets.value, targets.indptr, n_samples=n_bootstrap)
+    return replace(evaluation, metrics=ratings | evaluation.metrics)
+
+
+def validation_value(model: RankingModel, held_out: EvaluationSet, popularity: NDArray[np.int64]) -> float:
+    """Returns the metric that the model's early stopping follows."""
+    name = model.validation_metric.name
+    if isinstance(model, RatingModel):
+        targets = held_out.targets
+        predicted = model.predict_ratings(held_out)
+        return estimate_ratings(predicted, targets.value, targets.indptr, n_samples=0)[name].mean
+    return evaluate_model(model, held_out, popularity, n_bootstrap=0).metrics[name].mean
+
+
+def model_scorer(model: RankingModel, held_out: EvaluationSet, popularity: NDArray[np.int64]) -> Scorer:
+    """Returns a scorer for :func:`evaluate`; as in serving, an empty history is answered by popularity."""
+
+    def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        model.eval()
+        scores = model.score_rows(held_out, rows)
+        scores[held_out.histories.lengths[rows] == 0] = popularity.astype(np.float32)
+        return scores
+
+    return score
 
 
 def _summarise(

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from recserve.errors import CheckFailed, DataError, InvalidRequest
 from recserve.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from recserve.training.data import EvaluationSet, Histories, Split
+from recserve.training.data import Histories, Split
 from recserve.training.distributed import Processes
-from recserve.training.evaluate import Scorer, evaluate
+from recserve.training.evaluate import validation_value
 from recserve.training.gradient import GradientLearner
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.base import FittedModel, RankingModel
 from recserve.training.models.sasrec import SASRec
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "epochs.jsonl"
-VALIDATION_METRIC = "NDCG@10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +97,10 @@ class Trainer:
         if not self._processes.is_main:
             return 0.0
         held_out = self._split.validation
-        scorer = model_scorer(self._model, held_out, popularity_of(self._split, self._model.n_items))
-        return evaluate(scorer, held_out, self._model.n_items, n_bootstrap=0).metrics[VALIDATION_METRIC].mean
+        return validation_value(self._model, held_out, popularity_of(self._split, self._model.n_items))
 
     def _record(self, epoch: int, metric: float | None) -> None:
-        improved = metric is not None and metric > self._progress.best_metric
+        improved = metric is not None and self._is_better(metric)
         self._progress = Progress(
             epoch,
             metric if improved and metric is not None else self._progress.best_metric,
@@ -113,10 +111,17 @@ class Trainer:
                 save_checkpoint(self._folder / BEST, self._model, self._progress)
             save_checkpoint(self._folder / LAST, self._model, self._progress, self._learner.optimizer)
 
+    def _is_better(self, metric: float) -> bool:
+        if not self._progress.best_epoch:
+            return True
+        best = self._progress.best_metric
+        return metric > best if self._model.validation_metric.higher_is_better else metric < best
+
     def _log(self, epoch: int, loss: float, metric: float | None) -> None:
         if self._processes.is_main:
             with (self._folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"epoch": epoch, "loss": loss, VALIDATION_METRIC: metric}) + "\n")
+                name = self._model.validation_metric.name
+                file.write(json.dumps({"epoch": epoch, "loss": loss, name: metric}) + "\n")
 
 
 class _FittedLearner:
@@ -161,15 +166,3 @@ def popularity_of(split: Split, n_items: int) -> NDArray[np.int64]:
     """Returns the number of training interactions of each item, (n_items,) int64."""
     counts: NDArray[np.int64] = np.bincount(split.train.item_index, minlength=n_items).astype(np.int64)
     return counts
-
-
-def model_scorer(model: RankingModel, held_out: EvaluationSet, popularity: NDArray[np.int64]) -> Scorer:
-    """Returns a scorer for :func:`evaluate`; as in serving, an empty history is answered by popularity."""
-
-    def score(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        model.eval()
-        scores = model.score_rows(held_out, rows)
-        scores[held_out.histories.lengths[rows] == 0] = popularity.astype(np.float32)
-        return scores
-
-    return score

@@ -7,7 +7,14 @@ from recserve.training.data.histories import Histories
 from recserve.training.data.readers import read_table
 from recserve.training.data.sources import load_dataset
 from recserve.training.data.sources.cache import default_cache_dir
-from recserve.training.data.splits import EvaluationSet, Split, leave_one_out, random_split, temporal_split
+from recserve.training.data.splits import (
+    EvaluationSet,
+    Split,
+    leave_one_out,
+    random_folds,
+    random_split,
+    temporal_split,
+)
 
 __all__ = [
     "CleaningReport",
@@ -21,6 +28,7 @@ __all__ = [
     "default_cache_dir",
     "leave_one_out",
     "load_dataset",
+    "random_folds",
     "random_split",
     "read_table",
     "temporal_split",

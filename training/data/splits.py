@@ -118,16 +118,53 @@ def random_split(dataset: Dataset, seed: int = 0) -> Split:
     place[shuffled] = np.arange(len(row)) - whole.indptr[row]
     is_test, is_validation = place < held_out[row], place < 2 * held_out[row]
 
+    return _of_parts(whole, row, is_validation & ~is_test, is_test)
+
+
+def random_folds(dataset: Dataset, n_folds: int = 5, seed: int = 0) -> list[Split]:
+    """Divides all interactions at random into ``n_folds``; each split tests one of them.
+
+    The protocol of published rating prediction. A tenth of what is not tested is for validation. A user may
+    be tested with an empty history. Raises InvalidRequest for fewer than 2 folds or more folds than a
+    tenth of the interactions.
+    """
+    whole = dataset.histories()
+    n = len(whole.item_index)
+    if not 2 <= n_folds <= n // 10:
+        raise InvalidRequest(
+            "n_folds", found=n_folds, expected=f"2 to {n // 10}, a tenth of the interactions"
+        )
+    row = np.repeat(np.arange(len(whole)), whole.lengths)
+    rng = np.random.default_rng(seed)
+    fold = rng.permutation(n) % n_folds
+    is_validation = rng.random(n) < 0.1
+    return [
+        _of_parts(whole, row, is_validation & (fold != tested), fold == tested) for tested in range(n_folds)
+    ]
+
+
+def _of_parts(
+    whole: Histories,
+    row: npt.NDArray[np.int64],
+    is_validation: npt.NDArray[np.bool_],
+    is_test: npt.NDArray[np.bool_],
+) -> Split:
+    """Returns the split whose parts are these interactions of ``whole``; ``row`` is the user of each."""
+
     def part(chosen: npt.NDArray[np.bool_]) -> Histories:
         return Histories.from_sorted(
             row[chosen], whole.item_index[chosen], whole.timestamp[chosen], len(whole), whole.value[chosen]
         )
 
-    train = part(~is_validation)
+    def held_out(known: Histories, targets: Histories) -> EvaluationSet:
+        users = np.flatnonzero(targets.lengths).astype(np.int32)
+        return EvaluationSet(users, known.take(users), targets.take(users))
+
+    train = part(~is_validation & ~is_test)
     return Split(
         train,
-        validation=EvaluationSet(tested, train.take(tested), part(is_validation & ~is_test).take(tested)),
-        test=EvaluationSet(tested, part(~is_test).take(tested), part(is_test).take(tested)),
+        validation=held_out(train, part(is_validation)),
+        test=held_out(part(~is_test), part(is_test)),
     )
 
 

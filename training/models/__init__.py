@@ -12,6 +12,8 @@ MODULES = {
     "sasrec": "sasrec",
     "als": "als",
     "bpr": "bpr",
+    "svd": "svd",
+    "svdpp": "svdpp",
     "ease": "ease",
     "item-knn": "item_knn",
     "popularity": "popularity",

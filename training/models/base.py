@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,19 @@ from torch import nn
 from recserve.training.data import EvaluationSet, Histories
 
 
+@dataclass(frozen=True, slots=True)
+class ValidationMetric:
+    """The metric that early stopping follows, by its name in the evaluation."""
+
+    name: str
+    higher_is_better: bool = True
+
+
 class RankingModel(nn.Module, ABC):
     """Scores every item of a catalogue of ``n_items``; what it learned are its parameters and buffers."""
 
     n_items: int
+    validation_metric: ClassVar[ValidationMetric] = ValidationMetric("NDCG@10")
 
     @abstractmethod
     def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -38,13 +47,23 @@ class FittedModel(RankingModel):
         """
 
 
+@runtime_checkable
+class RatingModel(Protocol):
+    """A model that also says how a user would rate an item."""
+
+    def predict_ratings(self, held_out: EvaluationSet) -> NDArray[np.float32]:
+        """Returns the predicted rating of every target of ``held_out``, in their order, (n_targets,)."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """How a model family registers: its settings, its model and its budget.
 
     ``settings``: a frozen dataclass; ``create``: (settings, n_users, n_items) → untrained model;
     ``budget``: its defaults of LoopConfig; ``loop_options``: the LoopConfig fields that it uses;
-    ``min_history``: training interactions that at least one user needs.
+    ``min_history``: training interactions that at least one user needs; ``check_data``: raises DataError for
+    training interactions that the family cannot learn from.
     """
 
     settings: type[Any]
@@ -52,6 +71,7 @@ class Family:
     budget: Mapping[str, Any]
     loop_options: frozenset[str]
     min_history: int = 1
+    check_data: Callable[[Histories], None] = lambda train: None
 
 
 # The budget of families whose first epoch is the last.
