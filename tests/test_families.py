@@ -27,11 +27,21 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return capfd.readouterr().out
 
 
+RATED = ["--labels", "ratings", "--click-at", "2"]
+RANKERS = {
+    "lr": RATED,
+    "fm": RATED,
+    "deepfm": RATED,
+    "dcn": [*RATED, "--crosses", "3", "--calibration", "platt"],
+    "dlrm": RATED,
+    "din": RATED,
+    "neumf": ["--negatives-per-click", "2"],
+}
 EVALUATED_ONLY = {"ease": ["--reg", "20"], "item-knn": ["--neighbours", "20"]}
 
 
 def test_every_family_is_here() -> None:
-    assert {*SERVED, *EVALUATED_ONLY} == set(MODULES)
+    assert {*SERVED, *EVALUATED_ONLY, *RANKERS} == set(MODULES)
 
 
 @pytest.mark.parametrize("model", EVALUATED_ONLY)
@@ -47,6 +57,20 @@ def test_a_model_from_items_to_items_is_a_baseline_and_not_exported(
     assert end.value.code == 2
     assert f"model {model} for export is neither an encoder nor tables" in capfd.readouterr().err
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("model", RANKERS)
+def test_a_ranker_is_trained_and_evaluated(
+    model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = ["--split", "temporal", "--epochs", "1", "--embedding-size", "4", "--hidden", "8,4"]
+    options += ["--max-history", "5", *RANKERS[model]]
+    run(capfd, "train", "--data", SHOP, "--model", model, "--out", folder, *options)
+    evaluation = json.loads(run(capfd, "evaluate", folder, "--json"))
+    assert ("item mean" in evaluation) == (model != "neumf")
+    assert evaluation["model"]["metrics"]["MRR" if model == "neumf" else "AUC"]["mean"] > 0
+    assert "[" in run(capfd, "evaluate", folder)
 
 
 @pytest.mark.parametrize("model", SERVED)

@@ -13,6 +13,7 @@ from recserve.training.models import MODULES
 
 if TYPE_CHECKING:
     from recserve.training.data import Dataset
+    from recserve.training.models.base import RankingModel
     from recserve.training.run import Run, RunConfig
 
 NEEDS = ("torch", "polars", "safetensors")
@@ -80,6 +81,30 @@ def train(
         int | None, typer.Option(help="Validations without progress before training stops.")
     ] = None,
     validate_every: Annotated[int | None, typer.Option(help="Epochs between validations.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Widths of the perceptron (rankers): 64,32.")] = None,
+    crosses: Annotated[int | None, typer.Option(help="Layers of the cross network (dcn).")] = None,
+    context: Annotated[
+        bool | None, typer.Option(help="Whether hour and weekday are features (rankers).")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="ratings, sampled (items at random are no clicks), or auto (rankers)."),
+    ] = None,
+    click_at: Annotated[
+        float | None, typer.Option(help="Least value that counts as a click (rankers).")
+    ] = None,
+    negatives_per_click: Annotated[
+        int | None, typer.Option(help="Items at random for each click, with sampled labels (rankers).")
+    ] = None,
+    unknown_rate: Annotated[
+        float | None, typer.Option(help="How often training hides a user's id or the moment (rankers).")
+    ] = None,
+    normalisation: Annotated[
+        str | None, typer.Option(help="Of numbers: min-max, z-score, log or quantile (rankers).")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="platt, isotonic, none, or auto by validation (rankers).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
@@ -116,6 +141,15 @@ def train(
         "n_negatives": negatives,
         "patience": patience,
         "validate_every": validate_every,
+        "hidden": None if hidden is None else _widths(hidden),
+        "crosses": crosses,
+        "context": context,
+        "labels": labels,
+        "click_at": click_at,
+        "negatives": negatives_per_click,
+        "unknown_rate": unknown_rate,
+        "normalisation": normalisation,
+        "calibration": calibration,
         "seed": seed,
     }
     config = run_config(model, split, {name: value for name, value in given.items() if value is not None})
@@ -151,6 +185,13 @@ def train(
         if not group.is_main:
             run = open_run(folder)
         train_run(run, group)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError:
+        raise InvalidRequest("--hidden", found=text, expected="whole numbers joined by commas") from None
 
 
 def run_config(model: str, split: str, given: dict[str, Any]) -> "RunConfig":
@@ -215,7 +256,10 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Rank the whole catalogue for every test user; compare with popularity."""
+    """Rank the whole catalogue for every test user; compare with popularity.
+
+    A ranker trained on ratings predicts every test interaction instead; the comparison is the item's mean.
+    """
     from recserve.training.run import open_run
 
     opened = open_run(run)
@@ -223,6 +267,9 @@ def evaluate(
     opened.write_evaluation(result)
     if json:
         console.print_json(result)
+        return
+    if "item mean" in result:
+        _show_predictions(opened, result)
         return
     if unreachable := result["model"]["n_unreachable_targets"]:
         console.note(
@@ -241,28 +288,59 @@ def evaluate(
     )
 
 
+def _show_predictions(run: "Run", result: dict[str, Any]) -> None:
+    names = list(result["model"]["metrics"])
+    console.print_table(
+        f"{run.config.model} on {run.dataset.name}, {result['protocol']}, "
+        f"{result['n_examples']} examples of {result['n_users']} users, "
+        f"{result['n_unknown_users']} of them not in training [95 % interval over users]",
+        ["metric", run.config.model, "item mean"],
+        [
+            [name, *(_estimate_text(result[side]["metrics"][name]) for side in ("model", "item mean"))]
+            for name in names
+        ],
+    )
+
+
 def evaluate_run(run: "Run") -> dict[str, Any]:
-    """Returns the test evaluation of a run's best model and of popularity, as plain values."""
+    """Returns the test evaluation of a run's best model and of a baseline, as plain values."""
+    from recserve.training.models.ranker import Ranker
+    from recserve.training.ranking.evaluation import evaluate_predictions
+
+    model = run.best_model()
+    result: dict[str, Any] = {
+        "run": str(run.folder),
+        "dataset": run.dataset.name,
+        "n_items": run.dataset.n_items,
+        "seed": run.config.loop.seed,
+        "checkpoint_sha256": run.checkpoint_sha256(),
+    }
+    if isinstance(model, Ranker) and model.labels.is_rated:
+        return {
+            **result,
+            "protocol": f"{run.config.split}, rated {model.labels.click_at:g} or more is a click",
+            **evaluate_predictions(model, run.split()),
+        }
+    return {
+        **result,
+        "protocol": f"{run.config.split}, full ranking, seen items filtered",
+        **_evaluate_rankings(run, model),
+    }
+
+
+def _evaluate_rankings(run: "Run", model: "RankingModel") -> dict[str, Any]:
     from recserve.training.evaluate import evaluate as evaluate_scorer
     from recserve.training.evaluate import evaluate_model, popularity_scorer
     from recserve.training.loop import popularity_of
 
     split = run.split()
     popularity = popularity_of(split, run.dataset.n_items)
-    result: dict[str, Any] = {
-        "run": str(run.folder),
-        "dataset": run.dataset.name,
-        "protocol": f"{run.config.split}, full ranking, seen items filtered",
-        "n_items": run.dataset.n_items,
-        "seed": run.config.loop.seed,
-        "checkpoint_sha256": run.checkpoint_sha256(),
-    }
     with console.progress("evaluating", 2 * len(split.test.user_index)) as update:
-        model = evaluate_model(run.best_model(), split.test, popularity, on_progress=update)
+        evaluated = evaluate_model(model, split.test, popularity, on_progress=update)
         baseline = evaluate_scorer(
             popularity_scorer(popularity), split.test, run.dataset.n_items, on_progress=update
         )
-    return result | {"model": model.as_dict(), "popularity": baseline.as_dict()}
+    return {"model": evaluated.as_dict(), "popularity": baseline.as_dict()}
 
 
 def show_cleaning(dataset: "Dataset") -> None:

@@ -19,7 +19,10 @@ from recserve.training.evaluate import validation_value
 from recserve.training.gradient import GradientLearner
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.base import FittedModel, RankingModel
+from recserve.training.models.ranker import Ranker
 from recserve.training.models.sasrec import SASRec
+from recserve.training.ranking import evaluation
+from recserve.training.ranking.learner import ExampleLearner
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "epochs.jsonl"
 
@@ -97,6 +100,8 @@ class Trainer:
         if not self._processes.is_main:
             return 0.0
         held_out = self._split.validation
+        if isinstance(self._model, Ranker) and self._model.labels.is_rated:
+            return evaluation.validation_auc(self._model, held_out)
         return validation_value(self._model, held_out, popularity_of(self._split, self._model.n_items))
 
     def _record(self, epoch: int, metric: float | None) -> None:
@@ -142,8 +147,10 @@ class _FittedLearner:
 def _learner(model: RankingModel, train: Histories, config: LoopConfig, processes: Processes) -> Learner:
     if isinstance(model, SASRec):
         return GradientLearner(model, train, config, processes)
+    if isinstance(model, Ranker):
+        return ExampleLearner(model, train, config, processes)
     if not isinstance(model, FittedModel):
-        raise TypeError(f"{type(model).__name__} is neither a sequence model nor a fitted one")
+        raise TypeError(f"{type(model).__name__} is neither a sequence model, a ranker nor a fitted one")
     if processes.world_size > 1:
         name = type(model).__name__
         raise InvalidRequest("processes", found=processes.world_size, expected=f"1: {name} uses threads")

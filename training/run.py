@@ -63,8 +63,10 @@ class Run:
 
     def new_model(self) -> RankingModel:
         """Returns an untrained model of the run's shape; the caller seeds torch."""
-        create = family_of(self.config.model).create
-        return create(self.config.shape, self.dataset.n_users, self.dataset.n_items)
+        family = family_of(self.config.model)
+        if family.create_from_data is not None:
+            return family.create_from_data(self.config.shape, self.dataset, self.split())
+        return family.create(self.config.shape, self.dataset.n_users, self.dataset.n_items)
 
     def best_model(self) -> RankingModel:
         """Returns the model with the best validation metric; :class:`DataError` before there is one."""

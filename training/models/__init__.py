@@ -17,6 +17,13 @@ MODULES = {
     "ease": "ease",
     "item-knn": "item_knn",
     "popularity": "popularity",
+    "lr": "lr",
+    "fm": "fm",
+    "deepfm": "deepfm",
+    "dcn": "dcn",
+    "dlrm": "dlrm",
+    "din": "din",
+    "neumf": "neumf",
 }
 
 

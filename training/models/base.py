@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from recserve.training.data import EvaluationSet, Histories
+from recserve.training.data import Dataset, EvaluationSet, Histories, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class RankingModel(nn.Module, ABC):
     """Scores every item of a catalogue of ``n_items``; what it learned are its parameters and buffers."""
 
     n_items: int
-    validation_metric: ClassVar[ValidationMetric] = ValidationMetric("NDCG@10")
+    validation_metric: ValidationMetric = ValidationMetric("NDCG@10")
 
     @abstractmethod
     def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -63,7 +63,8 @@ class Family:
     ``settings``: a frozen dataclass; ``create``: (settings, n_users, n_items) → untrained model;
     ``budget``: its defaults of LoopConfig; ``loop_options``: the LoopConfig fields that it uses;
     ``min_history``: training interactions that at least one user needs; ``check_data``: raises DataError for
-    training interactions that the family cannot learn from.
+    training interactions that the family cannot learn from; ``create_from_data``: (settings, dataset, split)
+    → untrained model, for a family that reads attributes, fitted on ``split.train``.
     """
 
     settings: type[Any]
@@ -72,6 +73,7 @@ class Family:
     loop_options: frozenset[str]
     min_history: int = 1
     check_data: Callable[[Histories], None] = lambda train: None
+    create_from_data: Callable[[Any, Dataset, Split], RankingModel] | None = None
 
 
 # The budget of families whose first epoch is the last.

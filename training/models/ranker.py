@@ -1,0 +1,289 @@
+"""What every ranker is: features of a user, a moment and candidates → logits, the user's part computed once.
+
+A family says what it computes from the user alone (``encode_user``), from an item alone (``encode_item``)
+and from the two together (``combine``). Training, evaluation and the exported graph share these three; in
+the graph the items' part is a table, computed when it is exported.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recserve.errors import DataError, InvalidRequest
+from recserve.training.batches import pad
+from recserve.training.data import Dataset, EvaluationSet, Split
+from recserve.training.models.base import EPOCH_OPTIONS, Family, RankingModel, ValidationMetric
+from recserve.training.ranking import calibration, normalise
+from recserve.training.ranking.examples import Labels, labels_of
+from recserve.training.ranking.space import FeatureSpace, Schema, fit_space, moments
+
+LABEL_SOURCES = ("auto", "ratings", "sampled")
+EMBEDDING_STD = 0.05
+LOOP_OPTIONS = EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay"}
+BUDGET = {"epochs": 30, "batch_size": 1024, "learning_rate": 2e-3, "validate_every": 1, "patience": 3}
+
+# What a family computes of one side: tensors of (batch, 1, …) of users, (…, width) of items.
+Side = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankerConfig:
+    """The settings of every ranker; ``hidden``: the widths of its perceptron, where it has one."""
+
+    embedding_size: int = 16
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.2
+    max_history: int = 50
+    """Newest items of the user that the model sees; 0: none."""
+    context: bool = True
+    """Whether the moment (hour, weekday) is a feature."""
+    labels: str = "auto"
+    """ratings: a value of click_at or more is a click; sampled: every interaction is, random items not."""
+    click_at: float = 4.0
+    negatives: int = 4
+    """Items drawn at random for each interaction, with sampled labels."""
+    unknown_rate: float = 0.1
+    """How often training hides a user's id or the moment, to learn what to say without them."""
+    normalisation: str = "quantile"
+    calibration: str = "auto"
+
+    def __post_init__(self) -> None:
+        # JSON and the command line bring lists.
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name, least in (("embedding_size", 1), ("max_history", 0), ("negatives", 1)):
+            if getattr(self, name) < least:
+                raise InvalidRequest(name, found=getattr(self, name), expected=f"{least} or more")
+        if not self.hidden or min(self.hidden) < 1:
+            raise InvalidRequest("hidden", found=self.hidden, expected="one width or more, each 1 or more")
+        for name in ("dropout", "unknown_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidRequest(name, found=getattr(self, name), expected="0 to below 1")
+        for name, allowed in (
+            ("labels", LABEL_SOURCES),
+            ("normalisation", normalise.METHODS),
+            ("calibration", calibration.METHODS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise InvalidRequest(name, found=getattr(self, name), expected=f"one of {', '.join(allowed)}")
+
+
+class ItemFeatures(NamedTuple):
+    """Of items in any shape S: ids S, categories (*S, n), lists (*S, n, length) and numbers (*S, n)."""
+
+    ids: Tensor
+    categories: Tensor
+    lists: Tensor
+    numbers: Tensor
+
+
+class Ranker(RankingModel):
+    """Scores candidates: logits of each target (a rating's is standardised) for every user and item."""
+
+    def __init__(self, config: RankerConfig, space: FeatureSpace, labels: Labels) -> None:
+        super().__init__()
+        self.config = config
+        self.schema: Schema = space.schema
+        self.labels = labels
+        self.n_items = space.schema.n_items
+        self.n_targets = len(labels.targets)
+        if labels.is_rated:
+            self.validation_metric = ValidationMetric("AUC")
+        for name in ("user_rows", "item_ids", "item_categories", "item_lists", "item_numbers"):
+            self.register_buffer(name, torch.from_numpy(getattr(space, name)))
+
+    user_rows: Tensor
+    item_ids: Tensor
+    item_categories: Tensor
+    item_lists: Tensor
+    item_numbers: Tensor
+
+    @abstractmethod
+    def encode_user(self, history: Tensor, columns: Tensor) -> Side:
+        """Computes what depends on the user and the moment alone, each tensor (batch, 1, …).
+
+        ``history``: (batch, length) ids of items (index + 1), 0 for padding; ``columns``: (batch, n) indices,
+        those of the user table's columns, then those of the context.
+        """
+
+    @abstractmethod
+    def encode_item(self, items: ItemFeatures) -> Side:
+        """Computes what depends on an item alone, each tensor (*S, width)."""
+
+    @abstractmethod
+    def combine(self, user: Side, item: Side) -> Tensor:
+        """Returns logits (batch, n_candidates, n_targets).
+
+        ``item`` is (batch or 1, n_candidates, width): with 1 every user has the same candidates.
+        """
+
+    def forward(self, history: Tensor, user: Tensor, context: Tensor, candidates: Tensor) -> Tensor:
+        """Returns logits (batch, n_candidates, n_targets).
+
+        ``history``: (batch, length) item indices, newest last, −1 for padding; ``user``: (batch, n) rows of
+        the user table; ``context``: (batch, n) indices of the moment; ``candidates``: (batch, n) items.
+        """
+        return self.combine(self.user_side(history, user, context), self.item_side(candidates))
+
+    def user_side(self, history: Tensor, user: Tensor, context: Tensor) -> Side:
+        """Returns ``encode_user`` of the inputs of :meth:`forward`."""
+        if self.training:
+            user = torch.cat([self._forget(user[:, :1]), user[:, 1:]], dim=1)
+            context = self._forget(context)
+        ids = self.item_ids[history.clamp(min=0)] * (history >= 0)
+        return self.encode_user(ids, torch.cat([user, context], dim=1))
+
+    def item_side(self, items: Tensor) -> Side:
+        """Returns ``encode_item`` of item indices of any shape."""
+        return self.encode_item(
+            ItemFeatures(
+                self.item_ids[items],
+                self.item_categories[items],
+                self.item_lists[items],
+                self.item_numbers[items],
+            )
+        )
+
+    def item_tables(self) -> Side:
+        """Returns ``encode_item`` of every item, each (n_items, width)."""
+        return self.item_side(torch.arange(self.n_items))
+
+    def _forget(self, indices: Tensor) -> Tensor:
+        return indices * (torch.rand(indices.shape) >= self.config.unknown_rate)
+
+    def get_extra_state(self) -> Tensor:
+        """Returns what the features are, as JSON in bytes: a checkpoint tells what it was trained on."""
+        return torch.frombuffer(bytearray(self.schema.to_bytes()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Raises :class:`DataError` when the checkpoint was trained on other features."""
+        if bytes(state.numpy()) != self.schema.to_bytes():
+            raise DataError(
+                "features of the checkpoint",
+                found="other ones than the data's",
+                expected="those of the data",
+                cure="Train again.",
+            )
+
+    @torch.inference_mode()
+    def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the click logits (len(rows), n_items) of users at the moment of their first target."""
+        history = pad(held_out.histories, rows, max(1, self.config.max_history))[0]
+        now = held_out.targets.timestamp[held_out.targets.indptr[rows]]
+        user = self.user_side(
+            torch.from_numpy(history).to(torch.int64),
+            self.user_rows[torch.from_numpy(held_out.user_index[rows].astype(np.int64))],
+            torch.from_numpy(moments(self.schema.context, now)),
+        )
+        items = tuple(table.unsqueeze(0) for table in self.item_tables())
+        logits = [self.combine(tuple(part[i : i + 1] for part in user), items) for i in range(len(rows))]
+        scores: NDArray[np.float32] = torch.cat(logits)[:, :, 0].numpy().copy()
+        return scores
+
+
+class Fields(nn.Module):
+    """A vector of ``size`` for each field: columns of the user and the moment, history, features of items.
+
+    A feature without a value gives the vector of its unknown bucket, a number its value times a vector.
+    """
+
+    def __init__(self, schema: Schema, size: int, *, history: bool) -> None:
+        super().__init__()
+        sizes = schema.user_sizes + schema.context_sizes
+        self.user_columns = _embeddings(sizes, size)
+        self.history = _embeddings([schema.n_items + 1], size)[0] if history else None
+        self.item_id = _embeddings([schema.n_items + 1], size)[0]
+        self.categories = _embeddings([feature.n for feature in schema.categories], size)
+        self.lists = _embeddings([feature.n for feature in schema.lists], size)
+        self.numbers = nn.Parameter(torch.randn(len(schema.numbers), size) * EMBEDDING_STD)
+        self.n_user = len(sizes) + int(history)
+        self.n_item = 1 + len(schema.categories) + len(schema.lists) + len(schema.numbers)
+
+    def user(self, history: Tensor, columns: Tensor) -> Tensor:
+        """Returns (batch, n_user, size): each column's vector, then the history's."""
+        vectors = [table(columns[:, i]) for i, table in enumerate(self.user_columns)]
+        if self.history is not None:
+            vectors.append(pooled(self.history(history), history > 0))
+        return torch.stack(vectors, dim=1)
+
+    def item(self, items: ItemFeatures) -> Tensor:
+        """Returns (*S, n_item, size)."""
+        vectors = [self.item_id(items.ids)]
+        vectors += [table(items.categories[..., i]) for i, table in enumerate(self.categories)]
+        for i, table in enumerate(self.lists):
+            values = items.lists[..., i, :]
+            vectors.append(pooled(table(values), values > 0))
+        stacked = torch.stack(vectors, dim=-2)
+        return torch.cat([stacked, items.numbers.unsqueeze(-1) * self.numbers], dim=-2)
+
+
+class FirstLayer(nn.Module):
+    """A linear layer over the user's and the item's part together, each computed where its part is."""
+
+    def __init__(self, user_width: int, item_width: int, out: int) -> None:
+        super().__init__()
+        self.of_user = nn.Linear(user_width, out)
+        self.of_item = nn.Linear(item_width, out, bias=False)
+
+
+def pooled(vectors: Tensor, real: Tensor) -> Tensor:
+    """Returns the sum of the real ones of ``vectors`` (*S, n, size) over √n: (*S, size), 0 where none is."""
+    weights = real.unsqueeze(-1).to(vectors.dtype)
+    return (vectors * weights).sum(dim=-2) / weights.sum(dim=-2).clamp(min=1).sqrt()
+
+
+def perceptron(widths: list[int], out: int, dropout: float) -> nn.Sequential:
+    """Returns what follows a first layer of ``widths[0]``: ReLU, dropout and a layer for each next width."""
+    layers: list[nn.Module] = []
+    for width, following in zip(widths, [*widths[1:], out], strict=True):
+        layers += [nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, following)]
+    return nn.Sequential(*layers)
+
+
+def pairwise(fields: Tensor) -> Tensor:
+    """Returns ½((Σv)² − Σv²) over the fields (…, n, size): the products of all pairs, summed, (…, size)."""
+    return 0.5 * (fields.sum(dim=-2) ** 2 - (fields**2).sum(dim=-2))
+
+
+def _embeddings(sizes: list[int], width: int) -> nn.ModuleList:
+    tables = [nn.Embedding(n, width) for n in sizes]
+    for table in tables:
+        nn.init.normal_(table.weight, std=EMBEDDING_STD)
+        # Where training never meets the unknown, it says nothing.
+        nn.init.zeros_(table.weight[0])
+    return nn.ModuleList(tables)
+
+
+def _needs_data(settings: Any, n_users: int, n_items: int) -> RankingModel:
+    raise TypeError("a ranker is made from data; use Family.create_from_data")
+
+
+@dataclass(frozen=True, slots=True)
+class _Creator:
+    """Fits the features and labels that a new model of ``kind`` has."""
+
+    kind: Callable[[Any, FeatureSpace, Labels], Ranker]
+
+    def __call__(self, settings: Any, dataset: Dataset, split: Split) -> Ranker:
+        space = fit_space(dataset, split, context=settings.context, normalisation=settings.normalisation)
+        return self.kind(settings, space, labels_of(split.train, settings.labels, settings.click_at))
+
+
+def ranker_family(
+    kind: Callable[[Any, FeatureSpace, Labels], Ranker],
+    settings: type[RankerConfig] = RankerConfig,
+    **budget: Any,
+) -> Family:
+    """Returns the registration of a ranker; ``budget``: what differs from the rankers' default."""
+    return Family(
+        settings=settings,
+        create=_needs_data,
+        create_from_data=_Creator(kind),
+        budget={**BUDGET, **budget},
+        loop_options=LOOP_OPTIONS,
+    )

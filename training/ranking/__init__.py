@@ -1,0 +1,1 @@
+"""What every ranker shares: features, labelled examples, the metrics of predictions, and calibration."""
