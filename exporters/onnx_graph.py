@@ -14,6 +14,8 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from recserve.engine.bundle import layout
@@ -22,6 +24,8 @@ from recserve.training.models.sasrec import SASRec
 
 # 20 is the exporter's default and as fast as 23/24 (whose Attention operator older runtimes lack).
 OPSET = 20
+# Elements of the largest weight that constant folding takes apart.
+MAX_FOLDED = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,9 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
         )
     if program is None:
         raise CheckFailed("ONNX export", found="empty", expected="a graph")
+    # Slices of weights are computed here, not at every load; the exporter itself folds small tensors only.
+    fold_constants(program.model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED)
+    RemoveUnusedNodesPass()(program.model)
     proto = program.model_proto
     table = model.item_embeddings.detach().numpy()
     _refer_to_item_table(proto, table)

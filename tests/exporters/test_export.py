@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -151,3 +152,20 @@ def test_close_scores_are_ties_and_others_are_not() -> None:
     assert parity._compare_top(swapped, scores) == (False, False)
     moved[15] = 2
     assert parity._compare_top(moved, scores) == (False, False)
+
+
+def test_the_graph_computes_nothing_from_constants_alone(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    graph = onnx.load_from_string(bundle.read(bundle.manifest.variants["fp32"].query_encoder)).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    assert [node.op_type for node in graph.node if node.input and set(node.input) <= constants] == []
+
+
+def test_the_last_block_asks_for_the_newest_position_alone(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    size = bundle.manifest.embedding_size
+    graph = onnx.load_from_string(bundle.read(bundle.manifest.variants["fp32"].query_encoder)).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    # One block: queries apart from keys and values, which alone are computed for every position.
+    weights = [shapes[node.input[1]] for node in graph.node if node.op_type == "Gemm"]
+    assert sorted(weights[:2]) == [[size, size], [2 * size, size]]

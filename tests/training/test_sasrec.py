@@ -40,6 +40,16 @@ def test_a_position_sees_nothing_after_it(time_gaps: bool) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("n_blocks", [1, 3])
+@pytest.mark.parametrize("time_gaps", [False, True])
+def test_the_query_embedding_is_the_last_row(n_blocks: int, time_gaps: bool) -> None:
+    net = model(n_blocks=n_blocks, time_gaps=time_gaps)
+    history = torch.tensor([[-1, -1, 4, 1, 5], [3, 2, 7, 7, 9], [-1, -1, -1, -1, 8]])
+    gaps = torch.full(history.shape, 3600.0) if time_gaps else None
+    torch.testing.assert_close(net.encode(history, gaps), net(history, gaps)[:, -1], atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
 def test_padding_changes_nothing() -> None:
     net = model()
     short = net.encode(torch.tensor([[7, 8, 9]]))

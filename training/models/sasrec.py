@@ -76,6 +76,25 @@ class SASRec(RankingModel):
         ``time_gaps``: (batch, length) float, seconds from each item to the next (the newest to now).
         Returns (batch, length, embedding_size); row t has seen the items 0..t only.
         """
+        x, bias, buckets = self._input(history, time_gaps)
+        for block in self.blocks:
+            x = block(x, bias, buckets)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Returns the query embedding (batch, embedding_size): the last row of :meth:`forward`.
+
+        The last block computes nothing for the other positions but their keys and values.
+        """
+        x, bias, buckets = self._input(history, time_gaps)
+        for block in self.blocks[:-1]:
+            x = block(x, bias, buckets)
+        x = self.blocks[-1](x, bias, buckets, newest_only=True)
+        return self.norm(x[:, 0])  # type: ignore[no-any-return]
+
+    def _input(self, history: Tensor, time_gaps: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the first block's input (batch, length, size), what is added to the attention's logits
+        (batch, 1, length, length; −inf where a row may not look) and the buckets of the gaps."""
         length = history.shape[1]
         real = history >= 0
         positions = torch.arange(length - 1, -1, -1, device=history.device)
@@ -86,14 +105,8 @@ class SASRec(RankingModel):
         itself = steps.unsqueeze(1) == steps.unsqueeze(0)
         # A padded row attends to itself: a softmax over nothing would be NaN.
         mask = (causal & real.unsqueeze(1)) | itself
-        buckets = None if time_gaps is None else _gap_buckets(time_gaps)
-        for block in self.blocks:
-            x = block(x, mask.unsqueeze(1), buckets)
-        return self.norm(x)  # type: ignore[no-any-return]
-
-    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
-        """Returns the query embedding (batch, embedding_size): the encoding of the whole history."""
-        return self(history, time_gaps)[:, -1]  # type: ignore[no-any-return]
+        bias = torch.where(mask, 0.0, float("-inf")).unsqueeze(1)
+        return x, bias, None if time_gaps is None else _gap_buckets(time_gaps)
 
     def score(self, queries: Tensor) -> Tensor:
         """Returns the scores (..., n_items) of all items."""
@@ -126,20 +139,42 @@ class Block(nn.Module):
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x: Tensor, mask: Tensor, gap_buckets: Tensor | None) -> Tensor:
-        """``x``: (batch, length, size); ``mask``: (batch, 1, length, length), True where a row may look."""
+    def forward(
+        self, x: Tensor, bias: Tensor, gap_buckets: Tensor | None, *, newest_only: bool = False
+    ) -> Tensor:
+        """``x``: (batch, length, size); ``bias``: (batch, 1, length, length), added to the logits.
+
+        Returns the same shape, with ``newest_only`` (batch, 1, size): the row of the last position.
+        """
         batch, length, size = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.n_heads, size // self.n_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        n_asked = 1 if newest_only else length
+        # In two dimensions a linear layer with its bias is one operator of the exported graph.
+        normed = self.attention_norm(x).reshape(batch * length, size)
+        query, key, value = self._query_key_value(normed, batch, length, newest_only)
         # Written out: the fused operator, when a bias is learned, does not export with free shapes.
-        logits = query @ key.transpose(-1, -2) / math.sqrt(size // self.n_heads)
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias[:, :, -n_asked:]
         if self.gap_bias is not None and gap_buckets is not None:
             logits = logits + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
-        weights = torch.softmax(logits.masked_fill(~mask, float("-inf")), dim=-1)
-        attended = F.dropout(weights, self.dropout, self.training) @ value
-        attended = attended.transpose(1, 2).reshape(batch, length, size)
-        x = x + F.dropout(self.project(attended), self.dropout, self.training)
-        return x + self.feed_forward(x)  # type: ignore[no-any-return]
+        attended = F.dropout(torch.softmax(logits, dim=-1), self.dropout, self.training) @ value
+        attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
+        asked = x[:, -n_asked:].reshape(batch * n_asked, size)
+        asked = asked + F.dropout(self.project(attended), self.dropout, self.training)
+        return (asked + self.feed_forward(asked)).view(batch, n_asked, size)  # type: ignore[no-any-return]
+
+    def _query_key_value(
+        self, normed: Tensor, batch: int, length: int, newest_only: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (batch, n_heads, rows, head size) each; the query has the newest row alone if asked."""
+        width = self.qkv.out_features // 3
+        head = width // self.n_heads
+        if not newest_only:
+            qkv = self.qkv(normed).view(batch, length, 3, self.n_heads, head)
+            return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # type: ignore[no-any-return]
+        newest = normed.view(batch, length, -1)[:, -1]
+        query = F.linear(newest, self.qkv.weight[:width], self.qkv.bias[:width])
+        key_value = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
+        key, value = key_value.view(batch, length, 2, self.n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
+        return query.view(batch, 1, self.n_heads, head).transpose(1, 2), key, value
 
 
 def _gap_buckets(time_gaps: Tensor) -> Tensor:
