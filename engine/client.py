@@ -16,7 +16,7 @@ import grpc
 
 from recserve.engine.credentials import Credentials
 from recserve.engine.retry import RetryPolicy
-from recserve.engine.types import DEFAULT_K, Request, Slate
+from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.engine.wire import convert
 from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
 from recserve.proto import recommender_pb2 as pb
@@ -94,6 +94,11 @@ class RecommenderClient:
         """Returns the items nearest to ``item_id``; ``filter`` as that of a request."""
         message = _similar(item_id, k, exclude, variant, filter, self._model)
         return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
+
+    def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
+        """Returns ``item_ids`` scored for ``request``, best first."""
+        message = _ranked(request, item_ids, self._model)
+        return convert.ranking_from_message(self._call(self._stub.Rank, message))
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
@@ -174,6 +179,11 @@ class AsyncRecommenderClient:
         """Returns the items nearest to ``item_id``; ``filter`` as that of a request."""
         message = _similar(item_id, k, exclude, variant, filter, self._model)
         return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
+
+    async def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
+        """Returns ``item_ids`` scored for ``request``, best first."""
+        message = _ranked(request, item_ids, self._model)
+        return convert.ranking_from_message(await self._call(self._stub.Rank, message))
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
@@ -270,6 +280,12 @@ def _similar(
 ) -> pb.SimilarItemsRequest:
     fields = {"item_id": item_id, "k": k, "exclude": exclude, "variant": variant}
     return convert.new_message(pb.SimilarItemsRequest, **fields, filter=filter, model=model)
+
+
+def _ranked(request: Request, item_ids: Sequence[str], model: str) -> pb.RankRequest:
+    message = convert.rank_request_to_message(request, item_ids)
+    message.model = model
+    return message
 
 
 def _item_ids(item_ids: Sequence[str], model: str) -> pb.GetItemsRequest:

@@ -33,6 +33,9 @@ class EngineConfig:
     max_items: int = 1000
     """Most items that one call of get_items may ask for; a slate of max_k must fit."""
 
+    rank_candidates: int = 500
+    """Items that retrieval brings for the ranker to order, where a bundle has one; at least k."""
+
     max_requests: int = 256
     """Most requests in one call of recommend_many."""
 
@@ -53,6 +56,7 @@ class EngineConfig:
             "max_history",
             "max_exclude",
             "max_items",
+            "rank_candidates",
             "max_requests",
             "max_observed_users",
             "max_observed_items",

@@ -11,6 +11,7 @@ import numpy as np
 
 from recserve import kernels
 from recserve.engine.bundle import Manifest, open_bundle
+from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
 from recserve.engine.features import (
     check_id,
@@ -21,10 +22,12 @@ from recserve.engine.features import (
     check_variant,
 )
 from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, few_left, run, slate_items, slates
+from recserve.engine.ranker import Ranker
+from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
 from recserve.engine.sources import open_source
 from recserve.engine.state.history import HistoryStore, ObservedEvents
-from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Request, Slate
+from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Ranking, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
 
 # Impressions were not chosen and dislikes must not attract: neither belongs in a history.
@@ -76,7 +79,11 @@ class Engine:
         bundle = open_bundle(path)
         kernels.warmup()
         sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
-        engine = cls(LoadedBundle(bundle, sources, Retriever(bundle, config.index_folder)), config, observed)
+        ranking = None
+        if (entry := bundle.manifest.ranker) is not None:
+            ranking = RankStage(bundle, Ranker(bundle, entry, config), config.rank_candidates)
+        retriever = Retriever(bundle, config.index_folder)
+        engine = cls(LoadedBundle(bundle, sources, retriever, ranking), config, observed)
         engine._warm_up()
         return engine
 
@@ -151,6 +158,10 @@ class Engine:
     def _check(self, request: Request) -> None:
         loaded = self._loaded
         check_request(request, loaded.bundle, self._config, loaded.retriever.filters)
+        if loaded.ranking is not None:
+            loaded.ranking.check(request)
+        elif request.predict or request.weights:
+            refuse_without_ranker(request)
 
     def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
@@ -176,6 +187,38 @@ class Engine:
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
         return [ranked[i] for i in range(len(requests))]
+
+    def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
+        """Scores the caller's own candidates by what ``request`` asks for, best first.
+
+        ``k``, ``exclude``, ``filter`` and ``include_seen`` are about retrieval and count for nothing here.
+        Raises :class:`InvalidRequest` where the bundle has no ranker.
+        """
+        return self.rank_many([(request, item_ids)])[0]
+
+    def rank_many(self, asked: Iterable[tuple[Request, Sequence[str]]]) -> list[Ranking]:
+        """Answers :meth:`rank` for many as one batch; one bad entry refuses all."""
+        asked = list(asked)
+        requests = self._accept(request for request, _ in asked)
+        ranking = self._loaded.ranking
+        if ranking is None:
+            raise InvalidRequest(
+                f"model {self.manifest.model}",
+                found="without a ranker",
+                expected="one with a ranker where candidates are to be ranked",
+                cure="Export it with --ranker.",
+            )
+        for request, item_ids in asked:
+            self._check(request)
+            check_ids("item_ids", item_ids, self._config.max_items)
+        return rank_candidates(
+            self._loaded,
+            ranking,
+            requests,
+            [item_ids for _, item_ids in asked],
+            self._store,
+            int(time.time()),
+        )
 
     def similar_items(
         self,

@@ -36,7 +36,7 @@ def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[
 
 
 def check_golden(
-    name: str, found: NDArray[np.float32], expected: NDArray[Any], shape: tuple[int, int]
+    name: str, found: NDArray[np.float32], expected: NDArray[Any], shape: tuple[int, ...]
 ) -> None:
     """Raises :class:`BundleInvalid` unless ``found`` is what file ``name`` recorded, both of ``shape``."""
     if not found.shape == expected.shape == shape:

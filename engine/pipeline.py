@@ -1,4 +1,4 @@
-"""One batch from requests to ranked items: resolve → encode → retrieve → assemble.
+"""One batch from requests to ranked items: resolve → encode → retrieve → rank → assemble.
 
 Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.features import ResolvedRequest, resolve
+from recserve.engine.ranking import Objective, RankStage, best_first
 from recserve.engine.retrieval import Retriever
 from recserve.engine.sources import QuerySource
 from recserve.engine.state.history import HistoryStore
@@ -29,6 +30,7 @@ class LoadedBundle:
     bundle: Bundle
     sources: dict[str, QuerySource]
     retriever: Retriever
+    ranking: RankStage | None = None
 
 
 @dataclass(slots=True)
@@ -43,6 +45,13 @@ class Batch:
     queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
     stage_ns: dict[str, int] = field(default_factory=dict)
+    # By row: what it is ranked by; rows that keep the order of retrieval are not in it.
+    objectives: dict[int, Objective] = field(default_factory=dict)
+
+    def n_wanted(self, i: int) -> int:
+        """How many items retrieval must bring for row ``i``."""
+        k, ranking = self.resolved[i].k, self.loaded.ranking
+        return k if ranking is None or i not in self.objectives else max(k, ranking.n_candidates)
 
     def model_rows(self) -> list[int]:
         """The rows that the model can answer; the others are cold starts."""
@@ -72,6 +81,8 @@ def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     _timed(batch, "resolve", lambda: _resolve(batch, store))
     _timed(batch, "encode", lambda: _encode(batch))
     _timed(batch, "retrieve", lambda: _retrieve(batch))
+    if batch.objectives:
+        _timed(batch, "rank", lambda: _rank(batch))
     return _timed(batch, "assemble", lambda: _assemble(batch))
 
 
@@ -85,6 +96,9 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 def _resolve(batch: Batch, store: HistoryStore) -> None:
     loaded = batch.loaded
     batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.retriever.filters)
+    if loaded.ranking is not None:
+        asked = ((i, loaded.ranking.objective(request)) for i, request in enumerate(batch.requests))
+        batch.objectives = {i: objective for i, objective in asked if objective is not None}
 
 
 def _encode(batch: Batch) -> None:
@@ -99,7 +113,7 @@ def _retrieve(batch: Batch) -> None:
     rows = batch.model_rows()
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
     if rows:
-        k = max(batch.resolved[i].k for i in rows)
+        k = max(batch.n_wanted(i) for i in rows)
         resolved = [batch.resolved[i] for i in rows]
         scores, items = retriever.by_query(
             batch.queries, k, [one.exclude for one in resolved], [one.allowed for one in resolved]
@@ -107,9 +121,34 @@ def _retrieve(batch: Batch) -> None:
         for row, i in enumerate(rows):
             answers[i] = (SOURCE_MODEL, scores[row], items[row])
     batch.found = [
-        answer or (SOURCE_POPULARITY, *retriever.popular(one.k, one.exclude, one.allowed))
-        for answer, one in zip(answers, batch.resolved, strict=True)
+        answer or (SOURCE_POPULARITY, *retriever.popular(batch.n_wanted(i), one.exclude, one.allowed))
+        for i, (answer, one) in enumerate(zip(answers, batch.resolved, strict=True))
     ]
+
+
+def _rank(batch: Batch) -> None:
+    """Puts the candidates of the rows that have an objective in its order, all of them in one inference."""
+    ranking = batch.loaded.ranking
+    if ranking is None:
+        return
+    candidates = {}
+    for i in batch.objectives:
+        source, scores, items = batch.found[i]
+        real = np.flatnonzero(items[: batch.n_wanted(i)] >= 0)
+        if len(real):
+            candidates[i] = source, scores[real], items[real]
+    if not candidates:
+        return
+    predictions = ranking.predict(
+        [batch.requests[i] for i in candidates],
+        [batch.objectives[i] for i in candidates],
+        [batch.resolved[i].history for i in candidates],
+        [items for _, _, items in candidates.values()],
+        batch.now,
+    )
+    for (i, (source, scores, items)), predicted in zip(candidates.items(), predictions, strict=True):
+        ranked = ranking.score(batch.objectives[i], predicted, items, scores)
+        batch.found[i] = (source, *best_first(ranked, items))
 
 
 def _assemble(batch: Batch) -> list[Ranked]:

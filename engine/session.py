@@ -32,32 +32,14 @@ class QueryEncoder:
         # Guards the two counters.
         self._counting = threading.Lock()
         self._positions = self._padding = 0
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = config.encoder_threads
-        options.inter_op_num_threads = 1
-        # Spinning threads take the core from the batch beside them; the arena keeps the peak of the
-        # largest batch for ever. Neither made single requests faster.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.enable_cpu_mem_arena = False
-        options.log_severity_level = 3
+        options = session_options(config)
         options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(bundle.folder.resolve()))
         # The graph's item table is the bundle's memory map: one copy for retrieval and encoder.
         table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
         options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, table)
         self._table = table
-        providers = select_providers(config.provider)
-        try:
-            self._session = ort.InferenceSession(
-                bundle.read(entry.query_encoder), options, providers=providers
-            )
-        except Exception as error:
-            raise BundleInvalid(
-                f"graph {entry.query_encoder}", found="refused by ONNX Runtime", expected="a valid ONNX graph"
-            ) from error
+        self._session = open_session(bundle, entry.query_encoder, options, config)
         self.provider = self._session.get_providers()[0]
-        if self.provider != providers[0]:
-            # ONNX Runtime falls back to the CPU with a log line only.
-            raise ConfigError("engine.provider", found=self.provider, expected=providers[0])
         self._check_signature(entry.query_encoder)
         self._check_golden(bundle.read(entry.golden), entry.golden)
         self._check_full_length(self.max_history, entry.query_encoder)
@@ -151,6 +133,37 @@ class QueryEncoder:
             ) from error
         if found.shape != (1, self.embedding_size) or not np.isfinite(found).all():
             raise BundleInvalid(f"output of {graph}", found="not finite", expected="one finite embedding")
+
+
+def session_options(config: EngineConfig) -> ort.SessionOptions:
+    """Returns the options that every graph of a bundle is run with."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = config.encoder_threads
+    options.inter_op_num_threads = 1
+    # Spinning threads take the core from the batch beside them; the arena keeps the peak of the
+    # largest batch for ever. Neither made single requests faster.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 3
+    return options
+
+
+def open_session(
+    bundle: Bundle, graph: str, options: ort.SessionOptions, config: EngineConfig
+) -> ort.InferenceSession:
+    """Opens the file ``graph``; raises :class:`BundleInvalid`, or :class:`ConfigError` for the provider."""
+    providers = select_providers(config.provider)
+    try:
+        session = ort.InferenceSession(bundle.read(graph), options, providers=providers)
+    except Exception as error:
+        raise BundleInvalid(
+            f"graph {graph}", found="refused by ONNX Runtime", expected="a valid ONNX graph"
+        ) from error
+    provider = session.get_providers()[0]
+    if provider != providers[0]:
+        # ONNX Runtime falls back to the CPU with a log line only.
+        raise ConfigError("engine.provider", found=provider, expected=providers[0])
+    return session
 
 
 def select_providers(provider: str) -> list[str]:

@@ -19,6 +19,10 @@ class Request:
     means a cold start here, but "not given" over gRPC, which cannot tell the two apart.
     ``history_timestamps``: seconds since the epoch, empty or as long as ``history``. ``filter``: which items
     may come back, as ``price < 50 and category in ("book", "game")`` (docs/slates.md); the best of them do.
+    ``predict`` (of a bundle with a ranker): what the score is. "context": click probability now; "click":
+    whatever the moment; "rating": expected rating; "retrieval": that of the first stage; "": the first of
+    these that the bundle has. ``weights`` instead: the score is the weighted sum of targets of the ranker,
+    "retrieval" and numeric attributes of the items.
     """
 
     user_id: str = ""
@@ -30,6 +34,8 @@ class Request:
     variant: str = ""
     include_seen: bool = False
     filter: str = ""
+    predict: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +61,23 @@ class Slate:
     stage_ns: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     arm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """A scored candidate: ``predictions`` by target (click: a probability; rating: on the ratings' scale)."""
+
+    item_id: str
+    score: float
+    predictions: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The caller's own candidates, best first; ``unknown_item_ids``: those that are not in the catalogue."""
+
+    items: tuple[RankedItem, ...]
+    unknown_item_ids: tuple[str, ...]
+    bundle_version: str
+    stage_ns: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

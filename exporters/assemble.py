@@ -11,10 +11,12 @@ import pyarrow as pa
 import recserve
 from recserve.engine.bundle import BundleWriter, Manifest, Vocabulary, layout
 from recserve.engine.bundle.histories import histories_table
-from recserve.engine.bundle.manifest import Lineage
+from recserve.engine.bundle.manifest import InputContract, Lineage
+from recserve.engine.bundle.ranker_entry import ID, RankerEntry
 from recserve.errors import InvalidRequest
 from recserve.exporters.encoder_variant import write_encoder
 from recserve.exporters.parity import Parity
+from recserve.exporters.ranker_entry import write_ranker
 from recserve.exporters.table_variant import write_table
 from recserve.exporters.variant import VARIANT, Variant
 from recserve.training.data import Dataset, Histories
@@ -36,8 +38,10 @@ class Exported:
     parity: Parity
 
 
-def export_run(run: Run, target: Path, *, replace: bool = False, histories: bool = True) -> Exported:
-    """Exports the best model of ``run`` to the bundle folder ``target``.
+def export_run(
+    run: Run, target: Path, *, replace: bool = False, histories: bool = True, ranker: Run | None = None
+) -> Exported:
+    """Exports the best model of ``run`` to the bundle folder ``target``, with that of ``ranker`` behind it.
 
     ``histories``: whether the users' interactions go along, so that known users are served at once.
     Raises :class:`CheckFailed` when parity does not hold, :class:`InvalidRequest` when ``target`` exists;
@@ -50,7 +54,8 @@ def export_run(run: Run, target: Path, *, replace: bool = False, histories: bool
         _add_catalogue(writer, run.dataset)
         _add_histories(writer, run.dataset, known)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
-        manifest = _manifest(run, variant, writer)
+        entry = None if ranker is None else _write_ranker(writer, run, ranker, known)
+        manifest = _manifest(run, variant, writer, entry)
         writer.commit(manifest)
     return Exported(manifest, variant.parity)
 
@@ -67,6 +72,17 @@ def _write_variant(writer: BundleWriter, run: Run, model: RankingModel, known: H
         expected="a model whose score is an inner product",
         cure="It is a baseline for evaluate.",
     )
+
+
+def _write_ranker(writer: BundleWriter, run: Run, ranker: Run, known: Histories | None) -> RankerEntry:
+    if ranker.dataset.sha256 != run.dataset.sha256:
+        raise InvalidRequest(
+            f"data of the ranker {ranker.folder}",
+            found=ranker.dataset.sha256[:12],
+            expected=f"that of {run.folder}, {run.dataset.sha256[:12]}",
+            cure="Train both on the same events: items and users are numbered by the data.",
+        )
+    return write_ranker(writer, ranker, with_users=known is not None)
 
 
 def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:
@@ -91,7 +107,14 @@ def _metrics_of(run: Run) -> dict[str, float]:
     return {name: estimate["mean"] for name, estimate in evaluation["model"]["metrics"].items()}
 
 
-def _manifest(run: Run, variant: Variant, writer: BundleWriter) -> Manifest:
+def _inputs(variant: Variant, ranker: RankerEntry | None) -> InputContract:
+    if ranker is None:
+        return variant.inputs
+    features = [*ranker.user_features, *ranker.context_features]
+    return dataclasses.replace(variant.inputs, context=[one.name for one in features if one.kind != ID])
+
+
+def _manifest(run: Run, variant: Variant, writer: BundleWriter, ranker: RankerEntry | None) -> Manifest:
     checkpoint = run.checkpoint_sha256()
     now = datetime.datetime.now(datetime.UTC)
     n_items, embedding_size = variant.item_embeddings.shape
@@ -102,7 +125,8 @@ def _manifest(run: Run, variant: Variant, writer: BundleWriter) -> Manifest:
         created_at=now.isoformat(timespec="seconds"),
         n_items=n_items,
         embedding_size=embedding_size,
-        inputs=variant.inputs,
+        inputs=_inputs(variant, ranker),
+        ranker=ranker,
         lineage=Lineage(
             data_name=run.dataset.name,
             data_sha256=run.dataset.sha256,

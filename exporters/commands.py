@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recserve import console
+
+if TYPE_CHECKING:
+    from recserve.engine.bundle.ranker_entry import RankerEntry
 
 NEEDS = ("torch", "onnx", "onnxscript", "polars", "safetensors")
 
@@ -16,11 +19,21 @@ def register(add: Callable[..., Any]) -> None:
     add(export, needs=NEEDS, extra="train")
 
 
+def _ranker_rows(ranker: "RankerEntry | None") -> list[list[object]]:
+    if ranker is None:
+        return []
+    error = ranker.gate["max_abs_error"]
+    return [[f"largest difference of a logit ({ranker.model})", f"{error:.1e}", "1e-04"]]
+
+
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     replace: Annotated[bool, typer.Option(help="Replace the bundle in --out.")] = False,
     histories: Annotated[bool, typer.Option(help="Put the users' interactions into the bundle.")] = True,
+    ranker: Annotated[
+        Path | None, typer.Option(help="Run folder of a ranker, trained on the same data, to go behind it.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Export a run to a bundle: ONNX graph or user table, parity check, vectors, catalogue."""
@@ -29,8 +42,9 @@ def export(
     from recserve.training.run import open_run
 
     opened = open_run(run)
+    second = None if ranker is None else open_run(ranker)
     with console.progress("exporting", 1) as update:
-        exported = export_run(opened, out, replace=replace, histories=histories)
+        exported = export_run(opened, out, replace=replace, histories=histories, ranker=second)
         update(1)
     manifest, parity = exported.manifest, exported.parity
     if json:
@@ -47,5 +61,6 @@ def export(
             ["largest difference of a score", f"{parity.max_score_error:.1e}", ""],
             ["identical top-10 lists", parity.top10_identical, ""],
             ["equal top-10 lists, ties aside", parity.top10_equal_up_to_ties, f"{parity.n_histories}"],
+            *_ranker_rows(manifest.ranker),
         ],
     )

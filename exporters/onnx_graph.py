@@ -69,7 +69,7 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
     # A model of one position has nothing to leave free.
     length_dim = torch.export.Dim("length", min=1, max=model.config.max_history) if length > 1 else None
     shape = {0: batch_dim, 1: length_dim} if length_dim is not None else {0: batch_dim}
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             _Encoder(model),
             arguments,
@@ -88,12 +88,12 @@ def export_query_encoder(model: SASRec) -> EncoderGraph:
     proto = program.model_proto
     table = model.item_embeddings.detach().numpy()
     _refer_to_item_table(proto, table)
-    _forget_the_exporter(proto)
+    forget_the_exporter(proto)
     return EncoderGraph(proto.SerializeToString(), features, np.ascontiguousarray(table))
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Hides what the exporter says of its own internals; what matters is checked by parity."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -133,7 +133,7 @@ def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> 
         entry.key, entry.value = key, value
 
 
-def _forget_the_exporter(proto: onnx.ModelProto) -> None:
+def forget_the_exporter(proto: onnx.ModelProto) -> None:
     """Removes source lines and paths of the exporting machine, most of a small graph's bytes."""
     del proto.metadata_props[:]
     graph = proto.graph

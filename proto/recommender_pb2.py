@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n recserve/proto/recommender.proto\x12\x0brecserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\xaa\x02\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07history\x18\x03 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x1a\n\x12history_timestamps\x18\x05 \x03(\x03\x12;\n\x07\x63ontext\x18\x06 \x03(\x0b\x32*.recserve.v1.RecommendRequest.ContextEntry\x12\x0f\n\x07variant\x18\x07 \x01(\t\x12\x14\n\x0cinclude_seen\x18\x08 \x01(\x08\x12\r\n\x05model\x18\t \x01(\t\x12\x0e\n\x06\x66ilter\x18\n \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x04\n\x02_k\"G\n\x14RecommendManyRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.recserve.v1.RecommendRequest\"F\n\x15RecommendManyResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.recserve.v1.RecommendResult\"e\n\x0fRecommendResult\x12#\n\x05slate\x18\x01 \x01(\x0b\x32\x12.recserve.v1.SlateH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"}\n\x13SimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x06 \x01(\tB\x04\n\x02_k\"2\n\x0fGetItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"N\n\x10GetItemsResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.recserve.v1.Item\x12\x18\n\x10unknown_item_ids\x18\x02 \x03(\t\"D\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12+\n\nattributes\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xb3\x01\n\x05Slate\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.recserve.v1.SlateItem\x12\x16\n\x0e\x62undle_version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12+\n\x0bstage_times\x18\x05 \x03(\x0b\x32\x16.recserve.v1.StageTime\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x0b\n\x03\x61rm\x18\x07 \x01(\t\"9\n\tSlateItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\"/\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x64uration_ns\x18\x02 \x01(\x03\x32\xb4\x02\n\x0bRecommender\x12>\n\tRecommend\x12\x1d.recserve.v1.RecommendRequest\x1a\x12.recserve.v1.Slate\x12V\n\rRecommendMany\x12!.recserve.v1.RecommendManyRequest\x1a\".recserve.v1.RecommendManyResponse\x12\x44\n\x0cSimilarItems\x12 .recserve.v1.SimilarItemsRequest\x1a\x12.recserve.v1.Slate\x12G\n\x08GetItems\x12\x1c.recserve.v1.GetItemsRequest\x1a\x1d.recserve.v1.GetItemsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n recserve/proto/recommender.proto\x12\x0brecserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"\xa8\x03\n\x10RecommendRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07history\x18\x03 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x04 \x03(\t\x12\x1a\n\x12history_timestamps\x18\x05 \x03(\x03\x12;\n\x07\x63ontext\x18\x06 \x03(\x0b\x32*.recserve.v1.RecommendRequest.ContextEntry\x12\x0f\n\x07variant\x18\x07 \x01(\t\x12\x14\n\x0cinclude_seen\x18\x08 \x01(\x08\x12\r\n\x05model\x18\t \x01(\t\x12\x0e\n\x06\x66ilter\x18\n \x01(\t\x12\x0f\n\x07predict\x18\x14 \x01(\t\x12;\n\x07weights\x18\x15 \x03(\x0b\x32*.recserve.v1.RecommendRequest.WeightsEntry\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x04\n\x02_k\"G\n\x14RecommendManyRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.recserve.v1.RecommendRequest\"F\n\x15RecommendManyResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.recserve.v1.RecommendResult\"e\n\x0fRecommendResult\x12#\n\x05slate\x18\x01 \x01(\x0b\x32\x12.recserve.v1.SlateH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"}\n\x13SimilarItemsRequest\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x0e\n\x01k\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x06 \x01(\tB\x04\n\x02_k\"\xcd\x02\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x0f\n\x07history\x18\x03 \x03(\t\x12\x1a\n\x12history_timestamps\x18\x04 \x03(\x03\x12\x36\n\x07\x63ontext\x18\x05 \x03(\x0b\x32%.recserve.v1.RankRequest.ContextEntry\x12\x0f\n\x07predict\x18\x06 \x01(\t\x12\x36\n\x07weights\x18\x07 \x03(\x0b\x32%.recserve.v1.RankRequest.WeightsEntry\x12\r\n\x05model\x18\x08 \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cWeightsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb8\x01\n\x0cRankResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.recserve.v1.RankedItem\x12\x0f\n\x07targets\x18\x02 \x03(\t\x12\x18\n\x10unknown_item_ids\x18\x03 \x03(\t\x12\x16\n\x0e\x62undle_version\x18\x04 \x01(\t\x12+\n\x0bstage_times\x18\x05 \x03(\x0b\x32\x16.recserve.v1.StageTime\x12\x10\n\x08warnings\x18\x06 \x03(\t\"A\n\nRankedItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x13\n\x0bpredictions\x18\x03 \x03(\x01\"2\n\x0fGetItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\r\n\x05model\x18\x02 \x01(\t\"N\n\x10GetItemsResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.recserve.v1.Item\x12\x18\n\x10unknown_item_ids\x18\x02 \x03(\t\"D\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12+\n\nattributes\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xb3\x01\n\x05Slate\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.recserve.v1.SlateItem\x12\x16\n\x0e\x62undle_version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12+\n\x0bstage_times\x18\x05 \x03(\x0b\x32\x16.recserve.v1.StageTime\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x0b\n\x03\x61rm\x18\x07 \x01(\t\"9\n\tSlateItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\x05\"/\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x13\n\x0b\x64uration_ns\x18\x02 \x01(\x03\x32\xf1\x02\n\x0bRecommender\x12>\n\tRecommend\x12\x1d.recserve.v1.RecommendRequest\x1a\x12.recserve.v1.Slate\x12V\n\rRecommendMany\x12!.recserve.v1.RecommendManyRequest\x1a\".recserve.v1.RecommendManyResponse\x12\x44\n\x0cSimilarItems\x12 .recserve.v1.SimilarItemsRequest\x1a\x12.recserve.v1.Slate\x12;\n\x04Rank\x12\x18.recserve.v1.RankRequest\x1a\x19.recserve.v1.RankResponse\x12G\n\x08GetItems\x12\x1c.recserve.v1.GetItemsRequest\x1a\x1d.recserve.v1.GetItemsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,30 +35,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._loaded_options = None
   _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_RECOMMENDREQUEST_WEIGHTSENTRY']._loaded_options = None
+  _globals['_RECOMMENDREQUEST_WEIGHTSENTRY']._serialized_options = b'8\001'
+  _globals['_RANKREQUEST_CONTEXTENTRY']._loaded_options = None
+  _globals['_RANKREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
+  _globals['_RANKREQUEST_WEIGHTSENTRY']._loaded_options = None
+  _globals['_RANKREQUEST_WEIGHTSENTRY']._serialized_options = b'8\001'
   _globals['_RECOMMENDREQUEST']._serialized_start=105
-  _globals['_RECOMMENDREQUEST']._serialized_end=403
-  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_start=351
-  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_end=397
-  _globals['_RECOMMENDMANYREQUEST']._serialized_start=405
-  _globals['_RECOMMENDMANYREQUEST']._serialized_end=476
-  _globals['_RECOMMENDMANYRESPONSE']._serialized_start=478
-  _globals['_RECOMMENDMANYRESPONSE']._serialized_end=548
-  _globals['_RECOMMENDRESULT']._serialized_start=550
-  _globals['_RECOMMENDRESULT']._serialized_end=651
-  _globals['_SIMILARITEMSREQUEST']._serialized_start=653
-  _globals['_SIMILARITEMSREQUEST']._serialized_end=778
-  _globals['_GETITEMSREQUEST']._serialized_start=780
-  _globals['_GETITEMSREQUEST']._serialized_end=830
-  _globals['_GETITEMSRESPONSE']._serialized_start=832
-  _globals['_GETITEMSRESPONSE']._serialized_end=910
-  _globals['_ITEM']._serialized_start=912
-  _globals['_ITEM']._serialized_end=980
-  _globals['_SLATE']._serialized_start=983
-  _globals['_SLATE']._serialized_end=1162
-  _globals['_SLATEITEM']._serialized_start=1164
-  _globals['_SLATEITEM']._serialized_end=1221
-  _globals['_STAGETIME']._serialized_start=1223
-  _globals['_STAGETIME']._serialized_end=1270
-  _globals['_RECOMMENDER']._serialized_start=1273
-  _globals['_RECOMMENDER']._serialized_end=1581
+  _globals['_RECOMMENDREQUEST']._serialized_end=529
+  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_start=429
+  _globals['_RECOMMENDREQUEST_CONTEXTENTRY']._serialized_end=475
+  _globals['_RECOMMENDREQUEST_WEIGHTSENTRY']._serialized_start=477
+  _globals['_RECOMMENDREQUEST_WEIGHTSENTRY']._serialized_end=523
+  _globals['_RECOMMENDMANYREQUEST']._serialized_start=531
+  _globals['_RECOMMENDMANYREQUEST']._serialized_end=602
+  _globals['_RECOMMENDMANYRESPONSE']._serialized_start=604
+  _globals['_RECOMMENDMANYRESPONSE']._serialized_end=674
+  _globals['_RECOMMENDRESULT']._serialized_start=676
+  _globals['_RECOMMENDRESULT']._serialized_end=777
+  _globals['_SIMILARITEMSREQUEST']._serialized_start=779
+  _globals['_SIMILARITEMSREQUEST']._serialized_end=904
+  _globals['_RANKREQUEST']._serialized_start=907
+  _globals['_RANKREQUEST']._serialized_end=1240
+  _globals['_RANKREQUEST_CONTEXTENTRY']._serialized_start=429
+  _globals['_RANKREQUEST_CONTEXTENTRY']._serialized_end=475
+  _globals['_RANKREQUEST_WEIGHTSENTRY']._serialized_start=477
+  _globals['_RANKREQUEST_WEIGHTSENTRY']._serialized_end=523
+  _globals['_RANKRESPONSE']._serialized_start=1243
+  _globals['_RANKRESPONSE']._serialized_end=1427
+  _globals['_RANKEDITEM']._serialized_start=1429
+  _globals['_RANKEDITEM']._serialized_end=1494
+  _globals['_GETITEMSREQUEST']._serialized_start=1496
+  _globals['_GETITEMSREQUEST']._serialized_end=1546
+  _globals['_GETITEMSRESPONSE']._serialized_start=1548
+  _globals['_GETITEMSRESPONSE']._serialized_end=1626
+  _globals['_ITEM']._serialized_start=1628
+  _globals['_ITEM']._serialized_end=1696
+  _globals['_SLATE']._serialized_start=1699
+  _globals['_SLATE']._serialized_end=1878
+  _globals['_SLATEITEM']._serialized_start=1880
+  _globals['_SLATEITEM']._serialized_end=1937
+  _globals['_STAGETIME']._serialized_start=1939
+  _globals['_STAGETIME']._serialized_end=1986
+  _globals['_RECOMMENDER']._serialized_start=1989
+  _globals['_RECOMMENDER']._serialized_end=2358
 # @@protoc_insertion_point(module_scope)

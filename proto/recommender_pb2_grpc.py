@@ -49,6 +49,11 @@ class RecommenderStub:
                 request_serializer=recserve_dot_proto_dot_recommender__pb2.SimilarItemsRequest.SerializeToString,
                 response_deserializer=recserve_dot_proto_dot_recommender__pb2.Slate.FromString,
                 _registered_method=True)
+        self.Rank = channel.unary_unary(
+                '/recserve.v1.Recommender/Rank',
+                request_serializer=recserve_dot_proto_dot_recommender__pb2.RankRequest.SerializeToString,
+                response_deserializer=recserve_dot_proto_dot_recommender__pb2.RankResponse.FromString,
+                _registered_method=True)
         self.GetItems = channel.unary_unary(
                 '/recserve.v1.Recommender/GetItems',
                 request_serializer=recserve_dot_proto_dot_recommender__pb2.GetItemsRequest.SerializeToString,
@@ -80,6 +85,14 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rank(self, request, context):
+        """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
+        take. A bundle without a ranker is INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetItems(self, request, context):
         """The attributes of items; unknown ids are listed, not an error.
         """
@@ -104,6 +117,11 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.SimilarItems,
                     request_deserializer=recserve_dot_proto_dot_recommender__pb2.SimilarItemsRequest.FromString,
                     response_serializer=recserve_dot_proto_dot_recommender__pb2.Slate.SerializeToString,
+            ),
+            'Rank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rank,
+                    request_deserializer=recserve_dot_proto_dot_recommender__pb2.RankRequest.FromString,
+                    response_serializer=recserve_dot_proto_dot_recommender__pb2.RankResponse.SerializeToString,
             ),
             'GetItems': grpc.unary_unary_rpc_method_handler(
                     servicer.GetItems,
@@ -192,6 +210,33 @@ class Recommender:
             '/recserve.v1.Recommender/SimilarItems',
             recserve_dot_proto_dot_recommender__pb2.SimilarItemsRequest.SerializeToString,
             recserve_dot_proto_dot_recommender__pb2.Slate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recserve.v1.Recommender/Rank',
+            recserve_dot_proto_dot_recommender__pb2.RankRequest.SerializeToString,
+            recserve_dot_proto_dot_recommender__pb2.RankResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class RecommenderStub:
     """Many slates as one batch; a bad entry fails alone."""
     SimilarItems: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.SimilarItemsRequest, _recommender_pb2.Slate]
     """The items nearest to an item. An unknown item is NOT_FOUND."""
+    Rank: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.RankRequest, _recommender_pb2.RankResponse]
+    """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
+    take. A bundle without a ranker is INVALID_ARGUMENT.
+    """
     GetItems: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.GetItemsRequest, _recommender_pb2.GetItemsResponse]
     """The attributes of items; unknown ids are listed, not an error."""
 
@@ -54,6 +58,10 @@ class RecommenderAsyncStub(RecommenderStub):
     """Many slates as one batch; a bad entry fails alone."""
     SimilarItems: _aio.UnaryUnaryMultiCallable[_recommender_pb2.SimilarItemsRequest, _recommender_pb2.Slate]  # type: ignore[assignment]
     """The items nearest to an item. An unknown item is NOT_FOUND."""
+    Rank: _aio.UnaryUnaryMultiCallable[_recommender_pb2.RankRequest, _recommender_pb2.RankResponse]  # type: ignore[assignment]
+    """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
+    take. A bundle without a ranker is INVALID_ARGUMENT.
+    """
     GetItems: _aio.UnaryUnaryMultiCallable[_recommender_pb2.GetItemsRequest, _recommender_pb2.GetItemsResponse]  # type: ignore[assignment]
     """The attributes of items; unknown ids are listed, not an error."""
 
@@ -81,6 +89,16 @@ class RecommenderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_recommender_pb2.Slate, _abc.Awaitable[_recommender_pb2.Slate]]:
         """The items nearest to an item. An unknown item is NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def Rank(
+        self,
+        request: _recommender_pb2.RankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_recommender_pb2.RankResponse, _abc.Awaitable[_recommender_pb2.RankResponse]]:
+        """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
+        take. A bundle without a ranker is INVALID_ARGUMENT.
+        """
 
     @_abc_1.abstractmethod
     def GetItems(

@@ -62,6 +62,45 @@ def bundle_folder(run_folder: Path, shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ranker_run_folder(shared_folder: Path) -> Path:
+    """A run of DeepFM on the same shop, of clicks and ratings."""
+    import torch
+
+    from recserve.training.commands import run_config
+    from recserve.training.data import load_dataset
+    from recserve.training.loop import Trainer
+    from recserve.training.run import create_run
+
+    folder = shared_folder / "ranker-run"
+    # The shop's labels are noise, which a calibration would see: every probability would be the mean.
+    settings = {"labels": "ratings", "click_at": 2.0, "calibration": "none", "epochs": 2, "batch_size": 512}
+    settings |= {"embedding_size": 8, "hidden": (16, 8), "max_history": 6, "seed": 3}
+    with (shared_folder / "ranker-run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            config = run_config("deepfm", "temporal", settings)
+            run = create_run(folder.with_name("ranker-run.partial"), config, load_dataset(SHOP))
+            torch.manual_seed(3)
+            Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
+            run.folder.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_stage_folder(run_folder: Path, ranker_run_folder: Path, shared_folder: Path) -> Path:
+    """The bundle of ``run_folder`` with the ranker of ``ranker_run_folder`` behind it."""
+    from recserve.exporters.assemble import export_run
+    from recserve.training.run import open_run
+
+    folder = shared_folder / "two-stage"
+    with (shared_folder / "two-stage.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            export_run(open_run(run_folder), folder, ranker=open_run(ranker_run_folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def als_run_folder(shared_folder: Path) -> Path:
     """A run of ALS on the same shop."""
     from recserve.training.commands import run_config

@@ -17,6 +17,11 @@ EXTERNAL_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 HISTORY_INPUT = "history"
 TIME_GAPS_INPUT = "time_gaps"
 QUERY_EMBEDDING_OUTPUT = "query_embedding"
+# Of bundles with a ranker: its graph's inputs and output; history is that of the encoder.
+USER_INPUT = "user"
+CONTEXT_INPUT = "context"
+CANDIDATES_INPUT = "candidates"
+LOGITS_OUTPUT = "logits"
 # Recorded rows of the user table: their numbers and what stands in them.
 USER_ROW_RECORD = "user_row"
 USER_EMBEDDING_RECORD = "user_embedding"

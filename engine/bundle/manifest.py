@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from recserve.engine.bundle.layout import USER_EMBEDDINGS
+from recserve.engine.bundle.ranker_entry import RankerEntry
 from recserve.errors import BundleInvalid, nearest
 
 FORMAT_VERSION = 1
@@ -102,6 +103,7 @@ class Manifest:
     metrics: dict[str, float]
     files: dict[str, FileEntry]
     format_version: int = FORMAT_VERSION
+    ranker: RankerEntry | None = None
 
     def to_json(self) -> str:
         """Returns canonical JSON: sorted keys, two spaces, no NaN."""
@@ -155,6 +157,8 @@ class Manifest:
             )
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
+        if self.ranker is not None:
+            self.ranker.check(self.files)
         for name, value in (
             ("n_items", self.n_items),
             ("embedding_size", self.embedding_size),

@@ -41,6 +41,10 @@ class Bundle:
     popularity: NDArray[np.int64]
     user_embeddings: NDArray[np.float32] | None = None
 
+    def array(self, name: str, dtype: np.dtype[Scalar], shape: tuple[int, ...]) -> NDArray[Scalar]:
+        """Maps the array of a listed file; raises :class:`BundleInvalid` for another type or shape."""
+        return _map_array(self.folder, name, dtype, shape)
+
     def read(self, name: str) -> bytes:
         """Returns the bytes of a listed file, checked against the manifest as they were read."""
         data = _read(self.folder / name, name)

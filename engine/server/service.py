@@ -11,7 +11,13 @@ from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool
 from recserve.engine.types import DEFAULT_K, Request, Slate
-from recserve.engine.wire.convert import item_to_message, request_from_message, slate_to_message
+from recserve.engine.wire.convert import (
+    item_to_message,
+    rank_request_from_message,
+    ranking_to_message,
+    request_from_message,
+    slate_to_message,
+)
 from recserve.engine.wire.slates import encode_ranked
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest, UnknownModel
@@ -120,6 +126,14 @@ class RecommenderService:
                 http="/v1/similar-items",
             ),
             Method(
+                path=PREFIX + "Rank",
+                request=pb.RankRequest,
+                response=pb.RankResponse,
+                handler=self._pool.plain(self._rank),
+                scope="recommend",
+                http="/v1/rank",
+            ),
+            Method(
                 path=PREFIX + "GetItems",
                 request=pb.GetItemsRequest,
                 response=pb.GetItemsResponse,
@@ -167,6 +181,15 @@ class RecommenderService:
             )
         call.stage_ns.update(slate.stage_ns)
         return slate_to_message(slate)
+
+    def _rank(self, message: pb.RankRequest, call: Call) -> pb.RankResponse:
+        with self._router.registry.lease(message.model) as lease:
+            [(arm, _)] = lease.route.assign([message.user_id or call.request_id])
+            engine = lease.engine(arm)
+            ranking = engine.rank(rank_request_from_message(message), list(message.item_ids))
+            targets = engine.manifest.ranker.targets if engine.manifest.ranker else []
+        call.stage_ns.update(ranking.stage_ns)
+        return ranking_to_message(ranking, targets)
 
     def _get_items(self, message: pb.GetItemsRequest, call: Call) -> pb.GetItemsResponse:
         item_ids = list(message.item_ids)

@@ -1,12 +1,12 @@
 """Protobuf messages ↔ engine types."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
-from recserve.engine.types import DEFAULT_K, Request, Slate, SlateItem
+from recserve.engine.types import DEFAULT_K, RankedItem, Ranking, Request, Slate, SlateItem
 from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
 
@@ -35,6 +35,8 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         context=dict(message.context),
         variant=message.variant,
         include_seen=message.include_seen,
+        predict=message.predict,
+        weights=dict(message.weights),
         filter=message.filter,
     )
 
@@ -51,6 +53,8 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         context=request.context,
         variant=request.variant,
         include_seen=request.include_seen,
+        predict=request.predict,
+        weights=request.weights,
         filter=request.filter,
     )
 
@@ -78,6 +82,65 @@ def slate_from_message(message: pb.Slate) -> Slate:
         stage_ns={stage.stage: stage.duration_ns for stage in message.stage_times},
         warnings=tuple(message.warnings),
         arm=message.arm,
+    )
+
+
+def rank_request_from_message(message: pb.RankRequest) -> Request:
+    """Reads what a ranking is asked by; the candidates stay in the message."""
+    return Request(
+        user_id=message.user_id,
+        history=tuple(message.history) or None,
+        history_timestamps=tuple(message.history_timestamps),
+        context=dict(message.context),
+        predict=message.predict,
+        weights=dict(message.weights),
+    )
+
+
+def rank_request_to_message(request: Request, item_ids: Sequence[str]) -> pb.RankRequest:
+    """Writes a request to rank ``item_ids``; raises as :func:`request_to_message`."""
+    return new_message(
+        pb.RankRequest,
+        user_id=request.user_id,
+        item_ids=item_ids,
+        history=() if request.history is None else request.history,
+        history_timestamps=request.history_timestamps,
+        context=request.context,
+        predict=request.predict,
+        weights=request.weights,
+    )
+
+
+def ranking_to_message(ranking: Ranking, targets: Sequence[str]) -> pb.RankResponse:
+    """Writes a ranking."""
+    return pb.RankResponse(
+        items=[
+            pb.RankedItem(
+                item_id=item.item_id,
+                score=item.score,
+                predictions=[item.predictions[target] for target in targets],
+            )
+            for item in ranking.items
+        ],
+        targets=targets,
+        unknown_item_ids=ranking.unknown_item_ids,
+        bundle_version=ranking.bundle_version,
+        stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in ranking.stage_ns.items()],
+        warnings=ranking.warnings,
+    )
+
+
+def ranking_from_message(message: pb.RankResponse) -> Ranking:
+    """Reads a ranking."""
+    return Ranking(
+        items=tuple(
+            RankedItem(item.item_id, item.score, dict(zip(message.targets, item.predictions, strict=True)))
+            for item in message.items
+        ),
+        unknown_item_ids=tuple(message.unknown_item_ids),
+        bundle_version=message.bundle_version,
+        stage_ns={stage.stage: stage.duration_ns for stage in message.stage_times},
+        warnings=tuple(message.warnings),
     )
 
 

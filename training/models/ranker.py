@@ -136,7 +136,7 @@ class Ranker(RankingModel):
             user = torch.cat([self._forget(user[:, :1]), user[:, 1:]], dim=1)
             context = self._forget(context)
         ids = self.item_ids[history.clamp(min=0)] * (history >= 0)
-        return self.encode_user(ids, torch.cat([user, context], dim=1))
+        return self.encode_user(ids, torch.cat([user, context], dim=1) if self.schema.context else user)
 
     def item_side(self, items: Tensor) -> Side:
         """Returns ``encode_item`` of item indices of any shape."""

@@ -1,0 +1,126 @@
+"""The ranker of a bundle, as the manifest describes it: graph, features, what its logits mean."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from recserve.errors import BundleInvalid
+
+CLICK, RATING = "click", "rating"
+# What a feature is: a user's row, one of a vocabulary, a number in ranges, or told by the moment (UTC).
+ID, CATEGORY, NUMBER, HOUR, WEEKDAY = "id", "category", "number", "hour", "weekday"
+USER_KINDS = (ID, CATEGORY, NUMBER)
+CONTEXT_KINDS = (HOUR, WEEKDAY, CATEGORY, NUMBER)
+SIGMOID, ISOTONIC, LINEAR = "sigmoid", "isotonic", "linear"
+MAX_RANKER_HISTORY = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class RankerFeature:
+    """One column of the inputs ``user`` or ``context``; index 0 is unknown.
+
+    ``kind`` id: 1 + the row of the user. category: 1 + the place in ``vocabulary``, a file of a JSON list
+    of strings. number: 1 + how many of the ascending ``edges`` are at or below it. hour: 1 + 0..23. weekday:
+    1 + 0..6, Monday first.
+    """
+
+    name: str
+    kind: str
+    vocabulary: str = ""
+    edges: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationEntry:
+    """What a target's logit means. sigmoid: σ(x[0]·logit + y[0]), a probability. isotonic: linear between the
+    points (x, y), a probability. linear: x[0]·logit + y[0] within ``low`` and ``high``, as a rating.
+    """
+
+    method: str
+    x: list[float]
+    y: list[float]
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankerEntry:
+    """The second stage, an ONNX graph.
+
+    Inputs: ``history`` int64 (batch, length) item indices, newest last, −1 where padded (only when
+    ``max_history`` is above 0); ``user`` int64 (batch, n_user_features); ``context`` int64 (batch,
+    n_context_features; only when there are some); ``candidates`` int64 (batch, n_candidates) item indices.
+    Output: ``logits`` float32 (batch, n_candidates, n_targets).
+
+    ``users``: int64 array (n_users, n_user_features), rows aligned with the stored histories. ``golden``:
+    recorded inputs and outputs, which the loader replays.
+    """
+
+    graph: str
+    golden: str
+    users: str
+    targets: list[str]
+    max_history: int
+    user_features: list[RankerFeature]
+    context_features: list[RankerFeature]
+    calibration: dict[str, CalibrationEntry]
+    model: str
+    size_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    gate: dict[str, float] = field(default_factory=dict)
+
+    def check(self, files: Mapping[str, object]) -> None:
+        """Raises :class:`BundleInvalid` naming the first wrong field; ``files``: those of the manifest."""
+        features = [*self.user_features, *self.context_features]
+        vocabularies = [feature.vocabulary for feature in features if feature.kind == CATEGORY]
+        for path in (self.graph, self.golden, self.users, *vocabularies):
+            if path not in files:
+                raise BundleInvalid(
+                    "a file of the ranker", found=path or "not named", expected="one listed in files"
+                )
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise BundleInvalid("targets of the ranker", found=self.targets, expected="distinct names")
+        if set(self.calibration) != set(self.targets):
+            raise BundleInvalid(
+                "calibration of the ranker", found=sorted(self.calibration), expected="one of each target"
+            )
+        if not 0 <= self.max_history <= MAX_RANKER_HISTORY:
+            raise BundleInvalid(
+                "max_history of the ranker", found=self.max_history, expected=f"0 to {MAX_RANKER_HISTORY}"
+            )
+        names = [feature.name for feature in features]
+        if len(set(names)) != len(names):
+            raise BundleInvalid("features of the ranker", found=names, expected="distinct names")
+        for kinds, group in ((USER_KINDS, self.user_features), (CONTEXT_KINDS, self.context_features)):
+            for feature in group:
+                _check_feature(feature, kinds)
+        for target, calibration in self.calibration.items():
+            _check_calibration(target, calibration)
+
+
+def _check_feature(feature: RankerFeature, kinds: tuple[str, ...]) -> None:
+    if feature.kind not in kinds:
+        raise BundleInvalid(
+            f"kind of feature {feature.name}", found=feature.kind, expected=f"one of {', '.join(kinds)}"
+        )
+    if any(a >= b for a, b in pairwise(feature.edges)):
+        raise BundleInvalid(f"edges of feature {feature.name}", found=feature.edges, expected="ascending")
+
+
+def _check_calibration(target: str, calibration: CalibrationEntry) -> None:
+    x, y, method = calibration.x, calibration.y, calibration.method
+    if method not in (SIGMOID, ISOTONIC, LINEAR):
+        raise BundleInvalid(
+            f"calibration of {target}", found=method, expected=f"{SIGMOID}, {ISOTONIC} or {LINEAR}"
+        )
+    is_curve = method == ISOTONIC
+    if len(x) != len(y) or (len(x) < 2 if is_curve else len(x) != 1):
+        raise BundleInvalid(
+            f"points of the calibration of {target}",
+            found=f"{len(x)} and {len(y)}",
+            expected="as many x as y",
+        )
+    if is_curve and any(a > b for values in (x, y) for a, b in pairwise(values)):
+        raise BundleInvalid(
+            f"points of the calibration of {target}", found="falling", expected="never falling"
+        )

@@ -1,0 +1,213 @@
+"""The ranker of a bundle: users, the moment and candidates → predictions, through ONNX Runtime."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle, layout
+from recserve.engine.bundle.histories import History
+from recserve.engine.bundle.ranker_entry import (
+    CATEGORY,
+    HOUR,
+    ID,
+    ISOTONIC,
+    LINEAR,
+    WEEKDAY,
+    CalibrationEntry,
+    RankerEntry,
+    RankerFeature,
+)
+from recserve.engine.config import EngineConfig
+from recserve.engine.features import pad_histories
+from recserve.engine.golden import check_golden, read_golden
+from recserve.engine.session import open_session, session_options
+from recserve.errors import BundleInvalid, InvalidRequest
+
+# Users times candidates that go through the graph at once: bounds the memory of a call.
+MAX_PAIRS = 32_768
+SECONDS_PER_HOUR, HOURS_PER_DAY, DAYS_PER_WEEK = 3600, 24, 7
+# 1970-01-01 was a Thursday; weekday 0 is Monday.
+EPOCH_WEEKDAY = 3
+MOMENTS = {HOUR: HOURS_PER_DAY, WEEKDAY: DAYS_PER_WEEK}
+
+
+class Ranker:
+    """Scores candidates of many users at once; safe to call from several threads.
+
+    Raises :class:`BundleInvalid` at construction when graph, users or vocabularies are not what the manifest
+    says, or the graph does not reproduce the recorded outputs.
+    """
+
+    def __init__(self, bundle: Bundle, entry: RankerEntry, config: EngineConfig) -> None:
+        self.entry = entry
+        self.targets = tuple(entry.targets)
+        self._users = _open_users(bundle, entry)
+        self._features = {
+            feature.name: feature for feature in (*entry.user_features, *entry.context_features)
+        }
+        self._vocabularies = {
+            name: _open_vocabulary(bundle, feature.vocabulary)
+            for name, feature in self._features.items()
+            if feature.kind == CATEGORY
+        }
+        self._row_of = bundle.histories.vocabulary.index_of
+        self._session = open_session(bundle, entry.graph, session_options(config), config)
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._check_signature()
+        self._check_golden(bundle.read(entry.golden), bundle.manifest.n_items)
+
+    def user(self, user_id: str, context: Mapping[str, str]) -> NDArray[np.int64]:
+        """Returns the user's features, (n_user_features,); ``context`` says more of them, or of a new user.
+
+        Raises :class:`InvalidRequest` for a number that is none.
+        """
+        row = self._row_of(user_id) if user_id else -1
+        indices = self._users[row].copy() if row >= 0 else np.zeros(len(self.entry.user_features), np.int64)
+        for i, feature in enumerate(self.entry.user_features):
+            if feature.kind != ID and feature.name in context:
+                indices[i] = self._index(feature, context[feature.name])
+        return indices
+
+    def context(self, context: Mapping[str, str], now: int) -> NDArray[np.int64]:
+        """Returns the features of the moment, (n_context_features,), by ``context``, else by the UTC clock.
+
+        ``now``: seconds since the epoch. Raises :class:`InvalidRequest` for an hour that is none.
+        """
+        hours = now // SECONDS_PER_HOUR
+        clock = {
+            HOUR: 1 + hours % HOURS_PER_DAY,
+            WEEKDAY: 1 + (hours // HOURS_PER_DAY + EPOCH_WEEKDAY) % DAYS_PER_WEEK,
+        }
+        return np.array(
+            [
+                self._index(feature, context[feature.name])
+                if feature.name in context
+                else clock.get(feature.kind, 0)
+                for feature in self.entry.context_features
+            ],
+            np.int64,
+        )
+
+    def _index(self, feature: RankerFeature, text: str) -> int:
+        if feature.kind == CATEGORY:
+            return self._vocabularies[feature.name].get(text, 0)
+        try:
+            if feature.kind in MOMENTS:
+                if not 0 <= (number := int(text)) < MOMENTS[feature.kind]:
+                    raise ValueError
+                return 1 + number
+            if not np.isfinite(value := float(text)):
+                raise ValueError
+            return 1 + int(np.searchsorted(feature.edges, value, side="right"))
+        except ValueError:
+            expected = f"0 to {MOMENTS[feature.kind] - 1}" if feature.kind in MOMENTS else "a number"
+            raise InvalidRequest(f"context[{feature.name}]", found=text, expected=expected) from None
+
+    def predict(
+        self,
+        users: NDArray[np.int64],
+        contexts: NDArray[np.int64],
+        histories: Sequence[History],
+        candidates: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Returns calibrated predictions (batch, n_candidates, n_targets).
+
+        ``users``, ``contexts``: rows of :meth:`user` and :meth:`context`; ``candidates``: item indices,
+        (batch, n_candidates). A row alone and in any batch has the same predictions, but for the last bits.
+        """
+        step = max(1, MAX_PAIRS // max(1, candidates.shape[1]))
+        parts = []
+        for start in range(0, len(candidates), step):
+            rows = slice(start, start + step)
+            parts.append(
+                self._run(
+                    {
+                        layout.HISTORY_INPUT: self._pad(histories[rows]),
+                        layout.USER_INPUT: users[rows],
+                        layout.CONTEXT_INPUT: contexts[rows],
+                        layout.CANDIDATES_INPUT: candidates[rows],
+                    }
+                )
+            )
+        logits = np.concatenate(parts).astype(np.float64)
+        return np.stack(
+            [
+                calibrated(self.entry.calibration[name], logits[:, :, i])
+                for i, name in enumerate(self.targets)
+            ],
+            axis=-1,
+        )
+
+    def _run(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        given = {name: inputs[name] for name in self._inputs}
+        return self._session.run([layout.LOGITS_OUTPUT], given)[0]  # type: ignore[no-any-return]
+
+    def _pad(self, histories: Sequence[History]) -> NDArray[np.int64]:
+        if not self.entry.max_history:
+            return np.empty((len(histories), 0), np.int64)
+        padded = pad_histories([history.items for history in histories], self.entry.max_history)
+        # The graph has no form for a history of no length at all.
+        return (padded if padded.shape[1] else np.full((len(histories), 1), -1)).astype(np.int64)
+
+    def _check_signature(self) -> None:
+        expected = {layout.USER_INPUT, layout.CANDIDATES_INPUT}
+        expected |= {layout.HISTORY_INPUT} if self.entry.max_history else set()
+        expected |= {layout.CONTEXT_INPUT} if self.entry.context_features else set()
+        if set(self._inputs) != expected:
+            raise BundleInvalid(
+                f"inputs of {self.entry.graph}", found=sorted(self._inputs), expected=str(sorted(expected))
+            )
+        outputs = [node.name for node in self._session.get_outputs()]
+        if outputs != [layout.LOGITS_OUTPUT]:
+            raise BundleInvalid(
+                f"outputs of {self.entry.graph}", found=outputs, expected=layout.LOGITS_OUTPUT
+            )
+
+    def _check_golden(self, data: bytes, n_items: int) -> None:
+        name = self.entry.golden
+        recorded = read_golden(data, name, [*self._inputs, layout.LOGITS_OUTPUT])
+        expected = recorded.pop(layout.LOGITS_OUTPUT)
+        candidates = recorded[layout.CANDIDATES_INPUT]
+        if candidates.ndim != 2 or not candidates.size:
+            raise BundleInvalid(f"candidates of {name}", found=candidates.shape, expected="a table of items")
+        try:
+            found = self._run(recorded)
+            # The first and the last item of the catalogue: the graph's tables may be shorter than it.
+            ends = {**recorded, layout.CANDIDATES_INPUT: np.full_like(candidates, n_items - 1)}
+            last = self._run(ends)
+        except Exception as error:
+            raise BundleInvalid(name, found="an inference that fails", expected="the recorded one") from error
+        check_golden(name, found, expected, (*candidates.shape, len(self.targets)))
+        if not np.isfinite(last).all():
+            raise BundleInvalid(f"output of {self.entry.graph}", found="not finite", expected="numbers")
+
+
+def calibrated(entry: CalibrationEntry, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns what ``logits`` mean, in their shape; see :class:`CalibrationEntry`."""
+    if entry.method == ISOTONIC:
+        return np.interp(logits, entry.x, entry.y)
+    values = entry.x[0] * logits + entry.y[0]
+    if entry.method == LINEAR:
+        return np.clip(values, entry.low, entry.high)
+    # σ by tanh: no overflow.
+    return 0.5 * (1 + np.tanh(0.5 * values))
+
+
+def _open_users(bundle: Bundle, entry: RankerEntry) -> NDArray[np.int64]:
+    shape = (len(bundle.histories), len(entry.user_features))
+    users = bundle.array(entry.users, np.dtype(np.int64), shape)
+    if users.size and users.min() < 0:
+        raise BundleInvalid(entry.users, found=int(users.min()), expected="indices of 0 or more")
+    return users
+
+
+def _open_vocabulary(bundle: Bundle, name: str) -> dict[str, int]:
+    try:
+        values = json.loads(bundle.read(name))
+    except ValueError as error:
+        raise BundleInvalid(f"file {name}", found="not JSON", expected="a list of strings") from error
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BundleInvalid(f"file {name}", found="something else", expected="a list of strings")
+    return {value: i for i, value in enumerate(values, start=1)}

@@ -1,0 +1,220 @@
+"""The ranker of a bundle: an ONNX graph with the items' side as tables, users, vocabularies, calibration."""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from recserve.engine.bundle import BundleWriter, layout
+from recserve.engine.bundle.ranker_entry import (
+    CATEGORY,
+    ID,
+    ISOTONIC,
+    LINEAR,
+    NUMBER,
+    SIGMOID,
+    CalibrationEntry,
+    RankerEntry,
+    RankerFeature,
+)
+from recserve.errors import CheckFailed, InvalidRequest
+from recserve.exporters.onnx_graph import OPSET, forget_the_exporter, quiet_exporter
+from recserve.exporters.parity import MAX_ABS_ERROR
+from recserve.training.models.ranker import Ranker
+from recserve.training.ranking.evaluation import calibrate
+from recserve.training.ranking.examples import Examples, held_out_examples
+from recserve.training.ranking.learner import inputs_of
+from recserve.training.ranking.space import Category
+from recserve.training.run import Run
+
+FOLDER = "ranker"
+GRAPH, GOLDEN, USERS = f"{FOLDER}/graph.onnx", f"{FOLDER}/golden.npz", f"{FOLDER}/users.npy"
+# Candidates of each recorded request, and the requests that parity compares.
+N_CANDIDATES, N_GOLDEN, N_PARITY = 32, 4, 512
+PARITY_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RankerParity:
+    """The largest difference of a logit over the requests compared, each with several candidates."""
+
+    n_requests: int
+    max_abs_error: float
+
+
+class _Graph(nn.Module):
+    """What is exported: the items' side is a table of the whole catalogue, gathered by candidate."""
+
+    def __init__(self, model: Ranker) -> None:
+        super().__init__()
+        self.model = model
+        with torch.inference_mode():
+            tables = [table.clone() for table in model.item_tables()]
+        self.n_tables = len(tables)
+        for i, table in enumerate(tables):
+            self.register_buffer(f"item_table_{i}", table)
+
+    def forward(
+        self, user: Tensor, candidates: Tensor, history: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        items = tuple(getattr(self, f"item_table_{i}")[candidates] for i in range(self.n_tables))
+        # What the model does not read is no input: a graph would ask for it to know the size of the batch.
+        history = torch.full_like(user[:, :1], -1) if history is None else history
+        context = user[:, :0] if context is None else context
+        return self.model.combine(self.model.user_side(history, user, context), items)
+
+
+def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerEntry:
+    """Writes the best model of ``run``: graph, vocabularies, records and, if wanted, its users.
+
+    Raises :class:`InvalidRequest` for a run of another kind, :class:`CheckFailed` unless parity holds.
+    """
+    model = run.best_model()
+    if not isinstance(model, Ranker):
+        raise InvalidRequest(
+            f"model {run.config.model} as a ranker",
+            found="none",
+            expected="one of clicks (deepfm, ...)",
+        )
+    split = run.split()
+    examples = held_out_examples(split.test)
+    graph = export_graph(model)
+    session = open_graph(graph)
+    parity = check_ranker_parity(model, session, examples)
+    writer.add_bytes(GRAPH, graph)
+    golden = io.BytesIO()
+    np.savez(golden, **_record(model, session, examples))  # type: ignore[arg-type]
+    writer.add_bytes(GOLDEN, golden.getvalue())
+    users = model.user_rows.numpy()
+    writer.add_array(USERS, users if with_users else users[:0])
+    user_features = [RankerFeature("user_id", ID)]
+    for i, feature in enumerate(model.schema.users):
+        if isinstance(feature, Category):
+            name = f"{FOLDER}/vocabulary-{i}.json"
+            writer.add_bytes(name, json.dumps(list(feature.values), ensure_ascii=False).encode())
+            user_features.append(RankerFeature(feature.name, CATEGORY, vocabulary=name))
+        else:
+            user_features.append(RankerFeature(feature.name, NUMBER, edges=list(feature.edges)))
+    evaluation = run.read_evaluation()
+    metrics = evaluation["model"]["metrics"] if evaluation else {}
+    return RankerEntry(
+        graph=GRAPH,
+        golden=GOLDEN,
+        users=USERS,
+        targets=list(model.labels.targets),
+        max_history=model.config.max_history,
+        user_features=user_features,
+        context_features=[RankerFeature(name, name) for name in model.schema.context],
+        calibration=_calibrations(model, run),
+        model=run.config.model,
+        size_bytes=len(graph),
+        metrics={name: value["mean"] for name, value in metrics.items()},
+        gate={name: float(value) for name, value in asdict(parity).items()},
+    )
+
+
+def export_graph(model: Ranker) -> bytes:
+    """Exports ``model`` with free batch, history length and number of candidates, and the inputs it uses."""
+    model.eval()
+    dim = torch.export.Dim
+    batch, length, n = (dim(name, min=1, max=1 << 20) for name in ("batch", "length", "n_candidates"))
+    candidates = torch.arange(8).reshape(2, 4) % model.n_items
+    arguments: dict[str, tuple[Tensor, dict[int, Any]] | None] = {
+        layout.USER_INPUT: (model.user_rows[:2], {0: batch}),
+        layout.CANDIDATES_INPUT: (candidates, {0: batch, 1: n}),
+        layout.HISTORY_INPUT: (candidates[:, :3], {0: batch, 1: length})
+        if model.config.max_history
+        else None,
+        layout.CONTEXT_INPUT: (torch.zeros((2, len(model.schema.context)), dtype=torch.int64), {0: batch})
+        if model.schema.context
+        else None,
+    }
+    with quiet_exporter():
+        program = torch.onnx.export(
+            _Graph(model),
+            tuple(given and given[0] for given in arguments.values()),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[name for name, given in arguments.items() if given],
+            output_names=[layout.LOGITS_OUTPUT],
+            dynamic_shapes=tuple(given and given[1] for given in arguments.values()),
+        )
+    if program is None:
+        raise CheckFailed("ONNX export", found="empty", expected="a graph")
+    proto = program.model_proto
+    forget_the_exporter(proto)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def open_graph(graph: bytes) -> ort.InferenceSession:
+    """Returns a session on one CPU thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def check_ranker_parity(model: Ranker, session: ort.InferenceSession, examples: Examples) -> RankerParity:
+    """Compares logits of what is served and of the model on test requests, over most of the catalogue.
+
+    Raises :class:`CheckFailed` when one differs by more than 1e-4.
+    """
+    rows = np.unique(np.linspace(0, len(examples) - 1, min(N_PARITY, len(examples))).astype(np.int64))
+    worst = 0.0
+    for start in range(0, len(rows), PARITY_BATCH):
+        inputs = _inputs(model, examples, rows[start : start + PARITY_BATCH])
+        found = _run(session, inputs)
+        with torch.inference_mode():
+            expected = model(*(torch.from_numpy(array) for array in inputs.values())).numpy()
+        worst = max(worst, float(np.abs(found - expected).max(initial=0.0)))
+    if not worst <= MAX_ABS_ERROR:
+        raise CheckFailed(
+            "ONNX parity of the ranker (largest difference of a logit)",
+            found=f"{worst:.2e}",
+            expected=f"at most {MAX_ABS_ERROR:.0e}",
+        )
+    return RankerParity(len(rows), worst)
+
+
+def _inputs(model: Ranker, examples: Examples, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    history, user, context = (tensor.numpy() for tensor in inputs_of(model, examples, rows))
+    # Every request has other candidates, and all requests together most of the catalogue.
+    candidates = (rows[:, None] * N_CANDIDATES + np.arange(N_CANDIDATES)) % model.n_items
+    return {
+        layout.HISTORY_INPUT: history,
+        layout.USER_INPUT: user,
+        layout.CONTEXT_INPUT: context,
+        layout.CANDIDATES_INPUT: candidates,
+    }
+
+
+def _record(model: Ranker, session: ort.InferenceSession, examples: Examples) -> dict[str, NDArray[Any]]:
+    rows = np.unique(np.linspace(0, len(examples) - 1, min(N_GOLDEN, len(examples))).astype(np.int64))
+    inputs = _inputs(model, examples, rows)
+    return {**inputs, layout.LOGITS_OUTPUT: _run(session, inputs)}
+
+
+def _run(session: ort.InferenceSession, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    given = {node.name: inputs[node.name] for node in session.get_inputs()}
+    logits: NDArray[np.float32] = session.run([layout.LOGITS_OUTPUT], given)[0]
+    return logits
+
+
+def _calibrations(model: Ranker, run: Run) -> dict[str, CalibrationEntry]:
+    click = calibrate(model, run.split())
+    labels = model.labels
+    method = {"platt": SIGMOID, "isotonic": ISOTONIC}[click.method]
+    entries = {"click": CalibrationEntry(method, list(click.x), list(click.y))}
+    if labels.is_rated:
+        entries["rating"] = CalibrationEntry(
+            LINEAR, [labels.std], [labels.mean], low=labels.low, high=labels.high
+        )
+    return entries
