@@ -44,4 +44,4 @@ class Linear(nn.Module):
         return total
 
 
-FAMILY = ranker_family(LogisticRegression)
+FAMILY = ranker_family(LogisticRegression, learning_rate=5e-3)

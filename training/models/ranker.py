@@ -48,7 +48,7 @@ class RankerConfig:
     click_at: float = 4.0
     negatives: int = 4
     """Items drawn at random for each interaction, with sampled labels."""
-    unknown_rate: float = 0.1
+    unknown_rate: float = 0.03
     """How often training hides a user's id or the moment, to learn what to say without them."""
     normalisation: str = "quantile"
     calibration: str = "auto"
