@@ -12,7 +12,7 @@ from recserve.engine import models_commands
 from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
-    from recserve.engine.bundle import VariantEntry
+    from recserve.engine.bundle import Manifest, VariantEntry
 
 ConfigOption = Annotated[
     Path | None,
@@ -78,11 +78,22 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
                     f"{variant.metrics[metric]:.4f}" if metric in variant.metrics else ""
                     for metric in metrics
                 ),
-                f"{variant.gate.get('max_abs_error', float('nan')):.1e}",
+                f"{variant.gate['max_abs_error']:.1e}" if "max_abs_error" in variant.gate else "",
             ]
             for name, variant in manifest.variants.items()
         ],
     )
+    _show_gate(manifest)
+
+
+def _show_gate(manifest: "Manifest") -> None:
+    from recserve.engine.bundle.gate_table import COLUMNS, gate_rows
+
+    rows = gate_rows(manifest)
+    if rows:
+        console.print_table(
+            "what the gate measured when the bundle was exported (* = default)", COLUMNS, rows
+        )
 
 
 def _query_text(variant: "VariantEntry") -> str:

@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recserve.engine.bundle.manifest import MIN_GOLDEN_TOLERANCE
 from recserve.errors import BundleInvalid
-
-# The largest difference between a recorded output and the same inference here; hardware and thread
-# counts move the last bits of float32, never the third digit.
-GOLDEN_TOLERANCE = 1e-3
 
 
 def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[Any]]:
@@ -36,13 +33,15 @@ def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[
 
 
 def check_golden(
-    name: str, found: NDArray[np.float32], expected: NDArray[Any], shape: tuple[int, ...]
+    name: str,
+    found: NDArray[np.float32],
+    expected: NDArray[Any],
+    shape: tuple[int, ...],
+    tolerance: float = MIN_GOLDEN_TOLERANCE,
 ) -> None:
     """Raises :class:`BundleInvalid` unless ``found`` is what file ``name`` recorded, both of ``shape``."""
     if not found.shape == expected.shape == shape:
         raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"shape {shape}")
     difference = float(np.max(np.abs(found - expected), initial=0.0))
-    if not difference <= GOLDEN_TOLERANCE:
-        raise BundleInvalid(
-            f"difference from {name}", found=difference, expected=f"at most {GOLDEN_TOLERANCE}"
-        )
+    if not difference <= tolerance:
+        raise BundleInvalid(f"difference from {name}", found=difference, expected=f"at most {tolerance:.2g}")

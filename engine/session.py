@@ -41,7 +41,7 @@ class QueryEncoder:
         self._session = open_session(bundle, entry.query_encoder, options, config)
         self.provider = self._session.get_providers()[0]
         self._check_signature(entry.query_encoder)
-        self._check_golden(bundle.read(entry.golden), entry.golden)
+        self._check_golden(bundle.read(entry.golden), entry.golden, entry.golden_tolerance)
         self._check_full_length(self.max_history, entry.query_encoder)
 
     def answers(self, history: History) -> bool:
@@ -109,7 +109,7 @@ class QueryEncoder:
                 f"outputs of {graph}", found=sorted(outputs), expected=layout.QUERY_EMBEDDING_OUTPUT
             )
 
-    def _check_golden(self, data: bytes, name: str) -> None:
+    def _check_golden(self, data: bytes, name: str, tolerance: float) -> None:
         recorded = read_golden(data, name, [*self.features, layout.QUERY_EMBEDDING_OUTPUT])
         expected = recorded.pop(layout.QUERY_EMBEDDING_OUTPUT)
         try:
@@ -119,7 +119,7 @@ class QueryEncoder:
         shape = (len(recorded[layout.HISTORY_INPUT]), self.embedding_size)
         if shape[0] == 0:
             raise BundleInvalid(f"output of {name}", found=found.shape, expected="at least one row")
-        check_golden(name, found, expected, shape)
+        check_golden(name, found, expected, shape, tolerance)
 
     def _check_full_length(self, max_history: int, graph: str) -> None:
         """Runs one history of the declared length: recorded ones may all be shorter."""

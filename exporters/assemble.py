@@ -2,7 +2,8 @@
 
 import dataclasses
 import datetime
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,12 @@ from recserve.engine.bundle.histories import histories_table
 from recserve.engine.bundle.manifest import InputContract, Lineage
 from recserve.engine.bundle.ranker_entry import ID, RankerEntry
 from recserve.errors import InvalidRequest
+from recserve.exporters.candidates import ALL, AUTO, Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
+from recserve.exporters.forms import Written, write_forms
+from recserve.exporters.gate import GateBudget
 from recserve.exporters.parity import Parity
+from recserve.exporters.prune import PruneConfig
 from recserve.exporters.ranker_entry import write_ranker
 from recserve.exporters.table_variant import write_table
 from recserve.exporters.variant import VARIANT, Variant
@@ -38,15 +43,37 @@ class Exported:
     parity: Parity
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormOptions:
+    """Which forms of an encoder go into a bundle besides fp32.
+
+    ``variants``: names of forms, "all" or "auto" (``forms.write_forms``); ``budget``: what each may lose.
+    """
+
+    variants: tuple[str, ...] = (VARIANT,)
+    budget: GateBudget = field(default_factory=GateBudget)
+    pruning: PruneConfig = field(default_factory=PruneConfig)
+
+
 def export_run(
-    run: Run, target: Path, *, replace: bool = False, histories: bool = True, ranker: Run | None = None
+    run: Run,
+    target: Path,
+    *,
+    replace: bool = False,
+    histories: bool = True,
+    ranker: Run | None = None,
+    options: FormOptions | None = None,
+    on_progress: Callable[[str], None] = lambda name: None,
 ) -> Exported:
     """Exports the best model of ``run`` to the bundle folder ``target``, with that of ``ranker`` behind it.
 
     ``histories``: whether the users' interactions go along, so that known users are served at once.
-    Raises :class:`CheckFailed` when parity does not hold, :class:`InvalidRequest` when ``target`` exists;
-    then nothing is left behind.
+    ``on_progress`` gets the name of each form that is measured.
+    Raises :class:`CheckFailed` when parity does not hold or a form asked for by name is refused,
+    :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
     """
+    options = options or FormOptions()
+    wanted_forms(options.variants)
     model = run.best_model()
     known = run.dataset.histories() if histories else None
     with BundleWriter(target, replace=replace) as writer:
@@ -54,8 +81,9 @@ def export_run(
         _add_catalogue(writer, run.dataset)
         _add_histories(writer, run.dataset, known)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
+        forms = _write_forms(writer, run, model, variant, options, on_progress)
         entry = None if ranker is None else _write_ranker(writer, run, ranker, known)
-        manifest = _manifest(run, variant, writer, entry)
+        manifest = _manifest(run, variant, forms, writer, entry)
         writer.commit(manifest)
     return Exported(manifest, variant.parity)
 
@@ -83,6 +111,29 @@ def _write_ranker(writer: BundleWriter, run: Run, ranker: Run, known: Histories 
             cure="Train both on the same events: items and users are numbered by the data.",
         )
     return write_ranker(writer, ranker, with_users=known is not None)
+
+
+def _write_forms(
+    writer: BundleWriter,
+    run: Run,
+    model: RankingModel,
+    variant: Variant,
+    options: FormOptions,
+    on_progress: Callable[[str], None],
+) -> Written:
+    if variant.graph is None or not isinstance(model, SASRec):
+        named = [name for name in options.variants if name not in (VARIANT, ALL, AUTO)]
+        if named:
+            raise InvalidRequest(
+                "variants",
+                found=named[0],
+                expected=f"{VARIANT} for {run.config.model}",
+                cure="A table computes nothing that another form could speed up.",
+            )
+        return Written()
+    split = run.split()
+    material = Material(model, variant.graph, split.validation, split.train, options.pruning)
+    return write_forms(writer, material, split.test, options.variants, options.budget, on_progress)
 
 
 def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:
@@ -114,11 +165,16 @@ def _inputs(variant: Variant, ranker: RankerEntry | None) -> InputContract:
     return dataclasses.replace(variant.inputs, context=[one.name for one in features if one.kind != ID])
 
 
-def _manifest(run: Run, variant: Variant, writer: BundleWriter, ranker: RankerEntry | None) -> Manifest:
+def _manifest(
+    run: Run, variant: Variant, forms: Written, writer: BundleWriter, ranker: RankerEntry | None
+) -> Manifest:
     checkpoint = run.checkpoint_sha256()
     now = datetime.datetime.now(datetime.UTC)
     n_items, embedding_size = variant.item_embeddings.shape
     metrics = _metrics_of(run)
+    exact = dataclasses.replace(
+        variant.entry, metrics=metrics, gate={**variant.entry.gate, **forms.exact_gate}
+    )
     return Manifest(
         model=run.config.model,
         bundle_version=f"{run.config.model}-{now:%Y%m%dT%H%M%SZ}-{checkpoint[:8]}",
@@ -135,8 +191,9 @@ def _manifest(run: Run, variant: Variant, writer: BundleWriter, ranker: RankerEn
             seed=run.config.loop.seed,
             config=run.config.as_dict(),
         ),
-        variants={VARIANT: dataclasses.replace(variant.entry, metrics=metrics)},
-        default_variant=VARIANT,
+        variants={VARIANT: exact, **forms.entries},
+        refused=forms.refused,
+        default_variant=forms.default,
         metrics=metrics,
         files=writer.files,
     )

@@ -1,6 +1,7 @@
 """The verb ``export``."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,9 @@ import typer
 from recserve import console
 
 if TYPE_CHECKING:
+    from recserve.engine.bundle import Manifest
     from recserve.engine.bundle.ranker_entry import RankerEntry
+    from recserve.exporters.parity import Parity
 
 NEEDS = ("torch", "onnx", "onnxscript", "polars", "safetensors")
 
@@ -34,22 +37,66 @@ def export(
     ranker: Annotated[
         Path | None, typer.Option(help="Run folder of a ranker, trained on the same data, to go behind it.")
     ] = None,
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="Smaller or faster forms that pass the gate, by comma: int8, int8-static, fp16, int4, "
+            "pruned, pruned-int8; all; or auto: the best of all, the fastest as the default."
+        ),
+    ] = "fp32",
+    max_loss: Annotated[
+        float, typer.Option(help="Of NDCG@10 against fp32, relative: the most that a form may lose.")
+    ] = 0.01,
+    prune_hidden: Annotated[
+        float, typer.Option(help="Share of the feed-forward's hidden units that pruned keeps.")
+    ] = 0.25,
+    prune_heads: Annotated[float, typer.Option(help="Share of the attention heads that pruned keeps.")] = 1.0,
+    prune_epochs: Annotated[
+        int, typer.Option(help="Passes over the histories that teach what pruning left.")
+    ] = 20,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Export a run to a bundle: ONNX graph or user table, parity check, vectors, catalogue."""
-    from recserve.exporters.assemble import export_run
-    from recserve.exporters.parity import MAX_ABS_ERROR
+    """Export a run to a bundle: ONNX graph or user table, parity check, other forms, vectors, catalogue."""
+    from recserve.exporters.assemble import FormOptions, export_run
+    from recserve.exporters.gate import GateBudget
+    from recserve.exporters.prune import PruneConfig
     from recserve.training.run import open_run
 
     opened = open_run(run)
     second = None if ranker is None else open_run(ranker)
-    with console.progress("exporting", 1) as update:
-        exported = export_run(opened, out, replace=replace, histories=histories, ranker=second)
-        update(1)
-    manifest, parity = exported.manifest, exported.parity
+    options = FormOptions(
+        variants=tuple(name.strip() for name in variants.split(",")),
+        budget=GateBudget(max_loss=max_loss),
+        pruning=PruneConfig(hidden_share=prune_hidden, head_share=prune_heads, epochs=prune_epochs),
+    )
+    with console.progress("exporting") as update:
+        exported = export_run(
+            opened,
+            out,
+            replace=replace,
+            histories=histories,
+            ranker=second,
+            options=options,
+            on_progress=lambda name: update(1, description=f"measuring {name}"),
+        )
+    _show(out, exported.manifest, exported.parity, json=json)
+
+
+def _show(out: Path, manifest: "Manifest", parity: "Parity", *, json: bool) -> None:
+    """Prints what was exported: parity, then the gate where other forms were asked for."""
+    from recserve.engine.bundle.gate_table import COLUMNS, gate_rows
+    from recserve.exporters.parity import MAX_ABS_ERROR
+
     if json:
         console.print_json(
-            {"bundle": str(out), "bundle_version": manifest.bundle_version, "parity": parity.as_dict()}
+            {
+                "bundle": str(out),
+                "bundle_version": manifest.bundle_version,
+                "parity": parity.as_dict(),
+                "default_variant": manifest.default_variant,
+                "variants": {name: variant.gate for name, variant in manifest.variants.items()},
+                "refused": {name: asdict(form) for name, form in manifest.refused.items()},
+            }
         )
         return
     console.print_table(
@@ -64,3 +111,6 @@ def export(
             *_ranker_rows(manifest.ranker),
         ],
     )
+    rows = gate_rows(manifest)
+    if rows:
+        console.print_table("the gate, on the held-out users and this machine (* = default)", COLUMNS, rows)

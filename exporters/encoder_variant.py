@@ -38,4 +38,4 @@ def write_encoder(writer: BundleWriter, model: SASRec, recorded: EvaluationSet) 
         gate=parity.as_dict(),
     )
     inputs = InputContract(max_history=model.config.max_history, features=graph.features)
-    return Variant(entry, inputs, graph.item_embeddings, parity)
+    return Variant(entry, inputs, graph.item_embeddings, parity, graph)

@@ -136,8 +136,10 @@ def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> 
 def forget_the_exporter(proto: onnx.ModelProto) -> None:
     """Removes source lines and paths of the exporting machine, most of a small graph's bytes."""
     del proto.metadata_props[:]
+    # Shapes between nodes, of which constant folding left some wrong; every reader infers them itself.
+    del proto.graph.value_info[:]
     graph = proto.graph
-    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
 

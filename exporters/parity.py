@@ -100,13 +100,14 @@ def record_golden(
 ) -> dict[str, NDArray[np.generic]]:
     """Returns inputs and outputs of a few histories, which the loader of the bundle replays."""
     rows = evenly_spaced(len(recorded.user_index), N_GOLDEN)
-    inputs = _inputs(model, recorded, rows)
+    inputs = recorded_inputs(model, recorded, rows)
     return {**inputs, layout.QUERY_EMBEDDING_OUTPUT: session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]}
 
 
-def _inputs(
+def recorded_inputs(
     model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.generic]]:
+    """Returns what the encoder reads for ``rows`` of ``recorded``, by the name of the input."""
     history, gaps = model_inputs(model, recorded, rows)
     inputs: dict[str, NDArray[np.generic]] = {layout.HISTORY_INPUT: history.numpy()}
     if gaps is not None:
@@ -116,7 +117,9 @@ def _inputs(
 
 def onnx_encoder(model: SASRec, session: ort.InferenceSession, recorded: EvaluationSet) -> Encode:
     """Returns rows of ``recorded`` → query embeddings, by ONNX Runtime."""
-    return lambda rows: session.run([layout.QUERY_EMBEDDING_OUTPUT], _inputs(model, recorded, rows))[0]
+    return lambda rows: session.run([layout.QUERY_EMBEDDING_OUTPUT], recorded_inputs(model, recorded, rows))[
+        0
+    ]
 
 
 def torch_encoder(model: SASRec, recorded: EvaluationSet) -> Encode:

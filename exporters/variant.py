@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import VariantEntry
 from recserve.engine.bundle.manifest import InputContract
+from recserve.exporters.onnx_graph import EncoderGraph
 from recserve.exporters.parity import Parity
 
 VARIANT = "fp32"
@@ -15,9 +16,13 @@ GOLDEN = f"variants/{VARIANT}/golden.npz"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Its entry of the manifest (metrics apart), what it reads, its item table and its parity."""
+    """Its entry of the manifest (metrics apart), what it reads, its item table and its parity.
+
+    ``graph``: what other forms of an encoder are made from; a table has none.
+    """
 
     entry: VariantEntry
     inputs: InputContract
     item_embeddings: NDArray[np.float32]
     parity: Parity
+    graph: EncoderGraph | None = None

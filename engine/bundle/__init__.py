@@ -4,7 +4,7 @@ Needs numpy, pyarrow and the standard library only. Nothing in a bundle is ever 
 except its ONNX graphs, which ONNX Runtime interprets.
 """
 
-from recserve.engine.bundle.manifest import FORMAT_VERSION, FoldIn, Manifest, VariantEntry
+from recserve.engine.bundle.manifest import FORMAT_VERSION, FoldIn, Manifest, Refused, VariantEntry
 from recserve.engine.bundle.reader import Bundle, open_bundle
 from recserve.engine.bundle.vocabulary import Vocabulary
 from recserve.engine.bundle.writer import BundleWriter
@@ -15,6 +15,7 @@ __all__ = [
     "BundleWriter",
     "FoldIn",
     "Manifest",
+    "Refused",
     "VariantEntry",
     "Vocabulary",
     "open_bundle",

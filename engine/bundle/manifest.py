@@ -21,6 +21,9 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # Far above any model: the loader runs the graph at full length once, and must be able to.
 MAX_HISTORY_LIMIT = 1 << 16
 MAX_INTEGER_DIGITS = 20
+# Of the difference between a recorded query embedding and the same inference here: other hardware moves the
+# last bits of float32, never the third digit; a quantised graph may move by the error that the gate saw.
+MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE = 1e-3, 0.5
 # The values of a variant's field ``query``.
 ENCODER, TABLE = "encoder", "table"
 
@@ -54,7 +57,9 @@ class VariantEntry:
     ``query`` "encoder": the graph ``query_encoder`` takes the inputs of the manifest's ``inputs`` and gives
     ``query_embedding`` (batch, embedding_size) float32. "table": a user whose history is the bundle's has a
     row of the user table; any other history is folded in, or answered by popularity where ``fold_in`` is
-    not given. ``golden`` holds recorded inputs and outputs (.npz) that the loader replays.
+    not given. ``golden`` holds recorded inputs and outputs (.npz) that the loader replays and that must come
+    back within ``golden_tolerance``. ``gate``: its figures against the trained model and, of forms other than
+    the exact one, against that (``recserve.exporters.gate.Measured``).
     """
 
     golden: str
@@ -63,6 +68,15 @@ class VariantEntry:
     query_encoder: str = ""
     fold_in: FoldIn | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    gate: dict[str, float] = field(default_factory=dict)
+    golden_tolerance: float = MIN_GOLDEN_TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A form of the model that is not in the bundle: why, and the figures that say so."""
+
+    reason: str
     gate: dict[str, float] = field(default_factory=dict)
 
 
@@ -102,6 +116,7 @@ class Manifest:
     default_variant: str
     metrics: dict[str, float]
     files: dict[str, FileEntry]
+    refused: dict[str, Refused] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     ranker: RankerEntry | None = None
 
@@ -175,6 +190,12 @@ class Manifest:
         if variant.query not in (ENCODER, TABLE):
             raise BundleInvalid(
                 f"query of variant {name}", found=variant.query, expected=f"{ENCODER} or {TABLE}"
+            )
+        if not MIN_GOLDEN_TOLERANCE <= variant.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
+            raise BundleInvalid(
+                f"golden_tolerance of variant {name}",
+                found=variant.golden_tolerance,
+                expected=f"{MIN_GOLDEN_TOLERANCE} to {MAX_GOLDEN_TOLERANCE}",
             )
         is_table = variant.query == TABLE
         if is_table and variant.query_encoder:

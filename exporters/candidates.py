@@ -1,0 +1,74 @@
+"""The forms that a sequence model can be served in besides fp32, each built by one function."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from recserve.errors import InvalidRequest, nearest
+from recserve.exporters import quantise
+from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
+from recserve.exporters.parity import evenly_spaced, recorded_inputs
+from recserve.exporters.prune import PruneConfig, prune
+from recserve.exporters.quantise import Inputs
+from recserve.exporters.variant import VARIANT
+from recserve.training.data import EvaluationSet, Histories
+from recserve.training.models.sasrec import SASRec
+
+# Recorded requests that ranges of activations are calibrated on, a few at a time.
+N_CALIBRATION, CALIBRATION_BATCH = 256, 16
+ALL, AUTO = "all", "auto"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the forms are made of.
+
+    ``calibration``: histories that are not those of the gate; ``train``: what a pruned model is taught on.
+    """
+
+    model: SASRec
+    exact: EncoderGraph
+    calibration: EvaluationSet
+    train: Histories
+    pruning: PruneConfig
+
+    @cached_property
+    def pruned(self) -> EncoderGraph:
+        """The pruned and taught model; minutes of training, once for all forms that start from it."""
+        return export_query_encoder(prune(self.model, self.train, self.pruning))
+
+    def recorded(self) -> list[Inputs]:
+        """Returns the inputs that ranges are calibrated on, as the encoder reads them."""
+        rows = evenly_spaced(len(self.calibration.user_index), N_CALIBRATION)
+        batches = np.array_split(rows, max(1, len(rows) // CALIBRATION_BATCH))
+        return [recorded_inputs(self.model, self.calibration, batch) for batch in batches]
+
+
+BUILDERS: dict[str, Callable[[Material], EncoderGraph]] = {
+    "int8": lambda material: quantise.int8_dynamic(material.exact),
+    "int8-static": lambda material: quantise.int8_static(material.exact, material.recorded()),
+    "fp16": lambda material: quantise.fp16_weights(material.exact),
+    "int4": lambda material: quantise.int4_weights(material.exact),
+    "pruned": lambda material: material.pruned,
+    "pruned-int8": lambda material: quantise.int8_dynamic(material.pruned),
+}
+
+
+def wanted_forms(names: Sequence[str]) -> list[str]:
+    """Returns the forms that ``names`` (of forms, "all" or "auto") ask for besides fp32.
+
+    Raises :class:`InvalidRequest` for a name that is none.
+    """
+    for name in names:
+        if name not in (*BUILDERS, VARIANT, ALL, AUTO):
+            raise InvalidRequest(
+                "variants",
+                found=name,
+                expected=f"of {', '.join((ALL, AUTO, VARIANT, *BUILDERS))}",
+                cure=nearest(name, (*BUILDERS, VARIANT)),
+            )
+    if ALL in names or AUTO in names:
+        return list(BUILDERS)
+    return [name for name in BUILDERS if name in names]

@@ -1,0 +1,149 @@
+"""Builds the forms of a model, sends each through the gate and writes those that may be served."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from recserve.engine.bundle import BundleWriter, Refused, VariantEntry
+from recserve.engine.bundle.manifest import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE
+from recserve.errors import CheckFailed
+from recserve.exporters.candidates import AUTO, BUILDERS, Material, wanted_forms
+from recserve.exporters.gate import GateBudget, Measured, fastest, pareto_front, refusal
+from recserve.exporters.measure import Quality, compare, full_length, quality, resident_bytes, timings
+from recserve.exporters.onnx_graph import EncoderGraph
+from recserve.exporters.parity import onnx_encoder, record_golden, recorded_inputs
+from recserve.exporters.variant import VARIANT
+from recserve.training.data import EvaluationSet
+
+BATCH_SIZES = (1, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One form and what the gate said of it: ``refused`` is empty where it may be served."""
+
+    graph: EncoderGraph
+    measured: Measured
+    max_abs_error: float
+    """Largest difference of a query embedding's component from fp32's."""
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of the forms: for the manifest."""
+
+    exact_gate: dict[str, float] = field(default_factory=dict)
+    entries: dict[str, VariantEntry] = field(default_factory=dict)
+    refused: dict[str, Refused] = field(default_factory=dict)
+    default: str = VARIANT
+
+
+def write_forms(
+    writer: BundleWriter,
+    material: Material,
+    recorded: EvaluationSet,
+    names: Sequence[str],
+    budget: GateBudget,
+    on_progress: Callable[[str], None] = lambda name: None,
+) -> Written:
+    """Writes the forms of ``names`` that pass the gate; ``recorded``: the held-out users that decide.
+
+    "all" writes what passes, "auto" of that the Pareto front and makes its fastest the default. A form that
+    was asked for by its name and is refused raises :class:`CheckFailed` with the figures.
+    """
+    wanted = wanted_forms(names)
+    if not wanted:
+        return Written()
+    forms = judge(material, wanted, recorded, writer.folder, budget, on_progress)
+    for name in wanted:
+        if name in names and forms[name].refused:
+            raise CheckFailed(
+                f"variant {name}", found=forms[name].refused, expected="one that passes the gate"
+            )
+    kept = [name for name, form in forms.items() if not form.refused]
+    refused = {name: form.refused for name, form in forms.items() if form.refused}
+    default = VARIANT
+    if AUTO in names:
+        front = pareto_front({name: forms[name].measured for name in kept})
+        # fp32 stays in any case: it is what the others were measured by.
+        beaten = [name for name in kept if name not in (*front, VARIANT)]
+        refused |= dict.fromkeys(beaten, "another form is better in every figure")
+        kept = [name for name in kept if name not in beaten]
+        default = fastest({name: forms[name].measured for name in kept})
+    entries = {
+        name: _write(writer, name, forms[name], material, recorded) for name in kept if name != VARIANT
+    }
+    return Written(
+        forms[VARIANT].measured.as_dict(),
+        entries,
+        {name: Refused(reason, forms[name].measured.as_dict()) for name, reason in refused.items()},
+        default,
+    )
+
+
+def judge(
+    material: Material,
+    names: Sequence[str],
+    recorded: EvaluationSet,
+    folder: Path,
+    budget: GateBudget,
+    on_progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Form]:
+    """Builds and measures each form of ``names`` beside fp32, which is the first of what is returned."""
+    model, items = material.model, material.exact.item_embeddings
+    sample = recorded_inputs(model, recorded, np.arange(min(BATCH_SIZES[-1], len(recorded.user_index))))
+    inputs = {rows: full_length(sample, rows, model.config.max_history) for rows in BATCH_SIZES}
+    exact_session = material.exact.session(folder)
+
+    def found_by(graph: EncoderGraph) -> Quality:
+        return quality(onnx_encoder(model, graph.session(folder), recorded), items, recorded)
+
+    exact = found_by(material.exact)
+    exact_bytes = _bytes(material.exact)
+    forms = {}
+    for name in (VARIANT, *names):
+        on_progress(name)
+        graph = material.exact if name == VARIANT else BUILDERS[name](material)
+        found = exact if name == VARIANT else found_by(graph)
+        pair = {VARIANT: exact_session, name: graph.session(folder)}
+        timed = [timings(pair, inputs[rows]) for rows in BATCH_SIZES]
+        measured = compare(
+            exact,
+            found,
+            items,
+            bytes_and_resident=(_bytes(graph), resident_bytes(graph, folder, inputs[BATCH_SIZES[-1]])),
+            exact_bytes=exact_bytes,
+            one=(timed[0][VARIANT], timed[0][name]),
+            many=(timed[1][VARIANT], timed[1][name]),
+        )
+        error = float(np.abs(found.queries - exact.queries).max(initial=0.0))
+        forms[name] = Form(graph, measured, error, "" if name == VARIANT else refusal(measured, budget))
+    return forms
+
+
+def _bytes(graph: EncoderGraph) -> float:
+    return float(len(graph.data))
+
+
+def _write(
+    writer: BundleWriter, name: str, form: Form, material: Material, recorded: EvaluationSet
+) -> VariantEntry:
+    graph, golden = f"variants/{name}/query_encoder.onnx", f"variants/{name}/golden.npz"
+    buffer = io.BytesIO()
+    record = record_golden(material.model, form.graph.session(writer.folder), recorded)
+    np.savez(buffer, **record)  # type: ignore[arg-type]
+    writer.add_bytes(graph, form.graph.data)
+    writer.add_bytes(golden, buffer.getvalue())
+    return VariantEntry(
+        query_encoder=graph,
+        golden=golden,
+        # Where rounding steps are coarse, a last bit of another machine can move a value by one of them.
+        golden_tolerance=float(np.clip(form.max_abs_error, MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE)),
+        size_bytes=len(form.graph.data) + material.exact.item_embeddings.nbytes,
+        metrics={"NDCG@10": form.measured.ndcg},
+        gate=form.measured.as_dict(),
+    )

@@ -1,0 +1,80 @@
+"""Structured pruning: what leaves, what stays, what is taught."""
+
+import numpy as np
+import pytest
+import torch
+
+from recserve.errors import InvalidRequest
+from recserve.exporters.onnx_graph import export_query_encoder
+from recserve.exporters.prune import PruneConfig, prune
+from recserve.training.data import Histories
+from recserve.training.models.sasrec import SASRec, SASRecConfig
+
+
+def network(**changes: object) -> SASRec:
+    torch.manual_seed(2)
+    config = SASRecConfig(**{"embedding_size": 16, "n_heads": 4, "n_blocks": 2, "max_history": 8, **changes})  # type: ignore[arg-type]
+    return SASRec(config, n_items=40).eval()
+
+
+def histories(n_users: int = 60) -> Histories:
+    rng = np.random.default_rng(4)
+    lengths = rng.integers(2, 12, n_users)
+    row = np.repeat(np.arange(n_users), lengths)
+    items = rng.integers(0, 40, len(row)).astype(np.int32)
+    return Histories.from_sorted(row, items, 1000 * np.arange(len(row), dtype=np.int64), n_users)
+
+
+@torch.no_grad()
+def test_parts_that_add_nothing_leave_without_a_trace() -> None:
+    model = network()
+    for block in model.blocks:
+        block.project.weight[:, 4:8] = 0  # The second of four heads.
+        block.feed_forward[3].weight[:, ::2] = 0  # Every second hidden unit.
+    with torch.enable_grad():
+        smaller = prune(model, histories(), PruneConfig(hidden_share=0.5, head_share=0.75, epochs=0))
+    block = smaller.blocks[0]
+    assert (block.n_heads, block.qkv.out_features, block.project.in_features) == (3, 36, 12)
+    assert block.feed_forward[1].out_features == block.feed_forward[3].in_features == 32
+    history = torch.tensor([[-1, -1, 3, 5, 39], [1, 2, 3, 4, 5]])
+    torch.testing.assert_close(smaller.encode(history), model.encode(history), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("time_gaps", [False, True])
+def test_teaching_brings_the_pruned_model_nearer_and_leaves_the_items(time_gaps: bool) -> None:
+    model, known = network(time_gaps=time_gaps), histories()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    history = torch.from_numpy(np.random.default_rng(1).integers(0, 40, (50, 8)))
+    gaps = torch.full(history.shape, 1000.0) if time_gaps else None
+
+    def error(smaller: SASRec) -> float:
+        with torch.no_grad():
+            return float((smaller.encode(history, gaps) - model.encode(history, gaps)).square().mean())
+
+    settings = {"hidden_share": 0.25, "head_share": 0.5}
+    untaught = prune(model, known, PruneConfig(epochs=0, **settings))  # type: ignore[arg-type]
+    taught = prune(model, known, PruneConfig(epochs=30, **settings))  # type: ignore[arg-type]
+    assert error(taught) < 0.7 * error(untaught)
+    assert torch.equal(taught.item_embeddings, model.item_embeddings)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    config = PruneConfig(epochs=2)
+    first, second = (prune(network(), histories(), config).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_pruned_model_is_exported_smaller() -> None:
+    model = network()
+    smaller = export_query_encoder(prune(model, histories(), PruneConfig(epochs=0)))
+    assert len(smaller.data) < 0.9 * len(export_query_encoder(model).data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"hidden_share": 0}, "hidden_share"), ({"head_share": 1.5}, "head_share"), ({"epochs": -1}, "epochs")],
+)
+def test_shares_out_of_range_are_refused(changes: dict[str, float], name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        PruneConfig(**changes)  # type: ignore[arg-type]
