@@ -87,13 +87,15 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
 
 
 def _show_gate(manifest: "Manifest") -> None:
-    from recserve.engine.bundle.gate_table import COLUMNS, gate_rows
+    from recserve.engine.bundle.gate_table import gate_table, refusals
 
-    rows = gate_rows(manifest)
+    columns, rows = gate_table(manifest)
     if rows:
         console.print_table(
-            "what the gate measured when the bundle was exported (* = default)", COLUMNS, rows
+            "what the gate measured when the bundle was exported (* = default)", columns, rows
         )
+    for line in refusals(manifest):
+        console.note(line)
 
 
 def _query_text(variant: "VariantEntry") -> str:

@@ -84,7 +84,7 @@ def export(
 
 def _show(out: Path, manifest: "Manifest", parity: "Parity", *, json: bool) -> None:
     """Prints what was exported: parity, then the gate where other forms were asked for."""
-    from recserve.engine.bundle.gate_table import COLUMNS, gate_rows
+    from recserve.engine.bundle.gate_table import gate_table, refusals
     from recserve.exporters.parity import MAX_ABS_ERROR
 
     if json:
@@ -111,6 +111,8 @@ def _show(out: Path, manifest: "Manifest", parity: "Parity", *, json: bool) -> N
             *_ranker_rows(manifest.ranker),
         ],
     )
-    rows = gate_rows(manifest)
+    columns, rows = gate_table(manifest)
     if rows:
-        console.print_table("the gate, on the held-out users and this machine (* = default)", COLUMNS, rows)
+        console.print_table("the gate, on the held-out users and this machine (* = default)", columns, rows)
+    for line in refusals(manifest):
+        console.note(line)

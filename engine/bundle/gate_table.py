@@ -5,46 +5,57 @@ from collections.abc import Mapping
 
 from recserve.engine.bundle.manifest import Manifest
 
-COLUMNS = (
-    "variant",
+FIGURES = (
     "NDCG@10",
-    "lost (95 %)",
+    "lost",
+    "at most (95 %)",
     "same top 10",
-    "score error",
+    "largest score error",
     "graph MB",
+    "of fp32",
     "memory MB",
-    "1 history, p50 / p99 ms",
-    "32 histories, p50 / p99 ms",
-    "speed-up 1 / 32",
-    "gate",
+    "1 history: p50 ms",
+    "p99 ms",
+    "speed-up",
+    "32 histories: p50 ms",
+    "p99 ms",
+    "speed-up",
 )
 
 
-def gate_rows(manifest: Manifest) -> list[list[str]]:
-    """Returns a row of ``COLUMNS`` for each form that the gate measured, served ones first."""
-    served = {
-        name: (f"{name} *" if name == manifest.default_variant else name, variant.gate, "served")
-        for name, variant in manifest.variants.items()
-    }
-    refused = {name: (name, form.gate, f"refused: {form.reason}") for name, form in manifest.refused.items()}
-    return [
-        [label, *_figures(gate), verdict]
-        for label, gate, verdict in (*served.values(), *refused.values())
-        if "ndcg" in gate
-    ]
+def gate_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
+    """Returns the columns, one for each form that the gate measured, and a row for each figure."""
+    served = {name: (variant.gate, "served") for name, variant in manifest.variants.items()}
+    refused = {name: (form.gate, "refused") for name, form in manifest.refused.items()}
+    # A refused form may lack a figure: the one that was not a number.
+    forms = {name: form for name, form in (served | refused).items() if "speedup_batch1" in form[0]}
+    labels = [f"{name} *" if name == manifest.default_variant else name for name in forms]
+    columns = [[*_values(gate), verdict] for gate, verdict in forms.values()]
+    if not columns:
+        return [], []
+    return ["", *labels], [list(row) for row in zip((*FIGURES, "gate"), *columns, strict=True)]
 
 
-def _figures(gate: Mapping[str, float]) -> list[str]:
-    # A manifest may be of another hand: what it lacks is shown as not a number.
+def refusals(manifest: Manifest) -> list[str]:
+    """Returns a line for each form that is not in the bundle: why."""
+    return [f"{name} refused: {form.reason}" for name, form in manifest.refused.items()]
+
+
+def _values(gate: Mapping[str, float]) -> list[str]:
     value = defaultdict(lambda: float("nan"), gate)
     return [
         f"{value['ndcg']:.4f}",
-        f"{value['ndcg_loss']:+.2%} ({value['ndcg_loss_low']:+.2%} to {value['ndcg_loss_high']:+.2%})",
+        f"{value['ndcg_loss']:+.2%}",
+        f"{value['ndcg_loss_high']:+.2%}",
         f"{value['top10_overlap']:.3f}",
         f"{value['max_score_error']:.1e}",
-        f"{value['size_bytes'] / 1e6:.2f} ({value['size_ratio']:.2f})",
+        f"{value['size_bytes'] / 1e6:.2f}",
+        f"{value['size_ratio']:.2f}",
         f"{value['resident_bytes'] / 1e6:.1f}",
-        f"{value['p50_batch1_ms']:.3f} / {value['p99_batch1_ms']:.3f}",
-        f"{value['p50_batch32_ms']:.2f} / {value['p99_batch32_ms']:.2f}",
-        f"{value['speedup_batch1']:.2f}× / {value['speedup_batch32']:.2f}×",
+        f"{value['p50_batch1_ms']:.3f}",
+        f"{value['p99_batch1_ms']:.3f}",
+        f"{value['speedup_batch1']:.2f}×",
+        f"{value['p50_batch32_ms']:.2f}",
+        f"{value['p99_batch32_ms']:.2f}",
+        f"{value['speedup_batch32']:.2f}×",
     ]
