@@ -23,7 +23,7 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What a person compares variants by; --json has all of them.
-HEADLINE_METRICS = ("NDCG@10", "HR@10", "MRR", "coverage@10")
+HEADLINE_METRICS = ("NDCG@10", "HR@10", "MRR@10", "coverage@10")
 
 
 def register(add: Callable[..., Any]) -> None:

@@ -62,7 +62,7 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
     code, out, err = run("evaluate", run_folder, "--json")
     assert code == 0
     result = json.loads(out)
-    assert set(result["model"]["metrics"]) >= {"HR@10", "NDCG@10", "MRR", "coverage@10"}
+    assert set(result["model"]["metrics"]) >= {"HR@10", "NDCG@10", "MRR@10", "coverage@10"}
     assert {"mean", "low", "high"} == set(result["model"]["metrics"]["NDCG@10"])
     assert result["popularity"]["n_users"] == result["model"]["n_users"] > 0
     assert "evaluating" in err

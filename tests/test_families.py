@@ -69,7 +69,7 @@ def test_a_ranker_is_trained_and_evaluated(
     run(capfd, "train", "--data", SHOP, "--model", model, "--out", folder, *options)
     evaluation = json.loads(run(capfd, "evaluate", folder, "--json"))
     assert ("item mean" in evaluation) == (model != "neumf")
-    assert evaluation["model"]["metrics"]["MRR" if model == "neumf" else "AUC"]["mean"] > 0
+    assert evaluation["model"]["metrics"]["MRR@10" if model == "neumf" else "AUC"]["mean"] > 0
     assert "[" in run(capfd, "evaluate", folder)
 
 

@@ -13,7 +13,6 @@ from recserve.training.models import MODULES
 
 if TYPE_CHECKING:
     from recserve.training.data import Dataset
-    from recserve.training.models.base import RankingModel
     from recserve.training.run import Run, RunConfig
 
 NEEDS = ("torch", "polars", "safetensors")
@@ -253,37 +252,65 @@ def train_run(run: "Run", group: Any) -> None:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several on the same data are compared.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the comparison: FILE.png, .svg or .pdf.")] = None,
 ) -> None:
-    """Rank the whole catalogue for every test user; compare with popularity.
+    """Rank the whole catalogue for every test user; compare with popularity and with each other.
 
-    A ranker trained on ratings predicts every test interaction instead; the comparison is the item's mean.
+    A ranker trained on ratings, alone, predicts every test interaction instead, next to the item's mean.
     """
-    from recserve.training.run import open_run
+    from recserve.training import comparison
+    from recserve.training.run import open_run, write_json
 
-    opened = open_run(run)
-    result = evaluate_run(opened)
-    opened.write_evaluation(result)
+    opened = [open_run(run) for run in runs]
+    comparison.check_comparable(opened)
+    if plot:
+        comparison.check_plot(plot)
+    if len(opened) == 1 and (predictions := comparison.predictions_of(opened[0])) is not None:
+        if plot:
+            raise InvalidRequest("--plot", found="given", expected="not given for a ranker of ratings")
+        opened[0].write_evaluation(predictions)
+        if out:
+            write_json(out, predictions)
+        if json:
+            console.print_json(predictions)
+        else:
+            _show_predictions(opened[0], predictions)
+        return
+    n_users = len(opened[0].split().test.user_index)
+    with console.progress("evaluating", n_users * (1 + len(opened))) as update:
+        result = comparison.evaluate_runs(opened, update)
+    for run, model in zip(opened, result["models"].values(), strict=True):
+        run.write_evaluation(comparison.of_one_run(model, result))
+    if out:
+        write_json(out, result)
+    if plot:
+        comparison.plot(result, plot)
     if json:
-        console.print_json(result)
-        return
-    if "item mean" in result:
-        _show_predictions(opened, result)
-        return
-    if unreachable := result["model"]["n_unreachable_targets"]:
-        console.note(
-            f"note: {unreachable} held-out items had been seen before; the filter removes them, "
-            "so they count as missed"
-        )
-    names = list(result["model"]["metrics"])
+        only = next(iter(result["models"].values()))
+        console.print_json(comparison.of_one_run(only, result) if len(opened) == 1 else result)
+    else:
+        _show_evaluation(result)
+
+
+def _show_evaluation(result: dict[str, Any]) -> None:
+    models = result["models"] | {"popularity": result["popularity"]}
+    for name, model in models.items():
+        if unreachable := model["n_unreachable_targets"]:
+            console.note(
+                f"note: {unreachable} held-out items had been seen before; the filter removes them, "
+                f"so they count as missed ({name})"
+            )
+            break
+    metrics = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
     console.print_table(
-        f"{opened.config.model} on {opened.dataset.name}, {result['protocol']}, "
-        f"{result['model']['n_users']} users [mean, 95 % interval]",
-        ["metric", opened.config.model, "popularity"],
+        f"{result['dataset']}, {result['protocol']}, {result['n_users']} users [mean, 95 % interval]",
+        ["metric", *models],
         [
-            [name, *(_estimate_text(result[side]["metrics"].get(name)) for side in ("model", "popularity"))]
-            for name in names
+            [metric, *(_estimate_text(model["metrics"].get(metric)) for model in models.values())]
+            for metric in metrics
         ],
     )
 
@@ -304,43 +331,13 @@ def _show_predictions(run: "Run", result: dict[str, Any]) -> None:
 
 def evaluate_run(run: "Run") -> dict[str, Any]:
     """Returns the test evaluation of a run's best model and of a baseline, as plain values."""
-    from recserve.training.models.ranker import Ranker
-    from recserve.training.ranking.evaluation import evaluate_predictions
+    from recserve.training import comparison
 
-    model = run.best_model()
-    result: dict[str, Any] = {
-        "run": str(run.folder),
-        "dataset": run.dataset.name,
-        "n_items": run.dataset.n_items,
-        "seed": run.config.loop.seed,
-        "checkpoint_sha256": run.checkpoint_sha256(),
-    }
-    if isinstance(model, Ranker) and model.labels.is_rated:
-        return {
-            **result,
-            "protocol": f"{run.config.split}, rated {model.labels.click_at:g} or more is a click",
-            **evaluate_predictions(model, run.split()),
-        }
-    return {
-        **result,
-        "protocol": f"{run.config.split}, full ranking, seen items filtered",
-        **_evaluate_rankings(run, model),
-    }
-
-
-def _evaluate_rankings(run: "Run", model: "RankingModel") -> dict[str, Any]:
-    from recserve.training.evaluate import evaluate as evaluate_scorer
-    from recserve.training.evaluate import evaluate_model, popularity_scorer
-    from recserve.training.loop import popularity_of
-
-    split = run.split()
-    popularity = popularity_of(split, run.dataset.n_items)
-    with console.progress("evaluating", 2 * len(split.test.user_index)) as update:
-        evaluated = evaluate_model(model, split.test, popularity, on_progress=update)
-        baseline = evaluate_scorer(
-            popularity_scorer(popularity), split.test, run.dataset.n_items, on_progress=update
-        )
-    return {"model": evaluated.as_dict(), "popularity": baseline.as_dict()}
+    if (predictions := comparison.predictions_of(run)) is not None:
+        return predictions
+    with console.progress("evaluating", 2 * len(run.split().test.user_index)) as update:
+        result = comparison.evaluate_runs([run], update)
+    return comparison.of_one_run(next(iter(result["models"].values())), result)
 
 
 def show_cleaning(dataset: "Dataset") -> None:

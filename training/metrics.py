@@ -1,9 +1,10 @@
 """Ranking metrics of a full ranking, from the ranks of held-out items.
 
 Definitions, for one user with held-out items T whose ranks are r (1-based, ties counted against the
-model, seen items left out): HR@k = 1 if any r ≤ k; NDCG@k = Σ_{r ≤ k} 1/log2(1 + r) over its value for
-ranks 1..min(k, |T|); MRR = 1 / min(r). A held-out item that cannot be reached has rank infinity.
-Coverage@k = share of the catalogue that stands in at least one user's top k.
+model, seen items left out): HR@k = 1 if any r ≤ k; recall@k = |{r ≤ k}| / |T|; NDCG@k = Σ_{r ≤ k}
+1/log2(1 + r) over its value for ranks 1..min(k, |T|); MAP@k = Σ_{r ≤ k} (number of r' ≤ r) / r over
+min(k, |T|); MRR@k = 1 / min(r) if min(r) ≤ k, else 0. A held-out item that cannot be reached has rank
+infinity. Means are over users, those without a hit among them.
 """
 
 from dataclasses import dataclass
@@ -34,9 +35,51 @@ def ndcg(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
     return np.array([(1 / np.log2(row[row <= k] + 1)).sum() / ideal[min(k, len(row))] for row in ranks])
 
 
-def reciprocal_rank(ranks: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Returns 1 / the best rank of each user, (n_users,)."""
-    return np.array([1 / row.min(initial=np.inf) for row in ranks])
+def recall(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+    """Returns recall@k of each user, (n_users,), 0 for a user without held-out items."""
+    return np.array([(row <= k).sum() / max(1, len(row)) for row in ranks])
+
+
+def average_precision(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+    """Returns the average precision at k of each user, (n_users,), whose mean is MAP@k."""
+    found = []
+    for row in ranks:
+        reached = np.sort(row[row <= k])
+        precision = np.searchsorted(reached, reached, side="right") / reached
+        found.append(precision.sum() / max(1, min(k, len(row))))
+    return np.array(found)
+
+
+def reciprocal_rank(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+    """Returns 1 / the best rank of each user, (n_users,), 0 behind the first k."""
+    best = np.array([row.min(initial=np.inf) for row in ranks])
+    return np.where(best <= k, 1 / best, 0.0)
+
+
+def ranks_in_lists(
+    scores: NDArray[np.float32], items: NDArray[np.int32], wanted: NDArray[np.int64], n_items: int
+) -> list[NDArray[np.float64]]:
+    """Returns the pessimistic 1-based rank of each target of each row, in one array per row.
+
+    ``wanted``: the keys of the targets, ascending. A target has the rank of the last place that ties with it;
+    infinity where that lies behind the list, or where the target is not in it. Other targets do not push one
+    down beyond their own place, as in any ranked list.
+    """
+    n_rows, length = scores.shape
+    rank = np.empty(scores.shape)
+    rank[:, -1] = length if length == n_items else np.inf
+    for place in range(length - 2, -1, -1):
+        tied = scores[:, place] == scores[:, place + 1]
+        rank[:, place] = np.where(tied, rank[:, place + 1], place + 1)
+    owner = np.repeat(np.arange(n_rows, dtype=np.int64), length)
+    listed = items.ravel() >= 0
+    keys = (owner[listed] << 32) | items.ravel()[listed]
+    found = np.full(len(wanted), np.inf)
+    at = np.searchsorted(wanted, keys)
+    hit = wanted[np.minimum(at, len(wanted) - 1)] == keys if len(wanted) else np.zeros(len(keys), bool)
+    found[at[hit]] = rank.ravel()[listed][hit]
+    bounds = np.searchsorted(wanted, np.arange(1, n_rows, dtype=np.int64) << 32)
+    return np.split(found, bounds)
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int = 0, n_samples: int = N_BOOTSTRAP) -> Estimate:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from recserve.errors import CheckFailed
 from recserve.training import metrics
 from recserve.training.data import EvaluationSet, Histories
-from recserve.training.evaluate import evaluate, popularity_scorer, ranks_of, top_k
+from recserve.training.evaluate import evaluate, popularity_scorer, top_k
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 RANKS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True), min_size=1, max_size=20)
@@ -33,14 +33,21 @@ def test_by_hand() -> None:
     ideal_of_two = 1 + 1 / math.log2(3)
     expected = [1, 1 / math.log2(4), 0, 1, (1 / math.log2(3)) / ideal_of_two]
     np.testing.assert_allclose(metrics.ndcg(ranks, 10), expected)
-    np.testing.assert_allclose(metrics.reciprocal_rank(ranks), [1, 1 / 3, 1 / 11, 1, 1 / 2])
+    np.testing.assert_allclose(metrics.reciprocal_rank(ranks, 10), [1, 1 / 3, 0, 1, 1 / 2])
+    np.testing.assert_allclose(metrics.recall(ranks, 10), [1, 1, 0, 1, 1 / 2])
+    np.testing.assert_allclose(metrics.average_precision(ranks, 10), [1, 1 / 3, 0, 1, 1 / 4])
 
 
 def test_an_unreachable_target_counts_as_missed() -> None:
     ranks = [np.array([np.inf])]
-    assert (
-        metrics.hit_rate(ranks, 10)[0] == metrics.ndcg(ranks, 10)[0] == metrics.reciprocal_rank(ranks)[0] == 0
-    )
+    for metric in (
+        metrics.hit_rate,
+        metrics.ndcg,
+        metrics.recall,
+        metrics.average_precision,
+        metrics.reciprocal_rank,
+    ):
+        assert metric(ranks, 10).tolist() == [0]
 
 
 @SETTINGS
@@ -79,7 +86,6 @@ def test_a_score_that_is_no_number_is_refused() -> None:
     scores = np.array([[1, np.nan, 2]], np.float32)
     with pytest.raises(CheckFailed, match="scores is NaN"):
         evaluate(lambda rows: scores[rows].copy(), held_out, 3)
-    assert ranks_of(scores[0], np.array([1], np.int32)).tolist() == [np.inf]
 
 
 def test_without_samples_the_interval_is_the_mean() -> None:
@@ -87,10 +93,24 @@ def test_without_samples_the_interval_is_the_mean() -> None:
     assert (estimate.mean, estimate.low, estimate.high) == (0.5, 0.5, 0.5)
 
 
+def ranks_of(scores: list[float], target: int, length: int | None = None) -> list[float]:
+    """The rank of one target in the list of the best ``length`` of these scores."""
+    flat = np.array(scores, np.float32)
+    items = top_k(flat, length or len(flat)).astype(np.int32)
+    lists = flat[items][None, :], items[None, :]
+    return metrics.ranks_in_lists(*lists, np.array([target], np.int64), len(flat))[0].tolist()
+
+
 def test_ties_count_against_the_model() -> None:
-    scores = np.array([1, 1, 1, 2], np.float32)
-    assert ranks_of(scores, np.array([0], np.int32)).tolist() == [4]
-    assert ranks_of(np.zeros(5, np.float32), np.array([2], np.int32)).tolist() == [5]
+    assert ranks_of([1, 1, 1, 2], 0) == [4]
+    assert ranks_of([0] * 5, 2) == [5]
+    assert ranks_of([3, 2, 2, 1], 2) == [3]
+
+
+def test_a_tie_that_may_go_on_behind_the_list_counts_as_missed() -> None:
+    assert ranks_of([3, 2, 2, 2], 1, length=3) == [np.inf]
+    assert ranks_of([3, 2, 1, 1], 1, length=3) == [2]
+    assert ranks_of([3, 2, 1, 1], 3, length=2) == [np.inf]
 
 
 def test_evaluation_equals_a_slow_one() -> None:
@@ -128,4 +148,4 @@ def test_a_target_seen_before_is_unreachable_and_counted() -> None:
 def test_popularity_ranks_by_count() -> None:
     held_out = EvaluationSet(np.array([0], np.int32), histories([[0]]), histories([[2]]))
     result = evaluate(popularity_scorer(np.array([9, 1, 5])), held_out, 3)
-    assert result.metrics["MRR"].mean == 1
+    assert result.metrics["MRR@10"].mean == 1

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from recserve.training.data import Dataset, EvaluationSet, Histories, Split
 
@@ -53,6 +53,17 @@ class RatingModel(Protocol):
 
     def predict_ratings(self, held_out: EvaluationSet) -> NDArray[np.float32]:
         """Returns the predicted rating of every target of ``held_out``, in their order, (n_targets,)."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """A model whose score is the inner product of a query embedding and an item's."""
+
+    item_embeddings: Tensor
+
+    def query_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the query embeddings (len(rows), d) of users whose history is that of ``held_out``."""
         ...
 
 

@@ -67,8 +67,11 @@ class TableModel(FittedModel):
     def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
         """Returns the query embeddings (n, d) of ``users`` with these histories, as serving has them."""
 
+    def query_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Returns the query embeddings (len(rows), d) of users whose history is that of ``held_out``."""
+        return self.queries(held_out.user_index[rows], held_out.histories.take(rows))
+
     def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the scores (len(rows), n_items) of users whose history is that of ``held_out``."""
-        queries = self.queries(held_out.user_index[rows], held_out.histories.take(rows))
-        scores: NDArray[np.float32] = queries @ self.item_embeddings.numpy().T
+        scores: NDArray[np.float32] = self.query_rows(held_out, rows) @ self.item_embeddings.numpy().T
         return scores
