@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from recserve.engine.brownout import Brownout
 from recserve.errors import ConfigError
 
 # Weight of the newest batch in the running mean of batch times.
@@ -18,6 +19,12 @@ ESTIMATE_HALF_LIFE_SECONDS = 1.0
 # A batch closes so long before its tightest deadline demands it: at that very moment the call would be late.
 CLOSE_EARLY_SECONDS = 0.001
 PRIORITIES = 4
+# Less urgent classes wait, or are late, rather than take a cheaper answer.
+DEGRADABLE_PRIORITIES = 2
+# A cheaper answer is promised to a caller who has so much time left.
+DEGRADE_SECONDS = 0.005
+# Most of them in one go: the batch after it must not wait for long.
+MAX_DEGRADED = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +53,19 @@ class BatcherConfig:
     max_waiting: int = 4096
     """Most calls that wait, those whose caller has left included; more are refused."""
 
+    brownout: bool = True
+    """Whether callers get the popular items, marked as degraded, where the model's would come too late."""
+
+    normal_wait_ms: float = 5.0
+    """Waiting that is no sign of overload; neither is one and a half times what a batch takes."""
+
     def __post_init__(self) -> None:
         for name in ("max_size", "threads", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"batcher.{name}", found=getattr(self, name), expected="1 or more")
-        if not 0 <= self.max_delay_ms <= 1000:
-            raise ConfigError("batcher.max_delay_ms", found=self.max_delay_ms, expected="0 to 1000")
+        for name in ("max_delay_ms", "normal_wait_ms"):
+            if not 0 <= getattr(self, name) <= 1000:
+                raise ConfigError(f"batcher.{name}", found=getattr(self, name), expected="0 to 1000")
         if not all(1 <= size <= self.max_size for size in self.preferred_sizes):
             raise ConfigError(
                 "batcher.preferred_sizes", found=self.preferred_sizes, expected=f"each 1 to {self.max_size}"
@@ -101,20 +115,33 @@ class Rates:
 class Decision(Generic[W]):
     """What to do now: compute ``take``, answer ``late`` with DEADLINE_EXCEEDED, look again at ``wake_at``.
 
-    ``consumed``: how many entries leave the head of each class; ``n_gone``: how many of them were done.
+    ``degrade``: who gets the cheaper answer. ``consumed``: how many entries leave the head of each class;
+    ``n_gone``: how many of them were done.
     """
 
     take: list[W] = field(default_factory=list)
     late: list[W] = field(default_factory=list)
+    degrade: list[W] = field(default_factory=list)
     consumed: tuple[int, ...] = ()
     n_gone: int = 0
     wake_at: float | None = None
 
 
-def decide(classes: Sequence[Sequence[W]], now: float, config: BatcherConfig, rates: Rates) -> Decision[W]:
-    """Returns what to do with what waits: ``classes[0]`` is the most urgent, each class in arrival order."""
+def decide(
+    classes: Sequence[Sequence[W]],
+    now: float,
+    config: BatcherConfig,
+    rates: Rates,
+    brownout: Brownout | None = None,
+) -> Decision[W]:
+    """Returns what to do with what waits: ``classes[0]`` is the most urgent, each class in arrival order.
+
+    ``brownout``: its state, None where there is no cheaper answer.
+    """
     finished_at = now + rates.expected_seconds(now)
-    full = _scan(classes, config.max_size, finished_at)
+    degrade_until = now + DEGRADE_SECONDS if brownout is not None else None
+    beyond = brownout is not None and brownout.is_on
+    full = _scan(classes, config.max_size, finished_at, degrade_until, beyond)
     n = len(full.take)
     if n == 0:
         return full
@@ -127,7 +154,7 @@ def decide(classes: Sequence[Sequence[W]], now: float, config: BatcherConfig, ra
         if now < close_at:
             return Decision(consumed=(0,) * len(classes), wake_at=close_at)
     size = max((size for size in config.preferred_sizes if size <= n), default=n)
-    return full if size == n else _scan(classes, size, finished_at)
+    return full if size == n else _scan(classes, size, finished_at, degrade_until, beyond)
 
 
 def delay_seconds(n: int, target: int, config: BatcherConfig, rates: Rates) -> float:
@@ -140,22 +167,32 @@ def delay_seconds(n: int, target: int, config: BatcherConfig, rates: Rates) -> f
     return min(longest, (target - n) / rates.arrivals_per_second)
 
 
-def _scan(classes: Sequence[Sequence[W]], size: int, finished_at: float) -> Decision[W]:
+def _scan(
+    classes: Sequence[Sequence[W]], size: int, finished_at: float, degrade_until: float | None, beyond: bool
+) -> Decision[W]:
+    """Fills a batch of ``size``; ``beyond``: whoever waits behind it is degraded."""
     take: list[W] = []
     late: list[W] = []
+    degrade: list[W] = []
     consumed = []
     n_gone = 0
-    for entries in classes:
+    for priority, entries in enumerate(classes):
+        may_degrade = degrade_until if priority < DEGRADABLE_PRIORITIES else None
         n_seen = 0
         for entry in entries:
-            if len(take) == size:
+            is_full = len(take) == size
+            if is_full and (may_degrade is None or not beyond):
+                break
+            if len(degrade) == MAX_DEGRADED:
                 break
             n_seen += 1
             if entry.is_done:
                 n_gone += 1
-            elif entry.deadline <= finished_at:
-                late.append(entry)
-            else:
+            elif not is_full and entry.deadline > finished_at:
                 take.append(entry)
+            elif may_degrade is not None and entry.deadline > may_degrade:
+                degrade.append(entry)
+            else:
+                late.append(entry)
         consumed.append(n_seen)
-    return Decision(take, late, tuple(consumed), n_gone)
+    return Decision(take, late, degrade, tuple(consumed), n_gone)

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide
+from recserve.engine.brownout import Brownout, normal_wait
 from recserve.engine.threads import Crew
 from recserve.errors import Overloaded, Unavailable
 
@@ -55,10 +56,13 @@ class Batcher(Generic[E]):
         answer: Callable[[list[E]], None],
         config: BatcherConfig,
         *,
+        answer_degraded: Callable[[list[E]], None] | None = None,
         on_exhausted: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py."""
         self._answer = answer
+        self._answer_degraded = answer_degraded
         self._config = config
         self._clock = clock
         # Filled by any thread without a lock; emptied by the one that forms a batch.
@@ -67,12 +71,13 @@ class Batcher(Generic[E]):
         self._forming = threading.Lock()
         self._classes: tuple[deque[E], ...] = tuple(deque() for _ in range(PRIORITIES))
         self._rates = Rates()
+        self._brownout = Brownout() if answer_degraded is not None and config.brownout else None
         self._looked_at = clock()
         self._closed = False
         # Guards _counters.
         self._counting = threading.Lock()
         self._counters = dict.fromkeys(
-            ("batches", "rows", "late_rows", "gone_rows", "failed_batches", "failed_rows"), 0
+            ("batches", "rows", "degraded_rows", "late_rows", "gone_rows", "failed_batches", "failed_rows"), 0
         )
         self._crew = Crew("recserve-batcher", config.threads, self._work, on_exhausted=on_exhausted)
 
@@ -97,9 +102,9 @@ class Batcher(Generic[E]):
     def stats(self) -> dict[str, int]:
         """Returns counts since the start.
 
-        ``batches`` and ``rows`` computed; ``late_rows`` dropped because their deadline could not be met;
-        ``gone_rows`` skipped because their caller had left; ``failed_batches`` and the ``failed_rows`` that
-        failed again alone.
+        ``batches`` and ``rows`` computed; ``degraded_rows`` that got the cheaper answer; ``late_rows``
+        dropped because their deadline could not be met; ``gone_rows`` skipped because their caller had left;
+        ``failed_batches`` and the ``failed_rows`` that failed again alone.
         """
         with self._counting:
             return dict(self._counters)
@@ -111,24 +116,39 @@ class Batcher(Generic[E]):
         self._crew.join()
 
     def _work(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            self._compute(batch)
+        while (decision := self._next()) is not None:
+            if decision.degrade:
+                self._degrade(decision.degrade)
+            if decision.take:
+                self._compute(decision.take)
 
-    def _next_batch(self) -> list[E] | None:
+    def _next(self) -> Decision[E] | None:
         with self._forming:
             while True:
                 self._drain_inbox()
                 now = self._clock()
-                decision = decide(self._classes, now, self._config, self._rates)
+                decision = decide(self._classes, now, self._config, self._rates, self._brownout)
                 self._apply(decision)
-                if decision.take:
-                    return decision.take
+                if decision.take or decision.degrade:
+                    self._watch_the_waiting(decision, now)
+                    return decision
                 if decision.wake_at is not None:
                     self._wait(max(0.0, decision.wake_at - now))
                 elif self._closed:
                     return None
                 else:
                     self._wait(None)
+
+    def _watch_the_waiting(self, decision: Decision[E], now: float) -> None:
+        if self._brownout is None:
+            return
+        oldest = min(entry.received_at for entry in (*decision.take, *decision.degrade))
+        shortest = (self._config.normal_wait_ms + self._config.max_delay_ms) / 1000
+        waited = now - oldest > normal_wait(self._rates.expected_seconds(now), shortest)
+        before = self._brownout.is_on
+        self._brownout = self._brownout.after(waited or (before and bool(decision.degrade)), now)
+        if self._brownout.is_on != before:
+            log.warning("brown-out ends" if before else "brown-out begins", waiting=self.n_waiting)
 
     def _wait(self, seconds: float | None) -> None:
         try:
@@ -163,13 +183,27 @@ class Batcher(Generic[E]):
 
     def _compute(self, batch: list[E]) -> None:
         start = self._clock()
+        self._run(self._answer, batch)
+        end = self._clock()
+        # Several threads may do this at once; a mean that misses one batch is as good.
+        self._rates = self._rates.after_batch(end - start, end)
+        self._count(batches=1, rows=len(batch))
+
+    def _degrade(self, batch: list[E]) -> None:
+        if self._answer_degraded is not None:
+            self._run(self._answer_degraded, batch)
+        self._count(degraded_rows=len(batch))
+
+    def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> None:
+        """Has every entry of ``batch`` answered."""
+        now = self._clock()
         for entry in batch:
-            entry.stage_ns["queue"] = int((start - entry.received_at) * 1e9)
+            entry.stage_ns["queue"] = int((now - entry.received_at) * 1e9)
         try:
             try:
-                self._answer(batch)
+                answer(batch)
             except Exception as error:  # noqa: BLE001 - each caller gets a status for whatever it is
-                self._one_by_one(batch, error)
+                self._one_by_one(answer, batch, error)
             for entry in batch:
                 if not entry.is_done:
                     entry.fail(RuntimeError("the batch ended without an answer for one of its entries"))
@@ -181,12 +215,8 @@ class Batcher(Generic[E]):
                     )
                 )
             raise
-        end = self._clock()
-        # Several threads may do this at once; a mean that misses one batch is as good.
-        self._rates = self._rates.after_batch(end - start, end)
-        self._count(batches=1, rows=len(batch))
 
-    def _one_by_one(self, batch: list[E], error: Exception) -> None:
+    def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> None:
         if len(batch) == 1:
             self._count(failed_batches=1, failed_rows=int(batch[0].fail(error)))
             return
@@ -195,7 +225,7 @@ class Batcher(Generic[E]):
         for entry in batch:
             if not entry.is_done:
                 try:
-                    self._answer([entry])
+                    answer([entry])
                 except Exception as own:  # noqa: BLE001 - as above
                     failed += entry.fail(own)
         self._count(failed_batches=1, failed_rows=failed)

@@ -139,8 +139,13 @@ class Engine:
         named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
         return [next(named) if isinstance(answer, Ranked) else answer for answer in answers]
 
-    def rank_each(self, requests: Iterable[Request]) -> list[Ranked | InvalidRequest]:
-        """Does what :meth:`recommend_each` does, and leaves the items as arrays for the wire to encode."""
+    def rank_each(
+        self, requests: Iterable[Request], *, degraded: bool = False
+    ) -> list[Ranked | InvalidRequest]:
+        """Does what :meth:`recommend_each` does, and leaves the items as arrays for the wire to encode.
+
+        ``degraded``: leaves the model out and answers with popular items, at a small part of the cost.
+        """
         requests = self._accept(requests)
         answers: list[Ranked | InvalidRequest | None] = []
         good = []
@@ -152,7 +157,7 @@ class Engine:
             else:
                 answers.append(None)
                 good.append(request)
-        ranked = iter(self._run(good))
+        ranked = iter(self._run(good, degraded))
         return [next(ranked) if answer is None else answer for answer in answers]
 
     def _check(self, request: Request) -> None:
@@ -172,18 +177,20 @@ class Engine:
             )
         return requests
 
-    def _run(self, requests: list[Request]) -> list[Ranked]:
+    def _run(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
         default = self._loaded.bundle.manifest.default_variant
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(request.variant or default, []).append(i)
         ranked: dict[int, Ranked] = {}
         for variant, rows in rows_of.items():
-            batch = Batch(self._loaded, variant, [requests[i] for i in rows], now=int(time.time()))
+            batch = Batch(
+                self._loaded, variant, [requests[i] for i in rows], now=int(time.time()), degraded=degraded
+            )
             ranked.update(zip(rows, run(batch, self._store), strict=True))
             self._count(
                 requests=len(rows),
-                cold_starts=len(rows) - len(batch.model_rows()),
+                cold_starts=0 if degraded else len(rows) - len(batch.model_rows()),
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
         return [ranked[i] for i in range(len(requests))]

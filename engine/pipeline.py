@@ -18,7 +18,7 @@ from recserve.engine.ranking import Objective, RankStage, best_first
 from recserve.engine.retrieval import Retriever
 from recserve.engine.sources import QuerySource
 from recserve.engine.state.history import HistoryStore
-from recserve.engine.types import SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
+from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
 
 T = TypeVar("T")
 
@@ -35,12 +35,16 @@ class LoadedBundle:
 
 @dataclass(slots=True)
 class Batch:
-    """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``."""
+    """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``.
+
+    ``degraded``: the model is left out, all rows are answered as cold starts are.
+    """
 
     loaded: LoadedBundle
     variant: str
     requests: list[Request]
     now: int
+    degraded: bool = False
     resolved: list[ResolvedRequest] = field(default_factory=list)
     queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
@@ -55,6 +59,8 @@ class Batch:
 
     def model_rows(self) -> list[int]:
         """The rows that the model can answer; the others are cold starts."""
+        if self.degraded:
+            return []
         source = self.loaded.sources[self.variant]
         return [i for i, resolved in enumerate(self.resolved) if source.answers(resolved.history)]
 
@@ -74,6 +80,7 @@ class Ranked:
     stage_ns: dict[str, int]
     warnings: tuple[str, ...]
     arm: str = ""
+    degraded: tuple[str, ...] = ()
 
 
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
@@ -96,7 +103,7 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 def _resolve(batch: Batch, store: HistoryStore) -> None:
     loaded = batch.loaded
     batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.retriever.filters)
-    if loaded.ranking is not None:
+    if loaded.ranking is not None and not batch.degraded:
         asked = ((i, loaded.ranking.objective(request)) for i, request in enumerate(batch.requests))
         batch.objectives = {i: objective for i, objective in asked if objective is not None}
 
@@ -153,8 +160,18 @@ def _rank(batch: Batch) -> None:
 
 def _assemble(batch: Batch) -> list[Ranked]:
     bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
+    degraded = (DEGRADED_MODEL,) if batch.degraded else ()
     return [
-        Ranked(bundle, items[: one.k], scores[: one.k], variant, source, stage_ns, _warnings(one, items))
+        Ranked(
+            bundle,
+            items[: one.k],
+            scores[: one.k],
+            variant,
+            source,
+            stage_ns,
+            _warnings(one, items),
+            degraded=degraded,
+        )
         for one, (source, scores, items) in zip(batch.resolved, batch.found, strict=True)
     ]
 
@@ -182,6 +199,7 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
             stage_ns=answer.stage_ns,
             warnings=answer.warnings,
             arm=answer.arm,
+            degraded=answer.degraded,
         )
         for answer in ranked
     ]

@@ -8,6 +8,9 @@ SOURCE_MODEL = "model"
 SOURCE_POPULARITY = "popularity"
 SOURCE_SIMILAR = "similar"
 
+# What may be left out of a slate so that it comes in time: "model" means popular items instead of its own.
+DEGRADED_MODEL = "model"
+
 DEFAULT_K = 10
 
 
@@ -51,7 +54,8 @@ class SlateItem:
 class Slate:
     """The final ordered list, with the bundle and variant that made it and the nanoseconds of each stage.
 
-    ``arm``: the caller's, while a server divides its callers between versions; else "".
+    ``arm``: the caller's, while a server divides its callers between versions; else "". ``degraded``: what
+    was left out to answer in time ("model": these are popular items); empty for a full answer.
     """
 
     items: tuple[SlateItem, ...]
@@ -61,6 +65,7 @@ class Slate:
     stage_ns: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     arm: str = ""
+    degraded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -510,6 +510,7 @@ class Slate(_message.Message):
     STAGE_TIMES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     ARM_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     bundle_version: _builtins.str
     """The bundle that answered, from the first stage to the last."""
     variant: _builtins.str
@@ -528,6 +529,12 @@ class Slate(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was ignored (unknown items, unused context), one sentence each."""
 
+    @_builtins.property
+    def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was left out to answer in time. "model": the items are popular ones, for the model had no time left.
+        Empty: a full answer.
+        """
+
     def __init__(
         self,
         *,
@@ -538,10 +545,11 @@ class Slate(_message.Message):
         stage_times: _abc.Iterable[Global___StageTime] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         arm: _builtins.str = ...,
+        degraded: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "items", b"items", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "items", b"items", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,19 +43,24 @@ class Router:
         *,
         model: str = "",
         version: str = "",
+        degraded: bool = False,
     ) -> Iterator[tuple[list[int], list[Ranked | InvalidRequest]]]:
         """Yields rows of ``requests`` and their answers, one arm after the other, each from one version.
 
         ``keys()`` gives what assigns each request to an arm; asked only when there are several. A request
         that names a variant gets it from whatever version its arm has. ``version``: asks that arm, whoever
-        calls; raises :class:`UnknownModel` when no arm has it.
+        calls; raises :class:`UnknownModel` when no arm has it. ``degraded``: as in Engine.rank_each; such
+        answers say nothing about an arm and are neither counted for it nor shadowed.
         """
         with self.registry.lease(model) as lease:
             route = lease.route.only(version) if version else lease.route
             for arm, rows in route.assign(keys() if route.is_split else [""] * len(requests)):
                 asked = [_for_arm(requests[i], arm) for i in rows]
                 start = self._clock()
-                answers = self._ask(lease, arm, asked)
+                answers = self._ask(lease, arm, asked, degraded)
+                if degraded:
+                    yield rows, answers
+                    continue
                 seconds = self._clock() - start
                 ranked = [answer for answer in answers if isinstance(answer, Ranked)]
                 self._record(lease.active, arm, ranked, seconds)
@@ -71,9 +76,11 @@ class Router:
         """Ends the shadow traffic."""
         self.shadow.close()
 
-    def _ask(self, lease: Lease[Engine], arm: Arm, requests: list[Request]) -> list[Ranked | InvalidRequest]:
+    def _ask(
+        self, lease: Lease[Engine], arm: Arm, requests: list[Request], degraded: bool
+    ) -> list[Ranked | InvalidRequest]:
         try:
-            answers = lease.engine(arm).rank_each(requests)
+            answers = lease.engine(arm).rank_each(requests, degraded=degraded)
         except Exception:
             if len(requests) == 1:
                 # The rows of a larger batch are asked again, each alone.

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("recserve.server")
 
-# Without requests only streams are left (health Watch), which never end by themselves.
-STREAM_GRACE_SECONDS = 0.5
+# Without requests only streams are left (health Watch), which never end by themselves, and calls that are in
+# the transport's own queue: they must come as far as being refused, or their callers would see CANCELLED.
+STREAM_GRACE_SECONDS = 2.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -81,6 +82,7 @@ class Server:
         self.batcher = Batcher[Call | Row](
             metrics.counting(recommender.recommend) if metrics else recommender.recommend,
             self._batcher_config,
+            answer_degraded=recommender.recommend_degraded,
             on_exhausted=self._give_up,
         )
         models = ServedModels(self.router.registry, manager)

@@ -65,8 +65,15 @@ class RecommenderService:
 
     def recommend(self, entries: list[Call | Row]) -> None:
         """Answers a batch of Recommend calls and rows; a bad one is refused alone."""
+        self._recommend(entries, degraded=False)
+
+    def recommend_degraded(self, entries: list[Call | Row]) -> None:
+        """Does what :meth:`recommend` does, without the model: popular items, marked as degraded."""
+        self._recommend(entries, degraded=True)
+
+    def _recommend(self, entries: list[Call | Row], *, degraded: bool) -> None:
         asked = [_asked(entry) for entry in entries]
-        for rows, answers in self._answer(asked):
+        for rows, answers in self._answer(asked, degraded):
             answered = []
             for i, answer in zip(rows, answers, strict=True):
                 entry = entries[i]
@@ -156,14 +163,17 @@ class RecommenderService:
         return pb.RecommendManyResponse(results=results)
 
     def _answer(
-        self, asked: Sequence["Asked"]
+        self, asked: Sequence["Asked"], degraded: bool = False
     ) -> Iterator[tuple[Sequence[int], list[Ranked | InvalidRequest]]]:
         """Yields rows and their answers, by model, version and arm."""
         for (model, version), group in _by_target(asked):
             requests = [asked[i].request for i in group]
             try:
                 keys = partial(_keys_of, asked, group)
-                for rows, answers in self._router.answer(requests, keys, model=model, version=version):
+                answered = self._router.answer(
+                    requests, keys, model=model, version=version, degraded=degraded
+                )
+                for rows, answers in answered:
                     self._tell(model, answers)
                     yield [group[row] for row in rows], answers
             except UnknownModel as error:

@@ -69,6 +69,7 @@ def slate_to_message(slate: Slate) -> pb.Slate:
         stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in slate.stage_ns.items()],
         warnings=slate.warnings,
         arm=slate.arm,
+        degraded=slate.degraded,
     )
 
 
@@ -82,6 +83,7 @@ def slate_from_message(message: pb.Slate) -> Slate:
         stage_ns={stage.stage: stage.duration_ns for stage in message.stage_times},
         warnings=tuple(message.warnings),
         arm=message.arm,
+        degraded=tuple(message.degraded),
     )
 
 

@@ -51,4 +51,5 @@ def _encode_rest(answer: Ranked) -> bytes:
         stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in answer.stage_ns.items()],
         warnings=answer.warnings,
         arm=answer.arm,
+        degraded=answer.degraded,
     ).SerializeToString()

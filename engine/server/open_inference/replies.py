@@ -18,6 +18,8 @@ def build_reply(id_: str, model: str, ask: Ask, slates: Sequence[Slate]) -> pb.M
         reply.outputs.add(name=output.name, datatype=datatype, shape=[len(slates), width])
         reply.raw_output_contents.append(raw)
     reply.parameters["source"].string_param = ",".join(slate.source for slate in slates)
+    if any(slate.degraded for slate in slates):
+        reply.parameters["degraded"].string_param = ";".join(",".join(slate.degraded) for slate in slates)
     warnings = [f"row {row}: {warning}" for row, slate in enumerate(slates) for warning in slate.warnings]
     if warnings:
         reply.parameters["warnings"].string_param = "\n".join(warnings)

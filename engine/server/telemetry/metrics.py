@@ -205,6 +205,7 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
 BATCHER_TEXTS = {
     "batches": "Batches computed.",
     "rows": "Requests computed in batches.",
+    "degraded_rows": "Requests answered with popular items, for the model's answer would come too late.",
     "late_rows": "Requests dropped before anything was computed: too late for their deadline.",
     "gone_rows": "Requests skipped because their caller had left.",
     "failed_batches": "Batches that failed and were tried row by row.",

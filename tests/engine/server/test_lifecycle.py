@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from recserve.engine import Engine, InvalidRequest, Request
 from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.brownout import Brownout
 from recserve.engine.client import RecommenderClient
 from recserve.engine.pipeline import Ranked
 from recserve.engine.retry import NO_RETRY
@@ -43,7 +44,9 @@ class Gate:
         self.n_calls = 0
         rank = engine.rank_each
 
-        def held(requests: list[Request]) -> list[Ranked | InvalidRequest]:
+        def held(requests: list[Request], *, degraded: bool = False) -> list[Ranked | InvalidRequest]:
+            if degraded:
+                return rank(requests, degraded=True)
             self.n_calls += len(requests)
             self.entered.release()
             assert self.open.wait(TIMEOUT_SECONDS)
@@ -138,6 +141,33 @@ def test_overload_is_said_while_health_still_answers(
         assert health(server.address) == SERVING
         gate.open.set()
         assert [len(call.result().items) for call in admitted] == [1, 1]
+
+
+def test_in_a_brown_out_who_waits_behind_a_batch_gets_popular_items(
+    start: Callable[..., RunningServer], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(batcher=ONE, default_deadline_ms=60_000)
+    server.serve(engine)
+    gate = Gate(engine, monkeypatch)
+    monkeypatch.setattr(server.server.batcher, "_brownout", Brownout(is_on=True))
+    known = engine.user_ids()[0]
+    with grpc.insecure_channel(server.address) as channel:
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        ask = pb.RecommendRequest(user_id=known, k=3)
+        calls = [stub.Recommend.future(ask, timeout=TIMEOUT_SECONDS) for _ in range(5)]
+        while server.server.admission.in_flight < len(calls):
+            assert health(server.address) == SERVING
+        gate.open.set()
+        slates = [call.result() for call in calls]
+    assert [len(slate.items) for slate in slates] == [3] * 5
+    degraded = [slate for slate in slates if slate.degraded]
+    # The one that was held, and at least the first of those that waited for it, got a full answer.
+    assert 1 <= len(degraded) <= 3
+    assert {(tuple(slate.degraded), slate.source) for slate in degraded} == {(("model",), "popularity")}
+    assert {slate.source for slate in slates if not slate.degraded} == {"model"}
+    assert server.server.batcher.stats()["degraded_rows"] == len(degraded)
+    seen = set(engine.history(known))
+    assert not any(item.item_id in seen for slate in degraded for item in slate.items)
 
 
 def test_cancelled_calls_leave_nothing_behind(

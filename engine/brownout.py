@@ -1,0 +1,39 @@
+"""Brown-out: while more is asked than the model can answer, the rest gets a cheaper answer at once. Pure.
+
+Full answers go on as fast as the model gives them. Whoever waits behind a full batch meanwhile gets the
+popular items, marked as degraded, instead of an answer that is late or none. The two thresholds are apart in
+time, so that the state does not flutter: it is entered when calls have waited too long for half a second (the
+"not empty for N ms" of Maurer, "Fail at Scale", 2015), and left after five seconds without pressure.
+"""
+
+from dataclasses import dataclass
+
+ENTER_SECONDS = 0.5
+LEAVE_SECONDS = 5.0
+# Waiting for the batch before is no sign of overload, whatever it takes.
+NORMAL_BATCH_TIMES = 1.5
+
+
+def normal_wait(batch_seconds: float, shortest: float) -> float:
+    """Seconds that a call may wait without being a sign of overload."""
+    return max(shortest, NORMAL_BATCH_TIMES * batch_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Brownout:
+    """Whether it ``is_on``, and since when all signs say otherwise (None: the newest did not)."""
+
+    is_on: bool = False
+    turning_since: float | None = None
+    seen_at: float = float("-inf")
+
+    def after(self, is_pressed: bool, now: float) -> "Brownout":
+        """The state after one more sign: whether calls wait too long, or some had to be degraded."""
+        if is_pressed == self.is_on:
+            return Brownout(self.is_on, None, now)
+        since = self.turning_since
+        if since is None or (is_pressed and now - self.seen_at > ENTER_SECONDS):
+            since = now  # Between two bursts that far apart there was none.
+        if now - since >= (LEAVE_SECONDS if self.is_on else ENTER_SECONDS):
+            return Brownout(not self.is_on, None, now)
+        return Brownout(self.is_on, since, now)

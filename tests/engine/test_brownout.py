@@ -1,0 +1,134 @@
+"""When callers get a cheaper answer: pure functions, and the batcher that follows them."""
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recserve.engine.batch_policy import DEGRADE_SECONDS, MAX_DEGRADED, BatcherConfig, Rates, decide
+from recserve.engine.batcher import Batcher
+from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, normal_wait
+from tests.engine.test_batch_policy import NOW, Row, classes, configs, rates
+from tests.engine.test_batcher import Row as Entry
+
+OFF, ON = Brownout(), Brownout(is_on=True)
+
+
+def after(state: Brownout, *signs: tuple[float, bool]) -> Brownout:
+    for at, is_pressed in signs:
+        state = state.after(is_pressed, at)
+    return state
+
+
+def test_it_begins_after_half_a_second_of_pressure_and_ends_after_five_without() -> None:
+    pressed = [(NOW + 0.1 * i, True) for i in range(7)]
+    assert not after(OFF, *pressed[:5]).is_on
+    state = after(OFF, *pressed)
+    assert state.is_on
+    calm = [(NOW + 1 + 0.5 * i, False) for i in range(12)]
+    assert after(state, *calm[:10]).is_on
+    assert not after(state, *calm).is_on
+
+
+def test_one_good_sign_starts_the_wait_anew() -> None:
+    assert not after(OFF, (NOW, True), (NOW + 0.4, False), (NOW + 0.6, True), (NOW + 0.9, True)).is_on
+    assert after(ON, (NOW, False), (NOW + 4.9, True), (NOW + 5.1, False), (NOW + 9.9, False)).is_on
+
+
+def test_two_bursts_with_a_pause_between_them_are_no_overload() -> None:
+    assert not after(OFF, (NOW, True), (NOW + 10, True)).is_on
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 3), st.booleans()), max_size=60))
+def test_the_state_turns_only_after_its_time(steps: list[tuple[float, bool]]) -> None:
+    state, now, turned_at = OFF, NOW, NOW
+    for seconds, is_pressed in steps:
+        now += seconds
+        before, state = state, state.after(is_pressed, now)
+        if state.is_on != before.is_on:
+            assert is_pressed == state.is_on
+            assert now - turned_at >= (ENTER_SECONDS if state.is_on else LEAVE_SECONDS)
+            turned_at = now
+
+
+def test_waiting_for_a_slow_batch_is_normal() -> None:
+    assert normal_wait(0.001, 0.005) == 0.005
+    assert normal_wait(0.1, 0.005) > 0.1
+
+
+@given(classes, configs(), rates)
+def test_the_full_answers_are_those_without_a_brown_out(
+    queue: list[list[Row]], config: BatcherConfig, known: Rates
+) -> None:
+    plain = decide(queue, NOW, config, known)
+    for state in (OFF, ON):
+        decision = decide(queue, NOW, config, known, state)
+        assert list(map(id, decision.take)) == list(map(id, plain.take))
+        assert decision.wake_at == plain.wake_at
+        consumed = [row for rows, n in zip(queue, decision.consumed, strict=True) for row in rows[:n]]
+        parts = (decision.take, decision.late, decision.degrade)
+        assert sum(map(len, parts)) + decision.n_gone == len(consumed)
+        assert not any(row.is_done or row.deadline <= NOW + DEGRADE_SECONDS for row in decision.degrade)
+
+
+def test_who_would_be_late_is_degraded_at_any_time() -> None:
+    soon, at_once = Row(deadline=NOW + 0.1), Row(deadline=NOW + 0.001)
+    known = Rates(batch_seconds=1.0, measured_at=NOW)
+    decision = decide([[soon, at_once]], NOW, BatcherConfig(), known, OFF)
+    assert (decision.degrade, decision.late) == ([soon], [at_once])
+
+
+def test_in_a_brown_out_all_who_wait_behind_a_full_batch_are_degraded_but_the_patient() -> None:
+    rows = [Row() for _ in range(3 + MAX_DEGRADED + 1)]
+    patient = [Row()]
+    config = BatcherConfig(max_size=3)
+    decision = decide([[], rows, [], patient], NOW, config, Rates(), ON)
+    assert (len(decision.take), len(decision.degrade)) == (3, MAX_DEGRADED)
+    assert decision.consumed == (0, 3 + MAX_DEGRADED, 0, 0)
+    assert decide([[], rows, [], patient], NOW, config, Rates(), OFF).degrade == []
+
+
+def _answering(text: str) -> Callable[[list[Any]], None]:
+    def answer(rows: list[Any]) -> None:
+        for row in rows:
+            row.reply(text)
+
+    return answer
+
+
+def test_the_batcher_degrades_whoever_cannot_wait() -> None:
+    now = [0.0]
+
+    def slow(rows: list[Any]) -> None:
+        now[0] += 1.0
+        _answering("full")(rows)
+
+    batcher = Batcher[Any](slow, BatcherConfig(), answer_degraded=_answering("popular"), clock=lambda: now[0])
+    with closing(batcher):
+        first = Entry()
+        batcher.submit(None, first)
+        assert first.result() == "full"
+        hasty, patient = Entry(deadline=now[0] + 0.5), Entry(deadline=now[0] + 100)
+        batcher.submit(None, hasty)
+        batcher.submit(None, patient)
+        assert (hasty.result(), patient.result()) == ("popular", "full")
+    assert (batcher.stats()["degraded_rows"], batcher.stats()["late_rows"]) == (1, 0)
+
+
+def test_a_server_may_do_without() -> None:
+    now = [0.0]
+
+    def slow(rows: list[Any]) -> None:
+        now[0] += 1.0
+        _answering("full")(rows)
+
+    config = BatcherConfig(brownout=False)
+    batcher = Batcher[Any](slow, config, answer_degraded=_answering("popular"), clock=lambda: now[0])
+    with closing(batcher):
+        first, hasty = Entry(), Entry(deadline=1.5)
+        batcher.submit(None, first)
+        assert first.result() == "full"
+        batcher.submit(None, hasty)
+        assert hasty.result() == "expired"
