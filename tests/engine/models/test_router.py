@@ -88,7 +88,7 @@ def known_users(bench: Bench) -> list[str]:
 def test_a_canary_that_fails_is_taken_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.registry.set_route(MODEL, SPLIT)
 
-    def fail(requests: object) -> None:
+    def fail(requests: object, **options: bool) -> None:
         raise RuntimeError("model broken")
 
     monkeypatch.setattr(bench.engines["v2"], "rank_each", fail)
@@ -109,7 +109,7 @@ def test_a_canary_that_is_slow_is_taken_back(bench: Bench, monkeypatch: pytest.M
     for version, seconds in (("v1", 0.004), ("v2", 0.02)):
         engine = bench.engines[version]
 
-        def slow(requests: Any, engine: Engine = engine, seconds: float = seconds) -> Any:
+        def slow(requests: Any, engine: Engine = engine, seconds: float = seconds, **options: bool) -> Any:
             bench.now += seconds
             return type(engine).rank_each(engine, requests)
 
@@ -164,7 +164,7 @@ def test_a_shadow_that_differs_or_fails_is_counted(bench: Bench, monkeypatch: py
 
 
 def test_a_shadow_that_fails_is_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(requests: object) -> None:
+    def fail(requests: object, **options: bool) -> None:
         raise RuntimeError("model broken")
 
     monkeypatch.setattr(bench.engines["v2"], "recommend_each", fail)

@@ -324,7 +324,7 @@ def test_a_batcher_thread_that_dies_costs_its_batch_and_nothing_else(
     server.serve(engine)
     rank = engine.rank_each
 
-    def die_once(requests: list[Request]) -> list[Ranked | InvalidRequest]:
+    def die_once(requests: list[Request], **options: bool) -> list[Ranked | InvalidRequest]:
         monkeypatch.setattr(engine, "rank_each", rank)
         raise SystemExit
 

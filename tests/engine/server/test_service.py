@@ -183,7 +183,7 @@ def test_nothing_internal_reaches_the_caller(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(requests: list[Request]) -> None:
+    def fail(requests: list[Request], **options: bool) -> None:
         raise ValueError("/secret/path token=xyz")
 
     monkeypatch.setattr(engine, "rank_each", fail)

@@ -33,7 +33,7 @@ def test_every_row_of_the_table_reaches_the_caller(
 ) -> None:
     row = STATUS_TABLE[kind]
 
-    def fail(requests: list[Request]) -> None:
+    def fail(requests: list[Request], **options: bool) -> None:
         raise kind("the name", found="wrong", expected="right")
 
     monkeypatch.setattr(engine, "rank_each", fail)
@@ -87,7 +87,7 @@ def test_what_is_not_in_the_table_is_internal_and_says_nothing(
     server: RunningServer, engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     # TimeoutError: the engine's own is no deadline of the caller.
-    def fail(requests: list[Request]) -> None:
+    def fail(requests: list[Request], **options: bool) -> None:
         raise error
 
     monkeypatch.setattr(engine, "rank_each", fail)
