@@ -13,6 +13,7 @@ SHOP = "synthetic-shop:n_items=1000,n_users=100,n_events=3000,seed=4"
 SERVED = {
     "als": ["--embedding-size", "8", "--epochs", "2"],
     "bpr": ["--embedding-size", "8", "--epochs", "3", "--validate-every", "1"],
+    "dssm": ["--embedding-size", "8", "--epochs", "2", "--unknown-rate", "0.2"],
     "popularity": [],
     "svd": ["--embedding-size", "8", "--epochs", "3"],
     "svdpp": ["--embedding-size", "8", "--epochs", "3"],

@@ -53,7 +53,7 @@ def train(
     max_history: Annotated[
         int | None, typer.Option(help="Newest items that the model sees (sasrec).")
     ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout rate (sasrec).")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout rate (sasrec, dssm).")] = None,
     time_gaps: Annotated[
         bool | None, typer.Option(help="Let attention see how long ago each item was (sasrec).")
     ] = None,
@@ -69,7 +69,9 @@ def train(
         float | None, typer.Option(help="Damping of neighbours with few users (item-knn).")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Users per step of one process.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Users (rankers: examples; dssm: interactions) per step.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the gradient steps.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
     loss: Annotated[str | None, typer.Option(help="softmax, sampled, or auto by catalogue size.")] = None,
@@ -96,7 +98,7 @@ def train(
         int | None, typer.Option(help="Items at random for each click, with sampled labels (rankers).")
     ] = None,
     unknown_rate: Annotated[
-        float | None, typer.Option(help="How often training hides a user's id or the moment (rankers).")
+        float | None, typer.Option(help="How often training hides an id (rankers, dssm) or the moment.")
     ] = None,
     normalisation: Annotated[
         str | None, typer.Option(help="Of numbers: min-max, z-score, log or quantile (rankers).")

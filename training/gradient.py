@@ -9,11 +9,9 @@ from recserve.training.batches import training_batches
 from recserve.training.data import Histories
 from recserve.training.distributed import Processes
 from recserve.training.loop_config import LoopConfig
-from recserve.training.loss import full_softmax, sampled_softmax
+from recserve.training.loss import FULL_SOFTMAX_MAX_ITEMS, full_softmax, sampled_softmax
 from recserve.training.models.sasrec import SASRec
 
-# Above this the score matrix of a batch no longer fits in cache and sampling pays.
-FULL_SOFTMAX_MAX_ITEMS = 50_000
 MAX_GRADIENT_NORM = 1.0
 
 

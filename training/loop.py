@@ -132,15 +132,15 @@ class Trainer:
 class _FittedLearner:
     """One epoch of a model that fits itself."""
 
-    optimizer: torch.optim.Optimizer | None = None
-
     def __init__(self, model: FittedModel, train: Histories, seed: int) -> None:
         self._model, self._train, self._seed = model, train, seed
+        self.optimizer = model.optimizer
 
     def train_epoch(self, epoch: int) -> float:
         loss = self._model.fit_epoch(self._train, epoch=epoch, seed=self._seed)
         if not np.isfinite(loss):
-            raise CheckFailed("training loss", found=loss, expected="a number", cure="Use a larger --reg.")
+            cure = "Use a larger --reg." if self.optimizer is None else "Use a smaller --learning-rate."
+            raise CheckFailed("training loss", found=loss, expected="a number", cure=cure)
         return loss
 
 

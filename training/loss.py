@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Above this the score matrix of a batch no longer fits in cache and sampling pays.
+FULL_SOFTMAX_MAX_ITEMS = 50_000
+
 
 def full_softmax(queries: Tensor, item_embeddings: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean cross-entropy of ``targets`` (n,) under softmax(queries · all items)."""
@@ -26,8 +29,24 @@ def sampled_softmax(
     drawn often. The target is always there, hence not corrected, and does not compete with itself.
     """
     negatives = torch.multinomial(probabilities, n_negatives, replacement=True)
-    positive = (queries * item_embeddings[targets]).sum(-1)
-    negative = queries @ item_embeddings[negatives].T - torch.log(n_negatives * probabilities[negatives])
-    negative = negative.masked_fill(targets.unsqueeze(1) == negatives.unsqueeze(0), float("-inf"))
+    return softmax_over_sample(
+        queries,
+        item_embeddings[targets],
+        item_embeddings[negatives],
+        expected=n_negatives * probabilities[negatives],
+        same=targets.unsqueeze(1) == negatives.unsqueeze(0),
+    )
+
+
+def softmax_over_sample(
+    queries: Tensor, positives: Tensor, negatives: Tensor, *, expected: Tensor, same: Tensor
+) -> Tensor:
+    """Returns the loss of :func:`sampled_softmax` for negatives drawn already.
+
+    queries, positives: (n, d) · negatives: (m, d) · expected: (m,) how often each is drawn in m draws ·
+    same: (n, m) bool, where a negative is the row's target.
+    """
+    positive = (queries * positives).sum(-1)
+    negative = (queries @ negatives.T - torch.log(expected)).masked_fill(same, float("-inf"))
     logits = torch.cat([positive.unsqueeze(1), negative], dim=1)
-    return F.cross_entropy(logits, torch.zeros(len(targets), dtype=torch.long, device=logits.device))
+    return F.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.long, device=logits.device))

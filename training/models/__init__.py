@@ -14,6 +14,7 @@ MODULES = {
     "bpr": "bpr",
     "svd": "svd",
     "svdpp": "svdpp",
+    "dssm": "dssm",
     "ease": "ease",
     "item-knn": "item_knn",
     "popularity": "popularity",

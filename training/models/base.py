@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -36,14 +37,19 @@ class RankingModel(nn.Module, ABC):
 
 
 class FittedModel(RankingModel):
-    """A family that solves or updates its tables itself, without the gradient steps of torch."""
+    """A family that makes its epochs itself: it solves its tables, or knows better how to batch its data.
+
+    ``optimizer``: of a family that makes gradient steps; its state goes into the checkpoint.
+    """
+
+    optimizer: torch.optim.Optimizer | None = None
 
     @abstractmethod
     def fit_epoch(self, train: Histories, *, epoch: int, seed: int) -> float:
         """Makes one pass over ``train`` (row = user) and returns its loss.
 
-        An epoch depends on the tables, ``seed`` and ``epoch`` alone, so that a resumed run repeats an
-        uninterrupted one.
+        An epoch depends on the model, its optimiser, ``seed`` and ``epoch`` alone, so that a resumed run
+        repeats an uninterrupted one.
         """
 
 
