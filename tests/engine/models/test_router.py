@@ -126,7 +126,9 @@ def test_a_canary_that_forgot_its_users_is_taken_back(bench: Bench, monkeypatch:
     monkeypatch.setattr(
         engine,
         "rank_each",
-        lambda requests, **options: Engine.rank_each(engine, [Request(user_id="nobody", k=5) for _ in requests]),
+        lambda requests, **options: Engine.rank_each(
+            engine, [Request(user_id="nobody", k=5) for _ in requests]
+        ),
     )
     users = known_users(bench)
     for _ in range(4):
