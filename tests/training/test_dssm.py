@@ -178,7 +178,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_it_is_better_than_popularity(tmp_path: Path) -> None:
-    run = start_run(tmp_path / "run", load_dataset(SHOP), embedding_size=32, epochs=8, validate_every=4)
+    run = start_run(tmp_path / "run", load_dataset(SHOP), embedding_size=32, epochs=8, learning_rate=0.01)
     result = evaluate_run(fit(run))
     ours, popularity = (result[side]["metrics"]["NDCG@10"] for side in ("model", "popularity"))
     assert ours["mean"] > 1.2 * popularity["mean"]

@@ -42,7 +42,7 @@ class DSSMConfig:
 
     embedding_size: int = 64
     """Width of the tables, a column of item biases among them."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.0
     dropout: float = 0.5
     batch_size: int = 1024
@@ -254,7 +254,7 @@ def _distinct(histories: Histories) -> Rows:
 FAMILY = Family(
     settings=DSSMConfig,
     create=create,
-    budget={"epochs": 60, "validate_every": 1, "patience": 5},
+    budget={"epochs": 60, "validate_every": 1, "patience": 8},
     loop_options=EPOCH_OPTIONS,
     create_from_data=create_from_data,
 )
