@@ -27,6 +27,7 @@ from recserve.exporters.variant import VARIANT, Variant
 from recserve.training.data import Dataset, Histories
 from recserve.training.models.base import RankingModel
 from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sequence import SequenceModel
 from recserve.training.models.tables import TableModel
 from recserve.training.run import Run
 
@@ -90,7 +91,7 @@ def export_run(
 
 def _write_variant(writer: BundleWriter, run: Run, model: RankingModel, known: Histories | None) -> Variant:
     recorded = run.split().test
-    if isinstance(model, SASRec):
+    if isinstance(model, SequenceModel):
         return write_encoder(writer, model, recorded)
     if isinstance(model, TableModel):
         return write_table(writer, model, NO_HISTORIES if known is None else known, recorded)
@@ -128,7 +129,7 @@ def _write_forms(
                 "variants",
                 found=named[0],
                 expected=f"{VARIANT} for {run.config.model}",
-                cure="A table computes nothing that another form could speed up.",
+                cure="Other forms are made of sasrec alone.",
             )
         return Written()
     split = run.split()

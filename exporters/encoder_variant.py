@@ -10,12 +10,12 @@ from recserve.exporters.onnx_graph import export_query_encoder
 from recserve.exporters.parity import check_parity, onnx_encoder, record_golden, torch_encoder
 from recserve.exporters.variant import GOLDEN, VARIANT, Variant
 from recserve.training.data import EvaluationSet
-from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sequence import SequenceModel
 
 GRAPH = f"variants/{VARIANT}/query_encoder.onnx"
 
 
-def write_encoder(writer: BundleWriter, model: SASRec, recorded: EvaluationSet) -> Variant:
+def write_encoder(writer: BundleWriter, model: SequenceModel, recorded: EvaluationSet) -> Variant:
     """Writes graph, item table and records; raises :class:`CheckFailed` unless ONNX agrees with torch."""
     graph = export_query_encoder(model)
     writer.add_array(layout.ITEM_EMBEDDINGS, graph.item_embeddings)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
-from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sequence import SequenceModel
 
 # 20 is the exporter's default and as fast as 23/24 (whose Attention operator older runtimes lack).
 OPSET = 20
@@ -50,7 +50,7 @@ class EncoderGraph:
 class _Encoder(nn.Module):
     """What is exported: the encoding of the whole history, not of every prefix."""
 
-    def __init__(self, model: SASRec) -> None:
+    def __init__(self, model: SequenceModel) -> None:
         super().__init__()
         self.model = model
 
@@ -58,7 +58,7 @@ class _Encoder(nn.Module):
         return self.model.encode(history, time_gaps)
 
 
-def export_query_encoder(model: SASRec) -> EncoderGraph:
+def export_query_encoder(model: SequenceModel) -> EncoderGraph:
     """Exports ``model`` with free batch and history length; inputs and output as the bundle names them."""
     model.eval()
     features = [layout.HISTORY_INPUT] + ([layout.TIME_GAPS_INPUT] if model.config.time_gaps else [])

@@ -12,7 +12,7 @@ from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
 from recserve.training.data import EvaluationSet
 from recserve.training.evaluate import MAX_SCORES_PER_STEP, top_k
-from recserve.training.models.sasrec import SASRec, model_inputs
+from recserve.training.models.sequence import SequenceModel, model_inputs
 
 # Of a query embedding's components; float32 in another order of summation stays far below.
 MAX_ABS_ERROR = 1e-4
@@ -96,7 +96,7 @@ def check_parity(
 
 
 def record_golden(
-    model: SASRec, session: ort.InferenceSession, recorded: EvaluationSet
+    model: SequenceModel, session: ort.InferenceSession, recorded: EvaluationSet
 ) -> dict[str, NDArray[np.generic]]:
     """Returns inputs and outputs of a few histories, which the loader of the bundle replays."""
     rows = evenly_spaced(len(recorded.user_index), N_GOLDEN)
@@ -105,7 +105,7 @@ def record_golden(
 
 
 def recorded_inputs(
-    model: SASRec, recorded: EvaluationSet, rows: NDArray[np.int64]
+    model: SequenceModel, recorded: EvaluationSet, rows: NDArray[np.int64]
 ) -> dict[str, NDArray[np.generic]]:
     """Returns what the encoder reads for ``rows`` of ``recorded``, by the name of the input."""
     history, gaps = model_inputs(model, recorded, rows)
@@ -115,14 +115,14 @@ def recorded_inputs(
     return inputs
 
 
-def onnx_encoder(model: SASRec, session: ort.InferenceSession, recorded: EvaluationSet) -> Encode:
+def onnx_encoder(model: SequenceModel, session: ort.InferenceSession, recorded: EvaluationSet) -> Encode:
     """Returns rows of ``recorded`` → query embeddings, by ONNX Runtime."""
     return lambda rows: session.run([layout.QUERY_EMBEDDING_OUTPUT], recorded_inputs(model, recorded, rows))[
         0
     ]
 
 
-def torch_encoder(model: SASRec, recorded: EvaluationSet) -> Encode:
+def torch_encoder(model: SequenceModel, recorded: EvaluationSet) -> Encode:
     """Returns rows of ``recorded`` → query embeddings, by the trained model."""
 
     @torch.inference_mode()

@@ -48,14 +48,21 @@ def train(
         str, typer.Option(help="leave-one-out, temporal, or random (8:1:1 of each user).")
     ] = "leave-one-out",
     embedding_size: Annotated[int | None, typer.Option(help="Width of the user and item vectors.")] = None,
-    blocks: Annotated[int | None, typer.Option(help="Transformer blocks (sasrec).")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads (sasrec).")] = None,
-    max_history: Annotated[
-        int | None, typer.Option(help="Newest items that the model sees (sasrec).")
+    size: Annotated[
+        str | None, typer.Option(help="tiny, small, base or large, where the shape is not given (hstu).")
     ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout rate (sasrec, dssm).")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Blocks or layers (sequence models).")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads (sasrec, bert4rec, hstu).")] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width of the recurrent state (gru4rec).")] = None,
+    max_history: Annotated[
+        int | None, typer.Option(help="Newest items that the model sees (sequence models).")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout rate (sequence models, dssm).")] = None,
+    mask_rate: Annotated[
+        float | None, typer.Option(help="Share of a history's items hidden in training (bert4rec).")
+    ] = None,
     time_gaps: Annotated[
-        bool | None, typer.Option(help="Let attention see how long ago each item was (sasrec).")
+        bool | None, typer.Option(help="Let attention see how long ago each item was (sasrec, hstu).")
     ] = None,
     weight: Annotated[
         float | None, typer.Option(help="Confidence of an interaction above that of none (als).")
@@ -124,10 +131,13 @@ def train(
 
     given = {
         "embedding_size": embedding_size,
+        "size": size,
         "n_blocks": blocks,
         "n_heads": heads,
+        "hidden_size": hidden_size,
         "max_history": max_history,
         "dropout": dropout,
+        "mask_rate": mask_rate,
         "time_gaps": time_gaps,
         "weight": weight,
         "reg": reg,

@@ -1,5 +1,7 @@
 """One epoch by gradient steps: windows of histories, a softmax over the catalogue, AdamW."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,15 +12,19 @@ from recserve.training.data import Histories
 from recserve.training.distributed import Processes
 from recserve.training.loop_config import LoopConfig
 from recserve.training.loss import FULL_SOFTMAX_MAX_ITEMS, full_softmax, sampled_softmax
-from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sequence import SequenceModel
 
 MAX_GRADIENT_NORM = 1.0
+# Lengths that are computed together: up to 4, 8, 16, ...
+SHORTEST_GROUP, GROUP_STEP = 4, 2
 
 
 class GradientLearner:
     """Trains a sequence model on the histories of ``train``; a checkpoint holds its optimiser's state."""
 
-    def __init__(self, model: SASRec, train: Histories, config: LoopConfig, processes: Processes) -> None:
+    def __init__(
+        self, model: SequenceModel, train: Histories, config: LoopConfig, processes: Processes
+    ) -> None:
         self._model = model
         self._train = train
         self._config = config
@@ -66,9 +72,14 @@ class GradientLearner:
         return mean
 
     def _loss(self, history: Tensor, targets: Tensor, gaps: Tensor) -> Tensor:
-        learned = (history >= 0) & (targets >= 0)
-        queries = self._model(history, gaps if self._model.config.time_gaps else None)[learned]
-        table, wanted = self._model.item_embeddings, targets[learned]
+        reads_gaps = self._model.config.time_gaps
+        examples = [
+            self._model.examples(history[rows, -length:], targets[rows, -length:], some_gaps)
+            for rows, length in _by_length(history)
+            for some_gaps in [gaps[rows, -length:] if reads_gaps else None]
+        ]
+        queries, wanted = (torch.cat(parts) for parts in zip(*examples, strict=True))
+        table = self._model.item_embeddings
         if self._is_sampled():
             return sampled_softmax(queries, table, wanted, self._probabilities, self._config.n_negatives)
         return full_softmax(queries, table, wanted)
@@ -77,3 +88,19 @@ class GradientLearner:
         if self._config.loss == "auto":
             return self._model.n_items > FULL_SOFTMAX_MAX_ITEMS
         return self._config.loss == "sampled"
+
+
+def _by_length(history: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yields the rows of a padded batch in groups of like length, each with its longest.
+
+    Most histories are short and the longest one decides the padding of all: the groups, a step of two
+    apart, are computed one after the other and share one loss, so that only the padding goes.
+    """
+    lengths = (history >= 0).sum(1)
+    longer_than = 0
+    while longer_than < history.shape[1]:
+        limit = max(SHORTEST_GROUP, GROUP_STEP * longer_than)
+        rows = torch.nonzero((lengths > longer_than) & (lengths <= limit)).squeeze(1)
+        if len(rows):
+            yield rows, int(lengths[rows].max())
+        longer_than = limit

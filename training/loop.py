@@ -20,7 +20,7 @@ from recserve.training.gradient import GradientLearner
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.base import FittedModel, RankingModel
 from recserve.training.models.ranker import Ranker
-from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sequence import SequenceModel
 from recserve.training.ranking import evaluation
 from recserve.training.ranking.learner import ExampleLearner
 
@@ -145,7 +145,7 @@ class _FittedLearner:
 
 
 def _learner(model: RankingModel, train: Histories, config: LoopConfig, processes: Processes) -> Learner:
-    if isinstance(model, SASRec):
+    if isinstance(model, SequenceModel):
         return GradientLearner(model, train, config, processes)
     if isinstance(model, Ranker):
         return ExampleLearner(model, train, config, processes)

@@ -1,16 +1,52 @@
 """The two forms of the softmax cross-entropy over a catalogue."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 # Above this the score matrix of a batch no longer fits in cache and sampling pays.
 FULL_SOFTMAX_MAX_ITEMS = 50_000
+# Scores that are alive at once under the full softmax: 4 MB of float32 stay near the core.
+SCORES_PER_CHUNK = 1 << 20
 
 
 def full_softmax(queries: Tensor, item_embeddings: Tensor, targets: Tensor) -> Tensor:
     """Returns the mean cross-entropy of ``targets`` (n,) under softmax(queries · all items)."""
-    return F.cross_entropy(queries @ item_embeddings.T, targets)
+    loss: Tensor = _FullSoftmax.apply(queries, item_embeddings, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Scores, probabilities and both gradients, some rows at a time: the score matrix is never whole.
+
+    The scores are what fills memory, so the gradients are taken while a chunk of them is there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+        query_gradient, item_gradient = torch.empty_like(queries), torch.zeros_like(items)
+        total = queries.new_zeros((), dtype=torch.float32)
+        rows = max(1, SCORES_PER_CHUNK // len(items))
+        for start in range(0, len(targets), rows):
+            some, wanted = queries[start : start + rows], targets[start : start + rows].unsqueeze(1)
+            scores = some @ items.T
+            largest = scores.amax(1, keepdim=True)
+            total += (largest - scores.gather(1, wanted)).sum()
+            probabilities = scores.sub_(largest).exp_()
+            sums = probabilities.sum(1, keepdim=True)
+            total += sums.log().sum()
+            probabilities.div_(sums).scatter_add_(1, wanted, torch.full_like(sums, -1))
+            torch.mm(probabilities, items, out=query_gradient[start : start + rows])
+            item_gradient.addmm_(probabilities.T, some)
+        ctx.save_for_backward(query_gradient.div_(len(targets)), item_gradient.div_(len(targets)))
+        return total / len(targets)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        query_gradient, item_gradient = ctx.saved_tensors
+        return query_gradient * gradient, item_gradient * gradient, None
 
 
 def sampled_softmax(

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from recserve.engine.features import pad_time_gaps
 from recserve.errors import InvalidRequest
+from recserve.training import loss
 from recserve.training.batches import gaps_of, pad, training_batches
 from recserve.training.data import Histories
+from recserve.training.gradient import _by_length
 from recserve.training.loss import full_softmax, sampled_softmax
 from recserve.training.models import check_model_name
 from recserve.training.models.sasrec import SASRec, SASRecConfig
@@ -105,6 +108,30 @@ def test_training_and_serving_compute_the_same_gaps() -> None:
     trained = gaps_of(times, np.array([500]))
     served = pad_time_gaps([times[0, 1:]], 4, 500)
     assert trained.tolist() == served.tolist() == [[0, 60, 0, 350]]
+
+
+def test_the_chunked_softmax_has_the_loss_and_the_gradients_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loss, "SCORES_PER_CHUNK", 100)  # two rows of 40 items at a time
+    torch.manual_seed(0)
+    queries, items = torch.randn(7, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    targets = torch.tensor([0, 39, 5, 5, 5, 17, 2])
+    expected = F.cross_entropy(queries @ items.T, targets)
+    whole = torch.autograd.grad(3 * expected, [queries, items])
+    found = full_softmax(queries, items, targets)
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(3 * found, [queries, items]), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_histories_are_computed_with_others_of_like_length() -> None:
+    lengths = [1, 50, 4, 5, 8, 9, 33, 2]
+    history = torch.full((len(lengths), 50), -1)
+    for row, length in zip(history, lengths, strict=True):
+        row[50 - length :] = 1
+    groups = [(sorted(lengths[row] for row in rows), longest) for rows, longest in _by_length(history)]
+    assert groups == [([1, 2, 4], 4), ([5, 8], 8), ([9], 9), ([33, 50], 50)]
 
 
 def test_sampled_softmax_tends_to_the_full_one() -> None:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 MODULES = {
     "sasrec": "sasrec",
+    "gru4rec": "gru4rec",
+    "bert4rec": "bert4rec",
+    "hstu": "hstu",
     "als": "als",
     "bpr": "bpr",
     "svd": "svd",

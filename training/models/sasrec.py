@@ -2,22 +2,25 @@
 
 Trained with the softmax cross-entropy over the catalogue (Klenitskiy & Vasilev 2023, arXiv:2309.07602)
 instead of the paper's one sampled negative; for large catalogues with a sampled softmax under the logQ
-correction (Yi et al. 2019). Written for export: no data-dependent control flow, batch and length free.
+correction (Yi et al. 2019).
 """
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recserve.errors import InvalidRequest
-from recserve.training.batches import gaps_of, pad
-from recserve.training.data import EvaluationSet
-from recserve.training.models.base import EPOCH_OPTIONS, Family, RankingModel
+from recserve.training.models.base import Family
+from recserve.training.models.sequence import (
+    GRADIENT_OPTIONS,
+    SequenceConfig,
+    SequenceModel,
+    check_heads,
+    check_shape,
+)
 
 # A gap falls into a bucket of its logarithm (base e): seconds 0..1 first, more than ~20 years last.
 N_GAP_BUCKETS = 21
@@ -36,46 +39,39 @@ class SASRecConfig:
     """Whether attention sees how long ago each item was (a learned bias per head and logarithmic bucket)."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "n_blocks", "n_heads", "max_history"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
-        if self.embedding_size % self.n_heads:
-            raise InvalidRequest(
-                "embedding_size",
-                found=self.embedding_size,
-                expected=f"a multiple of n_heads ({self.n_heads})",
-            )
-        if not 0 <= self.dropout < 1:
-            raise InvalidRequest("dropout", found=self.dropout, expected="0 to below 1")
+        check_shape(self, "n_blocks", "n_heads")
+        check_heads(self)
 
 
-class SASRec(RankingModel):
-    """History → query embedding; the score of an item is the inner product with its embedding.
+class TransformerConfig(SequenceConfig, Protocol):
+    """What a :class:`Block` reads of its family's settings."""
 
-    ``item_embeddings`` (n_items, embedding_size) is both the input table and the output layer.
-    """
+    @property
+    def n_heads(self) -> int:
+        """Heads of attention."""
+        ...
+
+    @property
+    def dropout(self) -> float:
+        """Dropout rate."""
+        ...
+
+
+class SASRec(SequenceModel):
+    """The encoding at a position has seen the items up to it only."""
 
     def __init__(self, config: SASRecConfig, n_items: int) -> None:
-        super().__init__()
-        self.config = config
-        self.n_items = n_items
+        super().__init__(config, n_items)
         size = config.embedding_size
-        self.item_embeddings = nn.Parameter(torch.empty(n_items, size))
         # Position 0 is the newest item, so that padding a history on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
         self.input_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm = nn.LayerNorm(size)
-        nn.init.normal_(self.item_embeddings, std=1 / math.sqrt(size))
         nn.init.normal_(self.position_embeddings, std=0.02)
 
     def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
-        """Encodes every prefix of each history.
-
-        ``history``: (batch, length) int, item indices left-padded with −1, length ≤ max_history.
-        ``time_gaps``: (batch, length) float, seconds from each item to the next (the newest to now).
-        Returns (batch, length, embedding_size); row t has seen the items 0..t only.
-        """
+        """Encodes every prefix of each history, see :meth:`SequenceModel.forward`."""
         x, bias, buckets = self._input(history, time_gaps)
         for block in self.blocks:
             x = block(x, bias, buckets)
@@ -108,21 +104,11 @@ class SASRec(RankingModel):
         bias = torch.where(mask, 0.0, float("-inf")).unsqueeze(1)
         return x, bias, None if time_gaps is None else _gap_buckets(time_gaps)
 
-    def score(self, queries: Tensor) -> Tensor:
-        """Returns the scores (..., n_items) of all items."""
-        return queries @ self.item_embeddings.T
-
-    @torch.inference_mode()
-    def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Returns the scores (len(rows), n_items) of users whose history is that of ``held_out``."""
-        scores: NDArray[np.float32] = self.score(self.encode(*model_inputs(self, held_out, rows))).numpy()
-        return scores
-
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each with a residual."""
 
-    def __init__(self, config: SASRecConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         size = config.embedding_size
         self.n_heads = config.n_heads
@@ -182,24 +168,10 @@ def _gap_buckets(time_gaps: Tensor) -> Tensor:
     return torch.log1p(time_gaps.clamp(min=0)).floor().clamp(max=N_GAP_BUCKETS - 1).to(torch.int64)
 
 
-def model_inputs(
-    model: SASRec, held_out: EvaluationSet, rows: NDArray[np.int64]
-) -> tuple[Tensor, Tensor | None]:
-    """Returns the encoder's inputs for ``rows``: history (batch, length) int32 and, where used, time gaps.
-
-    "Now" is the moment of the first held-out interaction: when the question was asked.
-    """
-    items, times = pad(held_out.histories, rows, model.config.max_history)
-    if not model.config.time_gaps:
-        return torch.from_numpy(items), None
-    now = held_out.targets.timestamp[held_out.targets.indptr[rows]]
-    return torch.from_numpy(items), torch.from_numpy(gaps_of(times, now))
-
-
 FAMILY = Family(
     settings=SASRecConfig,
     create=lambda settings, n_users, n_items: SASRec(settings, n_items),
     budget={},
-    loop_options=EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay", "loss", "n_negatives"},
+    loop_options=GRADIENT_OPTIONS,
     min_history=2,
 )

@@ -1,0 +1,112 @@
+"""BERT4Rec: a transformer that reads a history in both directions (Sun et al. 2019, arXiv:1904.06690).
+
+Trained to restore items that are hidden from it, and asked for the item hidden after the last one. The loss
+is the softmax cross-entropy; scores are plain inner products, without the paper's output layer and bias per
+item, so that retrieval serves them (RecTools does the same and keeps the quality).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recserve.errors import InvalidRequest
+from recserve.training.models.base import Family
+from recserve.training.models.sasrec import Block
+from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_heads, check_shape
+
+# Share of the users of an epoch whose last item alone is hidden: the question of serving.
+LAST_ONLY_RATE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BERT4RecConfig:
+    """The shape of the network and how much it hides."""
+
+    embedding_size: int = 64
+    n_blocks: int = 2
+    n_heads: int = 2
+    max_history: int = 50
+    dropout: float = 0.2
+    mask_rate: float = 0.3
+    """Share of the items of a window that an epoch hides."""
+
+    def __post_init__(self) -> None:
+        check_shape(self, "n_blocks", "n_heads")
+        check_heads(self)
+        if not 0 < self.mask_rate < 1:
+            raise InvalidRequest("mask_rate", found=self.mask_rate, expected="between 0 and 1, both excluded")
+
+    @property
+    def time_gaps(self) -> bool:
+        """Attention knows positions, not times."""
+        return False
+
+
+class BERT4Rec(SequenceModel):
+    """The query is the encoding of an item hidden after the history, which sees all of it."""
+
+    def __init__(self, config: BERT4RecConfig, n_items: int) -> None:
+        super().__init__(config, n_items)
+        size = config.embedding_size
+        self.hidden_item = nn.Parameter(torch.empty(size))
+        # Position 0 is the newest item, so that padding a history on the left changes nothing.
+        self.position_embeddings = nn.Parameter(torch.empty(config.max_history + 1, size))
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.norm = nn.LayerNorm(size)
+        nn.init.normal_(self.hidden_item, std=1 / math.sqrt(size))
+        nn.init.normal_(self.position_embeddings, std=0.02)
+
+    def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Encodes each history and one hidden item after it: (batch, length + 1, embedding_size)."""
+        return self._restore(*_with_hidden(history))
+
+    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Returns the query embedding (batch, embedding_size): the last row of :meth:`forward`."""
+        return self._restore(*_with_hidden(history), newest_only=True)[:, 0]
+
+    def examples(self, history: Tensor, targets: Tensor, time_gaps: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Hides items of each window at random; see :meth:`SequenceModel.examples`."""
+        items = torch.cat([history, targets[:, -1:]], dim=1)
+        is_last = torch.arange(items.shape[1], device=items.device) == items.shape[1] - 1
+        is_hidden = torch.rand(items.shape, device=items.device) < self.config.mask_rate
+        is_hidden &= (torch.rand(len(items), 1, device=items.device) >= LAST_ONLY_RATE) & (items >= 0)
+        # A window of which nothing is hidden asks for its last item.
+        is_hidden |= ~is_hidden.any(1, keepdim=True) & is_last
+        return self._restore(items, is_hidden)[is_hidden], items[is_hidden]
+
+    def _restore(self, items: Tensor, is_hidden: Tensor, *, newest_only: bool = False) -> Tensor:
+        """Encodes every position, or the last; ``items`` (batch, length) left-padded, unseen where hidden."""
+        length = items.shape[1]
+        real = items >= 0
+        x = F.embedding(items.clamp(min=0), self.item_embeddings)
+        x = torch.where(is_hidden.unsqueeze(-1), self.hidden_item, x) * math.sqrt(self.config.embedding_size)
+        positions = torch.arange(length - 1, -1, -1, device=items.device)
+        x = self.input_dropout(x + self.position_embeddings[positions]) * real.unsqueeze(-1)
+        steps = torch.arange(length, device=items.device)
+        # A padded row attends to itself: a softmax over nothing would be NaN.
+        mask = real.unsqueeze(1) | (steps.unsqueeze(1) == steps.unsqueeze(0))
+        bias = torch.where(mask, 0.0, float("-inf")).unsqueeze(1)
+        for block in self.blocks[:-1]:
+            x = block(x, bias, None)
+        return self.norm(self.blocks[-1](x, bias, None, newest_only=newest_only))  # type: ignore[no-any-return]
+
+
+def _with_hidden(history: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each history with one more item, any one, and which of them is hidden: that one."""
+    more = torch.zeros_like(history[:, :1])
+    shown = torch.zeros_like(history, dtype=torch.bool)
+    return torch.cat([history, more], dim=1), torch.cat([shown, more == 0], dim=1)
+
+
+FAMILY = Family(
+    settings=BERT4RecConfig,
+    create=lambda settings, n_users, n_items: BERT4Rec(settings, n_items),
+    # Fewer positions are learned from in an epoch than by a causal model: it needs more of them.
+    budget={"epochs": 200, "validate_every": 10},
+    loop_options=GRADIENT_OPTIONS,
+    min_history=2,
+)

@@ -1,0 +1,140 @@
+"""HSTU: a sequence model that is made to grow (Zhai et al. 2024, arXiv:2402.17152).
+
+Three things set a layer apart from a transformer's. Attention is pointwise, SiLU instead of softmax, so that
+how much of the history agrees is not normalised away; it is divided by a constant, the longest history,
+because a divisor that counted what is there would tell a position about padding or about later items. What
+attention reads is gated by the position itself and replaces the feed-forward part. And logits have a bias
+learned for each distance in position and each logarithm of a distance in time.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recserve.errors import InvalidRequest, nearest
+from recserve.training.models.base import Family
+from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_heads, check_shape
+
+# A distance in time falls into a bucket of its logarithm (base e, in seconds), 31 years in the last.
+N_TIME_BUCKETS = 21
+# What a size stands for, from a smoke test to a large model; a setting that is given goes before it.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embedding_size": 32, "n_blocks": 1, "n_heads": 1, "max_history": 50},
+    "small": {"embedding_size": 64, "n_blocks": 2, "n_heads": 2, "max_history": 50},
+    "base": {"embedding_size": 128, "n_blocks": 4, "n_heads": 4, "max_history": 100},
+    "large": {"embedding_size": 256, "n_blocks": 8, "n_heads": 8, "max_history": 200},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HSTUConfig:
+    """The shape of the network. What is 0 takes the value of ``size``."""
+
+    size: str = "small"
+    """tiny, small, base or large."""
+    embedding_size: int = 0
+    n_blocks: int = 0
+    n_heads: int = 0
+    max_history: int = 0
+    dropout: float = 0.3
+    time_gaps: bool = True
+    """Whether attention knows how far apart in time two items are."""
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise InvalidRequest(
+                "size", found=self.size, expected=f"one of {', '.join(SIZES)}", cure=nearest(self.size, SIZES)
+            )
+        for name, value in SIZES[self.size].items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        check_shape(self, "n_blocks", "n_heads")
+        check_heads(self)
+
+
+class HSTU(SequenceModel):
+    """The encoding at a position has seen the items up to it only."""
+
+    def __init__(self, config: HSTUConfig, n_items: int) -> None:
+        super().__init__(config, n_items)
+        size = config.embedding_size
+        # Position 0 is the newest item, so that padding a history on the left changes nothing.
+        self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_blocks))
+        self.norm = nn.LayerNorm(size)
+        nn.init.normal_(self.position_embeddings, std=0.02)
+
+    def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Encodes every prefix of each history, see :meth:`SequenceModel.forward`."""
+        length = history.shape[1]
+        real = history >= 0
+        steps = torch.arange(length, device=history.device)
+        x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
+        x = self.input_dropout(x + self.position_embeddings[length - 1 - steps]) * real.unsqueeze(-1)
+        distance = steps.unsqueeze(1) - steps.unsqueeze(0)
+        mask = (distance >= 0) & real.unsqueeze(1)
+        buckets = None if time_gaps is None else time_buckets(time_gaps)
+        for layer in self.layers:
+            x = layer(x, mask.unsqueeze(1), distance.clamp(min=0), buckets)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class Layer(nn.Module):
+    """Pointwise attention, gated, with a residual."""
+
+    def __init__(self, config: HSTUConfig) -> None:
+        super().__init__()
+        size = config.embedding_size
+        self.n_heads, self.dropout, self.longest = config.n_heads, config.dropout, config.max_history
+        self.input_norm = nn.LayerNorm(size)
+        # Gate, value, query and key of every position.
+        self.expand = nn.Linear(size, 4 * size)
+        self.attended_norm = nn.LayerNorm(size)
+        self.project = nn.Linear(size, size)
+        self.position_bias = nn.Parameter(torch.zeros(config.max_history))
+        self.time_bias = nn.Parameter(torch.zeros(N_TIME_BUCKETS)) if config.time_gaps else None
+
+    def forward(self, x: Tensor, mask: Tensor, distance: Tensor, buckets: Tensor | None) -> Tensor:
+        """Mixes the positions of ``x`` (batch, length, size).
+
+        ``mask``: (batch, 1, length, length), True where a row may look; ``distance``: (length, length), how
+        many positions back a column is; ``buckets``: (batch, length, length), how long ago it was.
+        """
+        batch, length, size = x.shape
+        gate, *rest = F.silu(self.expand(self.input_norm(x))).chunk(4, dim=-1)
+        value, query, key = (
+            part.view(batch, length, self.n_heads, size // self.n_heads).transpose(1, 2) for part in rest
+        )
+        logits = query @ key.transpose(-1, -2) + self.position_bias[distance]
+        if self.time_bias is not None and buckets is not None:
+            logits = logits + self.time_bias[buckets].unsqueeze(1)
+        attended = (F.silu(logits) / self.longest).masked_fill(~mask, 0.0) @ value
+        attended = attended.transpose(1, 2).reshape(batch, length, size)
+        gated = F.dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
+        return x + self.project(gated)  # type: ignore[no-any-return]
+
+
+def time_buckets(time_gaps: Tensor) -> Tensor:
+    """Returns the bucket of the time between each item and each question, (batch, length, length) int64.
+
+    ``time_gaps``: (batch, length), seconds from each item to the next. The question of row t is asked when
+    the item after t came (for the last row: now), so column j was the sum of the gaps j..t before. Sums are
+    of whole seconds and logarithms in double precision, so that every runtime finds the same bucket.
+    """
+    until_next = time_gaps.clamp(min=0).to(torch.float64).cumsum(1)
+    since_start = until_next - time_gaps.clamp(min=0)
+    apart = (until_next.unsqueeze(2) - since_start.unsqueeze(1)).clamp(min=0)
+    return torch.log1p(apart).floor().clamp(max=N_TIME_BUCKETS - 1).to(torch.int64)
+
+
+FAMILY = Family(
+    settings=HSTUConfig,
+    create=lambda settings, n_users, n_items: HSTU(settings, n_items),
+    budget={},
+    loop_options=GRADIENT_OPTIONS,
+    min_history=2,
+)
