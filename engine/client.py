@@ -4,29 +4,26 @@
 ...     slate = client.recommend(Request(user_id="u42", k=10))
 """
 
-import asyncio
-import queue
-import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 import grpc
 
+from recserve.engine.connection import (
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUT_SECONDS,
+    PLAIN,
+    AsyncConnection,
+    Connection,
+)
 from recserve.engine.credentials import Credentials
 from recserve.engine.retry import RetryPolicy
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.engine.wire import convert
-from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
+from recserve.engine.wire.status import RemoteError, error_from_status
 from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
-
-DEFAULT_TIMEOUT_SECONDS = 1.0
-PLAIN = Credentials()
-DEFAULT_RETRY = RetryPolicy()
-# The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1),)
 
 
 class RecommenderClient:
@@ -47,11 +44,8 @@ class RecommenderClient:
         retry: RetryPolicy = DEFAULT_RETRY,
         model: str = "",
     ) -> None:
-        self._channel = open_channel(grpc, target, credentials)
-        self._metadata = credentials.metadata
-        self._retry = retry
-        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
-        self._timeout = timeout
+        self._connection = Connection(target, timeout=timeout, credentials=credentials, retry=retry)
+        self._stub = recommender_pb2_grpc.RecommenderStub(self._connection.channel)
         self._model = model
 
     def __enter__(self) -> "RecommenderClient":
@@ -64,23 +58,25 @@ class RecommenderClient:
 
     def close(self) -> None:
         """Closes the connection."""
-        self._channel.close()
+        self._connection.channel.close()
 
     def wait_until_ready(self, timeout: float) -> None:
         """Returns once the server accepts connections; raises :class:`RemoteError` after the seconds."""
         try:
-            grpc.channel_ready_future(self._channel).result(timeout)
+            grpc.channel_ready_future(self._connection.channel).result(timeout)
         except grpc.FutureTimeoutError:
             raise RemoteError(grpc.StatusCode.UNAVAILABLE, "", f"no server after {timeout:g} s") from None
 
     def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
-        return convert.slate_from_message(self._call(self._stub.Recommend, _one(request, self._model)))
+        return convert.slate_from_message(
+            self._connection.call(self._stub.Recommend, _one(request, self._model))
+        )
 
     def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
         message = _many(requests, self._model)
-        return _results(self._call(self._stub.RecommendMany, message))
+        return _results(self._connection.call(self._stub.RecommendMany, message))
 
     def similar_items(
         self,
@@ -93,7 +89,7 @@ class RecommenderClient:
     ) -> Slate:
         """Returns the items nearest to ``item_id``; ``filter`` as that of a request."""
         message = _similar(item_id, k, exclude, variant, filter, self._model)
-        return convert.slate_from_message(self._call(self._stub.SimilarItems, message))
+        return convert.slate_from_message(self._connection.call(self._stub.SimilarItems, message))
 
     def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
         """Returns ``item_ids`` scored for ``request``, best first."""
@@ -102,28 +98,7 @@ class RecommenderClient:
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(self._call(self._stub.GetItems, _item_ids(item_ids, self._model)))
-
-    def _call(self, method: Any, message: Any) -> Any:
-        deadline = time.monotonic() + self._timeout
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return self._try(method, message, deadline - time.monotonic())
-            except grpc.RpcError as error:
-                remote = error_from_call(error)
-                pause = self._retry.pause(remote, attempt, deadline - time.monotonic())
-                if pause is None:
-                    raise remote from None
-            time.sleep(pause)
-
-    def _try(self, method: Any, message: Any, seconds: float) -> Any:
-        metadata = self._metadata()
-        if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
-            return method(message, timeout=seconds, metadata=metadata)
-        ask = partial(method.future, message, metadata=metadata)
-        return _hedged(ask, seconds, self._retry.hedge_after)
+        return _items(self._connection.call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
 
 class AsyncRecommenderClient:
@@ -138,11 +113,8 @@ class AsyncRecommenderClient:
         retry: RetryPolicy = DEFAULT_RETRY,
         model: str = "",
     ) -> None:
-        self._channel = open_channel(grpc.aio, target, credentials)
-        self._metadata = credentials.metadata
-        self._retry = retry
-        self._stub = recommender_pb2_grpc.RecommenderStub(self._channel)
-        self._timeout = timeout
+        self._connection = AsyncConnection(target, timeout=timeout, credentials=credentials, retry=retry)
+        self._stub = recommender_pb2_grpc.RecommenderStub(self._connection.channel)
         self._model = model
 
     async def __aenter__(self) -> "AsyncRecommenderClient":
@@ -155,17 +127,17 @@ class AsyncRecommenderClient:
 
     async def close(self) -> None:
         """Closes the connection."""
-        await self._channel.close()
+        await self._connection.channel.close()
 
     async def recommend(self, request: Request) -> Slate:
         """Returns one slate."""
         message = _one(request, self._model)
-        return convert.slate_from_message(await self._call(self._stub.Recommend, message))
+        return convert.slate_from_message(await self._connection.call(self._stub.Recommend, message))
 
     async def recommend_many(self, requests: Iterable[Request]) -> list[Slate | RemoteError]:
         """Returns a slate, or the error of that entry, for each request, in order."""
         message = _many(requests, self._model)
-        return _results(await self._call(self._stub.RecommendMany, message))
+        return _results(await self._connection.call(self._stub.RecommendMany, message))
 
     async def similar_items(
         self,
@@ -178,7 +150,7 @@ class AsyncRecommenderClient:
     ) -> Slate:
         """Returns the items nearest to ``item_id``; ``filter`` as that of a request."""
         message = _similar(item_id, k, exclude, variant, filter, self._model)
-        return convert.slate_from_message(await self._call(self._stub.SimilarItems, message))
+        return convert.slate_from_message(await self._connection.call(self._stub.SimilarItems, message))
 
     async def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
         """Returns ``item_ids`` scored for ``request``, best first."""
@@ -187,82 +159,7 @@ class AsyncRecommenderClient:
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
-        return _items(await self._call(self._stub.GetItems, _item_ids(item_ids, self._model)))
-
-    async def _call(self, method: Any, message: Any) -> Any:
-        deadline = time.monotonic() + self._timeout
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return await self._try(method, message, deadline - time.monotonic())
-            except grpc.RpcError as error:
-                remote = error_from_call(error)
-                pause = self._retry.pause(remote, attempt, deadline - time.monotonic())
-                if pause is None:
-                    raise remote from None
-            await asyncio.sleep(pause)
-
-    async def _try(self, method: Any, message: Any, seconds: float) -> Any:
-        ask = partial(method, message, metadata=self._metadata())
-        if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
-            return await ask(timeout=seconds)
-        return await _hedged_async(ask, seconds, self._retry.hedge_after)
-
-
-def _hedged(ask: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
-    """Sends the call by ``ask(timeout=…)``, and once more after ``hedge_after``.
-
-    Returns the first good answer; raises the last error when there is none.
-    """
-    deadline = time.monotonic() + seconds
-    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    calls = [ask(timeout=seconds)]
-    calls[0].add_done_callback(done.put)
-    try:
-        try:
-            call = done.get(timeout=hedge_after)
-        except queue.Empty:
-            calls.append(ask(timeout=max(0.0, deadline - time.monotonic())))
-            calls[1].add_done_callback(done.put)
-            call = done.get()
-            if call.code() is not grpc.StatusCode.OK:
-                call = done.get()
-        return call.result()
-    finally:
-        for call in calls:
-            call.cancel()
-
-
-async def _hedged_async(method: Callable[..., Any], seconds: float, hedge_after: float) -> Any:
-    deadline = time.monotonic() + seconds
-
-    async def ask(timeout: float) -> Any:
-        return await method(timeout=timeout)
-
-    tasks = [asyncio.ensure_future(ask(seconds))]
-    try:
-        done, _ = await asyncio.wait(tasks, timeout=hedge_after)
-        if not done:
-            tasks.append(asyncio.ensure_future(ask(max(0.0, deadline - time.monotonic()))))
-            done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if others and all(task.exception() is not None for task in done):
-                done, _ = await asyncio.wait(others)
-        good = [task for task in done if task.exception() is None]
-        return (good or list(done))[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def open_channel(library: Any, target: str, credentials: Credentials = PLAIN) -> Any:
-    """Opens a channel; ``library``: grpc or grpc.aio."""
-    credentials.check(target)
-    options = CHANNEL_OPTIONS + credentials.options()
-    if (tls := credentials.channel()) is None:
-        return library.insecure_channel(target, options)
-    return library.secure_channel(target, tls, options)
+        return _items(await self._connection.call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
 
 def _one(request: Request, model: str) -> pb.RecommendRequest:

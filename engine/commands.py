@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
-from recserve.engine import models_commands
+from recserve.engine import models_commands, state_commands
 from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="TOML file: [engine], [server], [batcher], [http], [telemetry], [repository]."
+        "--config",
+        help="TOML file: [engine], [server], [batcher], [http], [telemetry], [repository], [state].",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -35,6 +36,7 @@ def register(add: Callable[..., Any]) -> None:
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
     add(warmup, group="kernels")
     models_commands.register(add)
+    state_commands.register(add)
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: JsonOption = False) -> None:
@@ -217,6 +219,10 @@ def serve(
     audit_log: Annotated[
         Path | None, typer.Option(help="File that refusals and admin actions are appended to.")
     ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(help="Where events of users are kept: sqlite:///PATH or memory://. Default: nowhere."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve a bundle or a repository over gRPC until SIGTERM; stdout has its addresses once warm."""
@@ -243,6 +249,7 @@ def serve(
         "http": {"port": http_port, "metrics_port": metrics_port},
         "telemetry": {"traces": traces, "access_lines_per_second": access_lines},
         "repository": {"folder": repository and str(repository), "source": source},
+        "state": {"url": state},
     }
     settings = load_settings(config, flags)
     if bool(settings.repository.folder) == (bundle is not None):
@@ -252,7 +259,14 @@ def serve(
         console.stdout.file.write(f"{addresses}\n")
         console.stdout.file.flush()
 
-    shared = (settings.engine, settings.server, settings.batcher, settings.http, settings.telemetry)
+    shared = (
+        settings.engine,
+        settings.server,
+        settings.batcher,
+        settings.http,
+        settings.telemetry,
+        settings.state,
+    )
     if bundle is None:
         run(ServeRepository(settings.repository, *shared), announce)
     else:

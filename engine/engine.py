@@ -11,14 +11,13 @@ import numpy as np
 
 from recserve import kernels
 from recserve.engine.bundle import Manifest, open_bundle
+from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
 from recserve.engine.features import (
-    check_id,
     check_ids,
     check_k,
     check_request,
-    check_timestamp,
     check_variant,
 )
 from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, few_left, run, slate_items, slates
@@ -26,13 +25,11 @@ from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
 from recserve.engine.sources import open_source
-from recserve.engine.state.history import HistoryStore, ObservedEvents
+from recserve.engine.state.events import HISTORY_ACTIONS, check_action
+from recserve.engine.state.history import HistoryStore
+from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Ranking, Request, Slate
-from recserve.errors import InvalidRequest, Unavailable, UnknownItem, nearest
-
-# Impressions were not chosen and dislikes must not attract: neither belongs in a history.
-HISTORY_ACTIONS = ("view", "click", "add-to-cart", "purchase", "rating")
-ACTIONS = (*HISTORY_ACTIONS, "impression", "dislike")
+from recserve.errors import InvalidRequest, Unavailable, UnknownItem
 
 
 class Engine:
@@ -289,9 +286,14 @@ class Engine:
 
     def history(self, user_id: str) -> list[str]:
         """Returns the item ids that the engine remembers for ``user_id``, newest last."""
+        return self.timed_history(user_id)[0]
+
+    def timed_history(self, user_id: str) -> tuple[list[str], list[int]]:
+        """Returns item ids as :meth:`history` does, and when each happened (seconds, 0: not known)."""
         self._check_open()
         check_id("user_id", user_id)
-        return self._loaded.bundle.catalogue.vocabulary.ids(self._store.get(user_id).items)
+        history = self._store.get(user_id)
+        return self._loaded.bundle.catalogue.vocabulary.ids(history.items), history.timestamps.tolist()
 
     def user_ids(self) -> Sequence[str]:
         """Returns the ids of the users whose histories the bundle brought, in its order."""
@@ -308,10 +310,7 @@ class Engine:
         self._check_open()
         check_id("user_id", user_id)
         check_id("item_id", item_id)
-        if action not in ACTIONS:
-            raise InvalidRequest(
-                "action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=nearest(action, ACTIONS)
-            )
+        check_action(action)
         timestamp = int(time.time()) if timestamp is None else timestamp
         check_timestamp("timestamp", timestamp)
         item = self._loaded.bundle.catalogue.vocabulary.index_of(item_id)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.histories import EMPTY_HISTORY, History
-from recserve.engine.bundle.vocabulary import MAX_ID_BYTES
+from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.state.history import HistoryStore
@@ -16,8 +16,6 @@ from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
 
 MAX_CONTEXT = 64
-# The end of the year 9999: later is a unit mistaken (milliseconds), not a date.
-MAX_TIMESTAMP = 253_402_300_799
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +65,6 @@ def check_k(k: int, config: EngineConfig) -> None:
     """Raises :class:`InvalidRequest` unless ``k`` is an integer in 1..max_k."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= config.max_k:
         raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
-
-
-def check_timestamp(name: str, timestamp: int) -> None:
-    """Raises :class:`InvalidRequest` unless ``timestamp`` is whole seconds, 0 to the end of year 9999."""
-    is_integer = isinstance(timestamp, int | np.integer) and not isinstance(timestamp, bool)
-    if not is_integer or not 0 <= timestamp <= MAX_TIMESTAMP:
-        raise InvalidRequest(
-            name, found=timestamp, expected=f"0 to {MAX_TIMESTAMP}", cure="Seconds since the epoch."
-        )
-
-
-def check_id(name: str, id_: str, *, may_be_empty: bool = False) -> None:
-    """Raises :class:`InvalidRequest` unless ``id_`` is a string of 1..256 bytes of UTF-8."""
-    if not isinstance(id_, str):
-        raise InvalidRequest(name, found=type(id_).__name__, expected="a string")
-    # A character has at most four bytes: most ids need no encoding to be known as short.
-    if len(id_) > MAX_ID_BYTES // 4 and (n_bytes := len(id_.encode("utf-8", "surrogatepass"))) > MAX_ID_BYTES:
-        raise InvalidRequest(name, found=f"{n_bytes} bytes long", expected=f"at most {MAX_ID_BYTES} bytes")
-    if not id_ and not may_be_empty:
-        raise InvalidRequest(name, found="empty", expected=f"1 to {MAX_ID_BYTES} bytes")
 
 
 def check_ids(name: str, ids: Sequence[str], limit: int) -> None:

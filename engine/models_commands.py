@@ -182,7 +182,7 @@ def _admin(server: str, timeout: float) -> Iterator[Callable[[str, Any], Any]]:
     """Yields ``ask(method, message)``, which raises RemoteError for a refusal."""
     import grpc
 
-    from recserve.engine.client import open_channel
+    from recserve.engine.connection import open_channel
     from recserve.engine.credentials import Credentials
     from recserve.engine.wire.status import error_from_call
     from recserve.proto import admin_pb2_grpc

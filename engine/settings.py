@@ -1,8 +1,8 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry] and [repository]; the
-environment says RECSERVE__SERVER__PORT=8000.
-An unknown key is an error that names the nearest known one.
+The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry], [repository] and
+[state]; the environment says RECSERVE__SERVER__PORT=8000. An unknown key is an error that names the nearest
+known one.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.telemetry.config import TelemetryConfig
+from recserve.engine.state.config import StateConfig
 from recserve.errors import ConfigError, nearest
 
 ENV_PREFIX = "RECSERVE__"
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type] = {
     "http": HttpConfig,
     "telemetry": TelemetryConfig,
     "repository": RepositoryConfig,
+    "state": StateConfig,
 }
 
 
@@ -49,6 +51,7 @@ class Settings(BaseSettings):
     http: HttpConfig = HttpConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     repository: RepositoryConfig = RepositoryConfig()
+    state: StateConfig = StateConfig()
 
 
 def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:

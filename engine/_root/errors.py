@@ -54,6 +54,24 @@ class Conflict(RecserveError):
     """Something else is being done to the same thing, or its state does not allow it now."""
 
 
+class AlreadyRecorded(InvalidRequest):
+    """Another event of the same id was recorded before; the first one stays."""
+
+
+class UserErased(RecserveError):
+    """The user was erased: nothing of them is kept any more."""
+
+
+class StorageFull(RecserveError):
+    """The disk has no room for what should be kept."""
+
+
+class StorageFailed(RecserveError):
+    """What should be kept could not be written; the server takes no more until it is started again."""
+
+    exit_code = 4
+
+
 class UnknownService(RecserveError):
     """The server has no service of that name."""
 

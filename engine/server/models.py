@@ -13,37 +13,34 @@ from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.models.router import Router
 from recserve.engine.models.watcher import Watcher
 from recserve.engine.server.admin import AdminService
-from recserve.engine.state.history import ObservedEvents
+from recserve.engine.server.remembering import Remembering
+from recserve.engine.state.observed import ObservedEvents
 
 
 class EngineLoader:
-    """Loads engines; those of one model share what was observed, so that a swap forgets nothing."""
+    """Loads engines; all share what was observed, so that a swap forgets nothing."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, observed: ObservedEvents) -> None:
         self._config = config
-        self._observed: dict[str, ObservedEvents] = {}
+        self._observed = observed
 
     def __call__(self, bundle: FoundBundle) -> Engine:
         """Loads, checks and warms a bundle of the repository."""
-        observed = self._observed.setdefault(
-            bundle.model,
-            ObservedEvents(
-                max_users=self._config.max_observed_users, max_items=self._config.max_observed_items
-            ),
-        )
-        return Engine.load(bundle.folder, self._config, observed=observed)
+        return Engine.load(bundle.folder, self._config, observed=self._observed)
 
 
 class Models:
     """What a server over a repository has beside it; :meth:`start` before the first request."""
 
-    def __init__(self, config: RepositoryConfig, engine: EngineConfig) -> None:
+    def __init__(self, config: RepositoryConfig, engine: EngineConfig, remembering: Remembering) -> None:
         """Raises :class:`ConfigError` when folder or source cannot be used."""
         registry: Registry[Engine] = Registry(
             config.default_model, on_freed=lambda model, version: release_memory()
         )
-        self.manager = ModelManager(Repository(Path(config.folder)), registry, EngineLoader(engine))
+        loader = EngineLoader(engine, remembering.observed)
+        self.manager = ModelManager(Repository(Path(config.folder)), registry, loader)
         self.router = Router(registry, on_rollback=self.manager.rolled_back)
+        remembering.router = self.router
         self.admin = AdminService(self.manager, self.router)
         source = open_feed(config.source) if config.source else None
         self.watcher = Watcher(self.manager, config, source)

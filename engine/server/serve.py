@@ -15,6 +15,8 @@ from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.processes import Supervisor, reserved_port
 from recserve.engine.server.telemetry.config import TelemetryConfig
+from recserve.engine.state.config import StateConfig
+from recserve.errors import ConfigError
 
 # How long a load may keep the interpreter from the threads that answer (Python's default is 5 ms): during
 # swaps the median latency is 11 ms instead of 21 (benchmarks/swaps.py, 2 cores, 70 % load).
@@ -31,6 +33,7 @@ class ServeBundle:
     batcher: BatcherConfig
     http: HttpConfig = field(default_factory=HttpConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    state: StateConfig = field(default_factory=StateConfig)
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the addresses when the engine is warm.
@@ -40,23 +43,29 @@ class ServeBundle:
         # Here, so that the parent of several workers stays small.
         from recserve.engine.engine import Engine
         from recserve.engine.server.app import Server, run_server
+        from recserve.engine.server.remembering import Remembering
         from recserve.engine.server.security.setup import harden_process
         from recserve.engine.server.telemetry.observers import new_observers
 
         configure_logs()
         harden_process()
-        server = Server(
-            self.server,
-            self.batcher,
-            reuse_port=self.server.workers > 1,
-            observers=new_observers(self.telemetry),
-            http=self.http,
-        )
-        run_server(
-            server,
-            lambda: Engine.load(self.bundle, self.engine),
-            lambda address: announce("\n".join((address, *server.urls.values()))),
-        )
+        with Remembering(self.state, self.engine, self.server) as remembering:
+            server = Server(
+                self.server,
+                self.batcher,
+                router=remembering.router,
+                reuse_port=self.server.workers > 1,
+                extra_methods=remembering.methods(),
+                observers=new_observers(self.telemetry),
+                http=self.http,
+            )
+            remembering.tell(server.health)
+
+            def load() -> Engine:
+                remembering.load()
+                return Engine.load(self.bundle, self.engine, observed=remembering.observed)
+
+            run_server(server, load, lambda address: announce("\n".join((address, *server.urls.values()))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,37 +78,51 @@ class ServeRepository:
     batcher: BatcherConfig
     http: HttpConfig = field(default_factory=HttpConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    state: StateConfig = field(default_factory=StateConfig)
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the addresses when the models are warm."""
         from recserve.engine.server.app import Server, run_server
         from recserve.engine.server.models import Models
+        from recserve.engine.server.remembering import Remembering
         from recserve.engine.server.security.setup import harden_process
         from recserve.engine.server.telemetry.observers import new_observers
 
         configure_logs()
         harden_process()
         sys.setswitchinterval(SWITCH_SECONDS)
-        with closing(Models(self.repository, self.engine)) as models:
+        with (
+            Remembering(self.state, self.engine, self.server) as remembering,
+            closing(Models(self.repository, self.engine, remembering)) as models,
+        ):
             server = Server(
                 self.server,
                 self.batcher,
                 router=models.router,
                 manager=models.manager,
                 reuse_port=self.server.workers > 1,
-                extra_methods=models.admin.methods(),
+                extra_methods=[*models.admin.methods(), *remembering.methods()],
                 observers=new_observers(self.telemetry),
                 http=self.http,
             )
-            run_server(
-                server,
-                models.start,
-                lambda address: announce("\n".join((address, *server.urls.values()))),
-            )
+            remembering.tell(server.health)
+
+            def start() -> None:
+                remembering.load()
+                models.start()
+
+            run_server(server, start, lambda address: announce("\n".join((address, *server.urls.values()))))
 
 
 def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) -> None:
     """Serves with as many processes as the settings say."""
+    if work.state.url and work.server.workers > 1:
+        raise ConfigError(
+            "state.url",
+            found=f"given with {work.server.workers} workers",
+            expected="one worker",
+            cure="One process writes the log.",
+        )
     if work.server.workers == 1:
         work(announce)
         return

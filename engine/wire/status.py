@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from recserve.errors import (
+    AlreadyRecorded,
     BundleInvalid,
     ConfigError,
     Conflict,
@@ -23,12 +24,15 @@ from recserve.errors import (
     Overloaded,
     PermissionDenied,
     RecserveError,
+    StorageFailed,
+    StorageFull,
     Unauthenticated,
     Unavailable,
     UnknownItem,
     UnknownModel,
     UnknownService,
     Unsupported,
+    UserErased,
 )
 
 DOMAIN = "recserve"
@@ -51,6 +55,7 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     MalformedRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     UnknownItem: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM"),
     UnknownModel: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
+    AlreadyRecorded: StatusRow(grpc.StatusCode.ALREADY_EXISTS, "ALREADY_RECORDED"),
     InvalidRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     UnknownService: StatusRow(grpc.StatusCode.NOT_FOUND, "UNKNOWN_SERVICE"),
     Unsupported: StatusRow(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
@@ -60,6 +65,9 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", retry=True),
+    StorageFull: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL"),
+    StorageFailed: StatusRow(grpc.StatusCode.UNAVAILABLE, "STORAGE_FAILED"),
+    UserErased: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "USER_ERASED"),
     Conflict: StatusRow(grpc.StatusCode.ABORTED, "CONFLICT"),
     BundleInvalid: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_INVALID"),
     ConfigError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION"),

@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from recserve.engine import InvalidRequest, Request
-from recserve.engine.client import DEFAULT_TIMEOUT_SECONDS, AsyncRecommenderClient, RecommenderClient
+from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
+from recserve.engine.connection import DEFAULT_TIMEOUT_SECONDS
 from recserve.engine.wire.status import DETAILS_KEY, RemoteError
 
 METHODS = ("Recommend", "RecommendMany", "SimilarItems", "GetItems")

@@ -1,0 +1,71 @@
+"""What a server remembers of users: a log with its service, or only what engines observe themselves."""
+
+from types import TracebackType
+
+import structlog
+
+from recserve.engine.config import EngineConfig
+from recserve.engine.models.registry import Registry
+from recserve.engine.models.router import Router
+from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.feedback import SERVICE, FeedbackService
+from recserve.engine.server.health import NOT_SERVING, HealthService
+from recserve.engine.server.methods import Method
+from recserve.engine.state.config import StateConfig
+from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.state.state import State, open_state
+
+log = structlog.get_logger("recserve.server")
+
+
+class Remembering:
+    """Opens the state that the settings name; :meth:`load` it before the engines answer.
+
+    ``router``: where the service looks for engines; one over a repository takes the place of this one.
+    """
+
+    def __init__(self, config: StateConfig, engine: EngineConfig, server: ServerConfig) -> None:
+        """Raises :class:`ConfigError` when the state cannot be used."""
+        self.router = Router(Registry())
+        self._with_stream = (
+            server.transport == "grpcio" if config.record_stream is None else config.record_stream
+        )
+        users, items = engine.max_observed_users, engine.max_observed_items
+        self._state: State | None = None
+        if config.url:
+            self._state = open_state(config, max_users=users, max_items=items)
+            self.observed = self._state.observed
+        else:
+            self.observed = ObservedEvents(max_users=users, max_items=items)
+
+    def __enter__(self) -> "Remembering":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._state is not None:
+            self._state.close()
+
+    def methods(self) -> list[Method]:
+        """Returns the rows of the feedback service; none without a log."""
+        if self._state is None:
+            return []
+        return FeedbackService(self._state, self.router).methods(with_stream=self._with_stream)
+
+    def tell(self, health: HealthService) -> None:
+        """Lets the service be NOT_SERVING once nothing is written any more."""
+        if self._state is not None:
+            self._state.on_failed = lambda: health.set(NOT_SERVING, SERVICE)
+
+    def load(self) -> None:
+        """Builds the histories in memory from the log."""
+        if self._state is not None:
+            loaded = self._state.load()
+            log.info(
+                "event log loaded",
+                events=loaded.n_events,
+                unreadable=loaded.n_unreadable,
+                seconds=round(loaded.seconds, 3),
+                durability=self._state.durability,
+            )

@@ -1,0 +1,74 @@
+"""The settings of what the server remembers; checked when made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from recserve.errors import ConfigError, nearest
+
+SCHEMES = ("sqlite", "memory")
+DURABILITIES = ("power", "process")
+SQLITE_PREFIX = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfig:
+    """Where events of users are kept, how safely and for how long."""
+
+    url: str = ""
+    """sqlite:///PATH (four slashes: an absolute one) or memory://. Not set: no feedback service."""
+
+    durability: str = "power"
+    """What an event that was answered with OK survives: power (a power failure), process (the server's death;
+    a power failure may cost the last moments)."""
+
+    key_file: Path | None = None
+    """The master keys (engine/state/master.py), unless the environment has RECSERVE_STATE_KEY. Not set:
+    PATH.master beside the log, made at the first start."""
+
+    retention_days: int = 90
+    """How long events are kept."""
+
+    require_consent: bool = False
+    """Whether an event that brings no consent is not kept. Else the caller vouches for it."""
+
+    commit_events: int = 256
+    """Events that one commit takes at most, unless a single call brings more."""
+
+    max_events: int = 1000
+    """Events that one call may bring."""
+
+    max_waiting_calls: int = 64
+    """Calls that may wait for the disk; more are refused, so that a slow one never holds up other methods."""
+
+    record_stream: bool | None = None
+    """Whether RecordStream is served. Not set: where the transport can (grpcio)."""
+
+    def __post_init__(self) -> None:
+        scheme = urlsplit(self.url).scheme
+        if self.url and scheme not in SCHEMES:
+            raise ConfigError(
+                "state.url",
+                found=self.url,
+                expected=f"one of {', '.join(f'{name}://…' for name in SCHEMES)}",
+                cure=nearest(scheme, SCHEMES),
+            )
+        if scheme == "sqlite" and not self.path:
+            raise ConfigError("state.url", found=self.url, expected="sqlite:///PATH")
+        if self.durability not in DURABILITIES:
+            raise ConfigError(
+                "state.durability", found=self.durability, expected=f"one of {', '.join(DURABILITIES)}"
+            )
+        for name in ("retention_days", "commit_events", "max_events", "max_waiting_calls"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"state.{name}", found=getattr(self, name), expected="1 or more")
+
+    @property
+    def path(self) -> str:
+        """The file of a log on this machine, "" for none."""
+        return self.url.removeprefix(SQLITE_PREFIX) if self.url.startswith(SQLITE_PREFIX) else ""
+
+    @property
+    def master_file(self) -> Path:
+        """The file of the master keys."""
+        return self.key_file or Path(f"{self.path}.master")

@@ -1,0 +1,81 @@
+"""How the state's SQLite files are opened, and what their errors mean."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recserve.errors import ConfigError, StorageFailed, StorageFull
+
+# Two connections to one write-ahead log may damage it in older versions.
+MIN_SQLITE = (3, 51, 3)
+SYNCHRONOUS = {"power": "FULL", "process": "NORMAL", "memory": "OFF"}
+JOURNAL_BYTES = 64 << 20
+CACHE_KIB = 64 << 10
+BUSY_MS = 5000
+
+
+def import_apsw() -> Any:
+    """Returns the module; raises :class:`ConfigError` where it, or cryptography, is missing or too old."""
+    try:
+        import apsw
+        import cryptography  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "state.url",
+            found="given without apsw and cryptography",
+            expected="an installation with the extra [state]",
+            cure="Run: pip install 'recserve[state]'",
+        ) from error
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if version < MIN_SQLITE:
+        raise ConfigError(
+            "SQLite of apsw",
+            found=apsw.sqlite_lib_version(),
+            expected=f"{'.'.join(map(str, MIN_SQLITE))} or newer",
+        )
+    return apsw
+
+
+def open_database(path: str | Path, schema: str, *, durability: str, read_only: bool = False) -> Any:
+    """Opens (makes) a file, or ":memory:"; raises :class:`ConfigError` when that is not possible."""
+    apsw = import_apsw()
+    flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    try:
+        database = apsw.Connection(str(path), flags=flags)
+        database.set_busy_timeout(BUSY_MS)
+        for pragma in (
+            f"synchronous={SYNCHRONOUS[durability]}",
+            f"cache_size=-{CACHE_KIB}",
+            "cell_size_check=ON",
+            "mmap_size=0",
+            *(() if read_only else ("journal_mode=WAL", f"journal_size_limit={JOURNAL_BYTES}")),
+        ):
+            database.execute(f"PRAGMA {pragma}").fetchall()
+        if not read_only:
+            database.execute(schema).fetchall()
+        else:
+            database.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+    except apsw.Error as error:
+        raise ConfigError(
+            f"database {path}",
+            found=f"not usable ({type(error).__name__})",
+            expected="an SQLite file in a folder that can be written",
+        ) from error
+    return database
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turns SQLite's errors into ours: a full disk may get better, anything else ends the log."""
+    apsw = import_apsw()
+    try:
+        yield
+    except apsw.FullError as error:
+        raise StorageFull(
+            "disk of the event log", found="full", expected="room", cure="Free some; nothing needs a restart."
+        ) from error
+    except apsw.Error as error:
+        raise StorageFailed(
+            "event log", found=f"failing ({type(error).__name__})", expected="writable"
+        ) from error

@@ -1,0 +1,143 @@
+"""One event of a user, and the bytes that the log keeps of it."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from recserve.engine.bundle.ids import check_id, check_timestamp
+from recserve.errors import DataError, InvalidRequest, nearest
+
+# Impressions were not chosen and dislikes must not attract: neither belongs in a history.
+HISTORY_ACTIONS = ("view", "click", "add-to-cart", "purchase", "rating", "dwell")
+# The log stores positions in this tuple: new actions are appended.
+ACTIONS = (*HISTORY_ACTIONS, "impression", "dislike")
+IS_HISTORY = tuple(action in HISTORY_ACTIONS for action in ACTIONS)
+
+MAX_CONTEXT = 64
+MAX_CONTEXT_BYTES = 4096
+
+# What a user agreed to, as bits.
+SERVE, LEARN, EXPORT = 1, 2, 4
+EVERY_PURPOSE = SERVE | LEARN | EXPORT
+
+# timestamp, action, purposes, rank (0: none), value (NaN: none), lengths of item, event and slate id; then
+# these three in UTF-8 and what is left in JSON.
+_HEADER = struct.Struct("<qBBHdHHH")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What one user did with one item; checked by :func:`check_event`, not when made.
+
+    ``timestamp``: seconds since the epoch. ``value``: a rating, seconds of dwelling, a price; None for none.
+    ``slate_id``, ``rank``: of the slate that showed the item, and its 1-based place there; "" and 0 for none.
+    ``purposes``: what the user agreed to (``SERVE``: the next slates know; ``LEARN``: models learn of it;
+    ``EXPORT``: it may be part of exports), None where that was not said.
+    """
+
+    user_id: str
+    item_id: str
+    action: str = "click"
+    timestamp: int = 0
+    event_id: str = ""
+    value: float | None = None
+    slate_id: str = ""
+    rank: int = 0
+    context: Mapping[str, str] = field(default_factory=dict)
+    purposes: int | None = None
+
+
+def check_action(action: str) -> None:
+    """Raises :class:`InvalidRequest` unless ``action`` is one of ``ACTIONS``."""
+    if action not in ACTIONS:
+        raise InvalidRequest(
+            "action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=nearest(action, ACTIONS)
+        )
+
+
+def check_event(event: Event) -> None:
+    """Raises :class:`InvalidRequest` naming the first field that cannot be kept."""
+    check_id("user_id", event.user_id)
+    check_id("item_id", event.item_id)
+    check_id("event_id", event.event_id)
+    check_action(event.action)
+    check_timestamp("timestamp", event.timestamp)
+    if event.value is not None and not math.isfinite(event.value):
+        raise InvalidRequest("value", found=event.value, expected="a finite number")
+    if event.slate_id:
+        check_id("slate_id", event.slate_id)
+    if not 0 <= event.rank < 1 << 16:
+        raise InvalidRequest("rank", found=event.rank, expected="0 to 65535")
+    if event.context:
+        _check_context(event.context)
+
+
+def _check_context(context: Mapping[str, str]) -> None:
+    if len(context) > MAX_CONTEXT:
+        raise InvalidRequest("context", found=f"{len(context)} entries", expected=f"at most {MAX_CONTEXT}")
+    n_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in context.items())
+    if n_bytes > MAX_CONTEXT_BYTES:
+        raise InvalidRequest(
+            "context", found=f"{n_bytes} bytes long", expected=f"at most {MAX_CONTEXT_BYTES} bytes"
+        )
+
+
+def pack_event(event: Event, purposes: int) -> bytes:
+    """Returns the bytes of a checked event for ``purposes``, all of it but the user.
+
+    Raises :class:`InvalidRequest` for text that UTF-8 cannot carry (lone surrogates).
+    """
+    try:
+        return _pack(event, purposes)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("event", found="not encodable", expected="valid Unicode") from error
+
+
+def _pack(event: Event, purposes: int) -> bytes:
+    item, event_id, slate_id = event.item_id.encode(), event.event_id.encode(), event.slate_id.encode()
+    header = _HEADER.pack(
+        event.timestamp,
+        ACTIONS.index(event.action),
+        purposes,
+        event.rank,
+        math.nan if event.value is None else event.value,
+        len(item),
+        len(event_id),
+        len(slate_id),
+    )
+    context = json.dumps(dict(event.context), ensure_ascii=False).encode() if event.context else b""
+    return b"".join((header, item, event_id, slate_id, context))
+
+
+def unpack_event(data: bytes, user_id: str) -> Event:
+    """Reads what :func:`pack_event` wrote; raises :class:`DataError` when it is something else."""
+    try:
+        timestamp, action, purposes, rank, value, *lengths = _HEADER.unpack_from(data)
+        texts, start = [], _HEADER.size
+        for length in lengths:
+            texts.append(data[start : start + length].decode())
+            start += length
+        return Event(
+            user_id=user_id,
+            item_id=texts[0],
+            action=ACTIONS[action],
+            timestamp=timestamp,
+            event_id=texts[1],
+            value=None if math.isnan(value) else value,
+            slate_id=texts[2],
+            rank=rank,
+            context=json.loads(data[start:]) if len(data) > start else {},
+            purposes=purposes,
+        )
+    except (struct.error, ValueError, IndexError) as error:
+        raise DataError("event", found="of unknown bytes", expected="as this version writes it") from error
+
+
+def unpack_interaction(data: bytes) -> tuple[str, int] | None:
+    """Returns item id and timestamp of what belongs in a history, else None; the fast part of the above."""
+    timestamp, action, purposes, _, _, n_item, _, _ = _HEADER.unpack_from(data)
+    if not purposes & SERVE or not IS_HISTORY[action]:
+        return None
+    return data[_HEADER.size : _HEADER.size + n_item].decode(), timestamp

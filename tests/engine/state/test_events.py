@@ -1,0 +1,83 @@
+"""Events and their bytes."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recserve.engine.state.events import (
+    ACTIONS,
+    EVERY_PURPOSE,
+    HISTORY_ACTIONS,
+    SERVE,
+    Event,
+    check_event,
+    pack_event,
+    unpack_event,
+    unpack_interaction,
+)
+from recserve.errors import DataError, InvalidRequest
+
+IDS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60)
+EVENTS = st.builds(
+    Event,
+    user_id=st.just("u"),
+    item_id=IDS,
+    action=st.sampled_from(ACTIONS),
+    timestamp=st.integers(0, 253_402_300_799),
+    event_id=IDS,
+    value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    slate_id=st.just("") | IDS,
+    rank=st.integers(0, 65535),
+    context=st.dictionaries(IDS, IDS, max_size=3),
+    purposes=st.integers(1, EVERY_PURPOSE),
+)
+
+
+@given(EVENTS)
+def test_an_event_comes_back_as_it_was(event: Event) -> None:
+    check_event(event)
+    purposes = event.purposes or 0
+    data = pack_event(event, purposes)
+    assert unpack_event(data, "u") == event
+    belongs = event.action in HISTORY_ACTIONS and bool(purposes & SERVE)
+    assert unpack_interaction(data) == ((event.item_id, event.timestamp) if belongs else None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("user_id", ""),
+        ("item_id", ""),
+        ("item_id", "i" * 257),
+        ("event_id", ""),
+        ("event_id", "e" * 257),
+        ("action", "clik"),
+        ("timestamp", -1),
+        ("timestamp", 1 << 40),
+        ("value", float("nan")),
+        ("value", float("inf")),
+        ("slate_id", "s" * 257),
+        ("rank", -1),
+        ("rank", 65536),
+        ("context", {"key": "x" * 4096}),
+        ("context", {str(i): "" for i in range(65)}),
+    ],
+)
+def test_a_field_that_cannot_be_kept_is_named(field: str, value: Any) -> None:
+    good: dict[str, Any] = {"user_id": "u", "item_id": "i", "event_id": "e"}
+    check_event(Event(**good))
+    with pytest.raises(InvalidRequest, match=f"^{field} is"):
+        check_event(Event(**{**good, field: value}))
+
+
+def test_text_that_utf8_cannot_carry_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="expected valid Unicode"):
+        pack_event(Event(user_id="u", item_id="\ud800", event_id="e"), EVERY_PURPOSE)
+
+
+@pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 40])
+def test_other_bytes_are_no_event(data: bytes) -> None:
+    with pytest.raises(DataError, match="event is of unknown bytes"):
+        unpack_event(data, "u")

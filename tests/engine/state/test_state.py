@@ -1,0 +1,274 @@
+"""The log as the server and an embedding program use it: files, restarts, duplicates, faults."""
+
+import os
+import stat
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recserve.engine import Engine, Request
+from recserve.engine.state.config import StateConfig
+from recserve.engine.state.event_log import Outcome
+from recserve.engine.state.events import SERVE, Event
+from recserve.engine.state.state import State, open_state, read_log
+from recserve.engine.state.store import SqliteStore
+from recserve.errors import (
+    AlreadyRecorded,
+    ConfigError,
+    InvalidRequest,
+    Overloaded,
+    StorageFailed,
+    StorageFull,
+    Unavailable,
+)
+from tests.engine.state.conftest import event
+
+TIMEOUT_SECONDS = 30
+
+
+def opened(config: StateConfig) -> State:
+    state = open_state(config)
+    state.load()
+    return state
+
+
+def items(state: State, user: str = "u") -> list[str]:
+    found = state.observed.get(user)
+    assert found is not None
+    return [state.observed.item_ids(0)[code] for code in found["code"]]
+
+
+def logged(config: StateConfig) -> list[str]:
+    return [one.event.event_id for one in read_log(config)]
+
+
+def test_events_survive_the_process_in_their_order(config: StateConfig) -> None:
+    with opened(config) as state:
+        outcome = state.record([event(1), event(2, action="impression"), event(3, purposes=2)])
+        assert outcome == Outcome("power", n_stored=3)
+        state.record([event(4)])
+        # What was shown, and what slates must not know, is in the log and not in the history.
+        assert items(state) == ["i1", "i4"]
+    assert logged(config) == ["e1", "e2", "e3", "e4"]
+    with opened(config) as state:
+        assert items(state) == ["i1", "i4"]
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_the_promise_is_named(config: StateConfig, durability: str) -> None:
+    with opened(replace(config, durability=durability)) as state:
+        assert state.record([event(1)]).durability == durability
+    with opened(StateConfig(url="memory://")) as state:
+        assert state.record([event(1)]) == Outcome("memory", n_stored=1)
+        assert items(state) == ["i1"]
+
+
+def test_an_event_counts_once_however_often_it_comes(config: StateConfig) -> None:
+    for _ in range(3):
+        with opened(config) as state:
+            for _ in range(2):
+                outcome = state.record([event(1), event(2), event(1)])
+                assert outcome.n_stored + len(outcome.duplicates) == 3
+            assert items(state) == ["i1", "i2"]
+    assert logged(config) == ["e1", "e2"]
+
+
+@pytest.mark.parametrize(
+    "other", [event(1, item_id="x"), event(1, user="v"), event(1, value=2.0), event(1, action="view")]
+)
+def test_another_event_of_the_same_id_is_refused(config: StateConfig, other: Event) -> None:
+    with opened(config) as state:
+        state.record([event(1)])
+        [(position, error)] = state.record([event(2), other]).refused
+        assert (position, type(error)) == (1, AlreadyRecorded)
+        # A time that the server set differs when the event is sent again.
+        assert state.record([event(1, timestamp=5)]).duplicates == [0]
+    assert logged(config) == ["e1", "e2"]
+
+
+def test_a_bad_event_is_refused_alone(config: StateConfig) -> None:
+    with opened(config) as state:
+        outcome = state.record([event(1), event(2, action="clik"), event(3)])
+        assert outcome.n_stored == 2
+        [(position, error)] = outcome.refused
+        assert (position, type(error)) == (1, InvalidRequest)
+        assert "Did you mean 'click'?" in str(error)
+
+
+def test_an_event_without_consent_is_not_kept(config: StateConfig) -> None:
+    with opened(config) as state:
+        outcome = state.record([event(1, purposes=0), event(2, purposes=SERVE)])
+        assert (outcome.n_stored, outcome.n_withheld) == (1, 1)
+    assert logged(config) == ["e2"]
+
+
+def test_one_process_uses_a_log(config: StateConfig) -> None:
+    with opened(config):
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}; expected used by one"):
+            open_state(config)
+        assert logged(config) == []
+    with opened(config):
+        pass
+
+
+def test_files_are_their_owners_own(config: StateConfig) -> None:
+    with opened(config):
+        assert stat.S_IMODE(Path(f"{config.path}.master").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("fault", ["missing", "readable by others", "another", "garbage"])
+def test_a_wrong_master_key_is_noticed(config: StateConfig, fault: str) -> None:
+    with opened(config) as state:
+        state.record([event(1)])
+    file = Path(f"{config.path}.master")
+    before = file.read_text()
+    key_id = before.partition(" ")[0]
+    if fault == "missing":
+        file.unlink()
+    elif fault == "readable by others":
+        file.chmod(0o644)
+    elif fault == "another":
+        file.write_text(f"{key_id} {'A' * 43}=\n")
+    else:
+        file.write_text("secret-looking garbage\n")
+    with pytest.raises(ConfigError) as caught:
+        open_state(config)
+    assert "secret" not in str(caught.value)
+    file.write_text(before)
+    file.chmod(0o600)
+    with opened(config) as state:
+        assert items(state) == ["i1"]
+
+
+def test_the_environment_may_hold_the_key(config: StateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSERVE_STATE_KEY", f"k1 {'A' * 43}=")
+    with opened(config) as state:
+        state.record([event(1)])
+    assert not Path(f"{config.path}.master").exists()
+    assert logged(config) == ["e1"]
+
+
+@pytest.mark.parametrize("url", ["postgres://x", "sqlite://", "sqlite:///", "file.db"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"state\.url"):
+        StateConfig(url=url)
+
+
+def test_a_folder_or_file_that_cannot_be_used_is_named(config: StateConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder that is not writable"):
+        open_state(StateConfig(url=f"sqlite:///{tmp_path}/absent/events"))
+    Path(config.path).write_bytes(b"no database " * 100)
+    with pytest.raises(ConfigError, match=r"not usable \(NotADBError\)"):
+        open_state(config)
+    # Nothing holds the lock of a log that was not opened.
+    Path(config.path).unlink()
+    with opened(config):
+        pass
+
+
+class Gate:
+    """A store whose disk waits, or fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits, self.opens = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+        append = SqliteStore.append
+
+        def gated(store: SqliteStore, rows: Any) -> list[bool]:
+            self.waits.set()
+            assert self.opens.wait(TIMEOUT_SECONDS)
+            if self.error is not None:
+                raise self.error
+            return append(store, rows)
+
+        monkeypatch.setattr(SqliteStore, "append", gated)
+
+
+def ask(state: State, *events: Event) -> "Future[Outcome | Exception]":
+    future: Future[Outcome | Exception] = Future()
+    state.log.append(lambda: events, len(events), future.set_result)
+    return future
+
+
+def test_what_waits_together_is_committed_together(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with opened(replace(config, commit_events=2)) as state:
+        first = ask(state, event(0))
+        assert gate.waits.wait(TIMEOUT_SECONDS)
+        others = [ask(state, event(number)) for number in (1, 2, 3)]
+        gate.opens.set()
+        for future in (first, *others):
+            assert future.result(TIMEOUT_SECONDS) == Outcome("power", n_stored=1)
+    assert logged(config) == ["e0", "e1", "e2", "e3"]
+
+
+def test_callers_are_refused_when_the_disk_does_not_keep_up(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    with opened(replace(config, max_waiting_calls=2)) as state:
+        waiting = [ask(state, event(0)), ask(state, event(1))]
+        assert gate.waits.wait(TIMEOUT_SECONDS)
+        with pytest.raises(Overloaded, match="calls that wait for the event log is 2"):
+            ask(state, event(2))
+        monkeypatch.setattr("recserve.engine.state.event_log.MAX_COMMIT_SECONDS", -1.0)
+        with pytest.raises(Overloaded, match="event log is waiting for its disk"):
+            ask(state, event(2))
+        gate.opens.set()
+        assert [future.result(TIMEOUT_SECONDS) for future in waiting] == [Outcome("power", n_stored=1)] * 2
+
+
+def test_a_full_disk_refuses_and_gets_better(config: StateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    gate.opens.set()
+    gate.error = StorageFull("disk", found="full", expected="room")
+    with opened(config) as state:
+        with pytest.raises(StorageFull):
+            state.record([event(1)])
+        assert items(state) == []
+        gate.error = None
+        state.record([event(1)])
+    assert logged(config) == ["e1"]
+
+
+def test_after_a_failed_write_nothing_more_is_written(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    gate.opens.set()
+    gate.error = StorageFailed("event log", found="failing", expected="writable")
+    told = []
+    with opened(config) as state:
+        state.on_failed = lambda: told.append(1)
+        for _ in range(2):
+            with pytest.raises(StorageFailed):
+                state.record([event(1)])
+            gate.error = None
+    assert told == [1]
+    assert logged(config) == []
+
+
+def test_a_closed_log_says_so(config: StateConfig) -> None:
+    state = opened(config)
+    state.close()
+    with pytest.raises(Unavailable, match="event log is closed"):
+        state.record([event(1)])
+
+
+def test_an_embedding_program_remembers_over_restarts(config: StateConfig, bundle_folder: Path) -> None:
+    with opened(config) as state, Engine.load(bundle_folder, observed=state.observed) as engine:
+        first = engine.recommend(Request(user_id="somebody", k=3))
+        assert first.source == "popularity"
+        chosen = first.items[0].item_id
+        state.record([event(1, user="somebody", item_id=chosen)])
+        assert engine.history("somebody") == [chosen]
+    with opened(config) as state, Engine.load(bundle_folder, observed=state.observed) as engine:
+        again = engine.recommend(Request(user_id="somebody", k=3))
+        assert again.source == "model"
+        assert chosen not in [item.item_id for item in again.items]
