@@ -94,7 +94,7 @@ class RecommenderClient:
     def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
         """Returns ``item_ids`` scored for ``request``, best first."""
         message = _ranked(request, item_ids, self._model)
-        return convert.ranking_from_message(self._call(self._stub.Rank, message))
+        return convert.ranking_from_message(self._connection.call(self._stub.Rank, message))
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
@@ -155,7 +155,7 @@ class AsyncRecommenderClient:
     async def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
         """Returns ``item_ids`` scored for ``request``, best first."""
         message = _ranked(request, item_ids, self._model)
-        return convert.ranking_from_message(await self._call(self._stub.Rank, message))
+        return convert.ranking_from_message(await self._connection.call(self._stub.Rank, message))
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
