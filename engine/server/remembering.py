@@ -14,6 +14,7 @@ from recserve.engine.server.methods import Method
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.state import State, open_state
+from recserve.engine.state.upkeep import Upkeep
 
 log = structlog.get_logger("recserve.server")
 
@@ -32,6 +33,7 @@ class Remembering:
         )
         users, items = engine.max_observed_users, engine.max_observed_items
         self._state: State | None = None
+        self._upkeep: Upkeep | None = None
         if config.url:
             self._state = open_state(config, max_users=users, max_items=items)
             self.observed = self._state.observed
@@ -44,6 +46,8 @@ class Remembering:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._upkeep is not None:
+            self._upkeep.stop()
         if self._state is not None:
             self._state.close()
 
@@ -69,3 +73,4 @@ class Remembering:
                 seconds=round(loaded.seconds, 3),
                 durability=self._state.durability,
             )
+            self._upkeep = Upkeep(self._state)

@@ -27,7 +27,7 @@ class StateConfig:
     PATH.master beside the log, made at the first start."""
 
     retention_days: int = 90
-    """How long events are kept."""
+    """How long events are kept: older ones are removed every hour."""
 
     require_consent: bool = False
     """Whether an event that brings no consent is not kept. Else the caller vouches for it."""

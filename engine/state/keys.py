@@ -167,10 +167,6 @@ class KeyStore:
             yield n_done
         self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def n_users_by_master(self) -> dict[str, int]:
-        """Returns how many users' keys each master key closes."""
-        return dict(self._database.execute("SELECT master, count(*) FROM keys GROUP BY master"))
-
     def close(self) -> None:
         """Closes the file."""
         self._database.close()

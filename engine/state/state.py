@@ -130,6 +130,16 @@ class State:
             n_deleted += step
         return n_deleted
 
+    def follow_key_file(self) -> int:
+        """Takes the master keys that the file has now; returns how many users' keys that closed anew.
+
+        Raises :class:`ConfigError` when it cannot be read.
+        """
+        if not self.config.path:
+            return 0
+        masters = read_master_keys(self.config.master_file)
+        return 0 if masters == self._keys.masters else self.rotate(masters)
+
     def rotate(self, masters: MasterKeys) -> int:
         """Closes every user's key with the current one of ``masters``; returns how many users that were."""
         self.log.do(lambda: self._keys.use_masters(masters)).result()
