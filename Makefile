@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-serving bench-swaps gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-client bench-serving bench-swaps gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -58,6 +58,9 @@ $(VENV)/.cuda: $(PROJECT) | $(VENV)/pyvenv.cfg
 
 gpu-check: $(VENV)/.cuda  ## check the GPU's answers against the CPU's, and time them; fails without a GPU
 	$(BIN)/python -m recserve.benchmarks.gpu_check
+
+bench-client: $(VENV)/.dev  ## how far the load generator can be trusted, next to h2load
+	$(BIN)/python -m recserve.benchmarks.load_check
 
 bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=folder; needs h2load)
 	$(BIN)/python -m recserve.benchmarks.serving $(BUNDLE)

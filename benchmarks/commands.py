@@ -9,7 +9,7 @@ import typer
 
 from recserve import console
 from recserve.benchmarks.load.commands import load
-from recserve.errors import InvalidRequest
+from recserve.errors import CheckFailed, InvalidRequest
 
 NEEDS = ("torch", "onnx", "polars")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -19,6 +19,8 @@ MAX_PROCESSES = 100
 def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
     add(load, group="bench", needs=("hpack", "hdrh"), extra="load")
+    add(compare, group="bench")
+    add(report, group="bench", needs=("matplotlib",), extra="bench")
     add(kernels, group="bench", needs=NEEDS, extra="bench")
     add(start, group="bench")
 
@@ -86,6 +88,47 @@ def _publish(result: dict[str, Any], plot: Path | None, out: Path | None, json: 
         console.print_json(result)
     else:
         show(result)
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="The result of bench load or kernels to compare with.")],
+    after: Annotated[Path, typer.Argument(help="The result of the same benchmark, later.")],
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as 'p99>+10%', 'answered_per_second<-5%' or 'errors>0'; may be given again."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Put two results side by side; exit with 1 when a rule of --fail-if is broken.
+
+    A change that lies within the measured intervals of both results breaks no rule.
+    """
+    from recserve.benchmarks import compare as comparison
+
+    rules = comparison.read_rules(fail_if or ())
+    compared = comparison.compare(comparison.read_result(before), comparison.read_result(after), rules)
+    if json:
+        console.print_json(compared)
+    else:
+        comparison.show(compared)
+    if broken := [row for row in compared["rows"] if row["broken"]]:
+        names = "; ".join(f"{row['row']}: {' '.join(row['broken'])}" for row in broken)
+        raise CheckFailed("comparison", found=f"{len(broken)} broken", expected="no broken rule", cure=names)
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="What bench load, kernels or others wrote as JSON.")],
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots and tables, one file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the plots.")] = None,
+) -> None:
+    """Draw results: latency distribution, throughput, recall and quality against latency."""
+    from recserve.benchmarks.compare import read_result
+    from recserve.benchmarks.pages import check_paths, write
+
+    if html is None and png is None:
+        raise InvalidRequest("bench report", found="without --html or --png", expected="one of them")
+    check_paths(html, png)
+    write({path.stem: read_result(path) for path in results}, html, png)
 
 
 def start(

@@ -198,7 +198,7 @@ class Batcher(Generic[E]):
         """Has every entry of ``batch`` answered."""
         now = self._clock()
         for entry in batch:
-            entry.stage_ns["queue"] = int((now - entry.received_at) * 1e9)
+            entry.stage_ns["queue"] = max(0, int((now - entry.received_at) * 1e9))
         try:
             try:
                 answer(batch)

@@ -42,6 +42,8 @@ def load(
     processes: Annotated[int, typer.Option(help="Of the generator.")] = 1,
     connections: Annotated[int, typer.Option(help="Of all processes together; embed: threads.")] = 8,
     percentiles: Annotated[str, typer.Option(help="Which are shown.")] = "50,90,95,99,99.9",
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots, one file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the plots.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a line per load to a file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -53,7 +55,9 @@ def load(
     """
     from recserve.benchmarks.load import options as choices
     from recserve.benchmarks.load.run import Load, read_ids, run_find_max, run_once, run_sweep
+    from recserve.benchmarks.pages import check_paths, write
 
+    check_paths(html, png)
     if sum(map(bool, (rate_sweep, find_max, concurrency))) > 1 or (rate and (rate_sweep or concurrency)):
         raise InvalidRequest(
             "load", found="of two kinds", expected="--rate, --concurrency, --rate-sweep or --find-max"
@@ -79,6 +83,8 @@ def load(
         result = run_find_max(generator, pace, slos, precision)
     else:
         result = run_sweep(generator, pace, rates) if rates else run_once(generator, pace)
+    if html or png:
+        write({target: result}, html, png)
     _publish(result, out, csv, json)
 
 

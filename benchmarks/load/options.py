@@ -11,7 +11,6 @@ from recserve.errors import InvalidRequest
 
 EMBED = "embed"
 SCHEMES = ("grpc", "oip", "http")
-DEFAULT_OIP_MODEL = "default"
 ARRIVALS = ("poisson", "constant", "gamma")
 KINDS = ("recommend", "similar")
 DEFAULT_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -142,10 +141,12 @@ def read_target(text: str) -> Target:
             expected="embed:BUNDLE, grpc://HOST:PORT, oip://HOST:PORT/MODEL or http://HOST:PORT",
         )
     path = parts.path.strip("/")
-    if parts.scheme == "oip":
-        path = path or DEFAULT_OIP_MODEL
-    elif path:
-        raise InvalidRequest("target", found=text, expected=f"{parts.scheme}://HOST:PORT, without a path")
+    if bool(path) != (parts.scheme == "oip"):
+        raise InvalidRequest(
+            "target",
+            found=text,
+            expected="oip:// with the name of a model as its path, others without a path",
+        )
     return Target(parts.scheme, parts.hostname, port, path)
 
 

@@ -23,7 +23,7 @@ QUEUE = "queue"
 BUSY = 0.9
 LATE_MS = 1.0
 LATE_SHARE = 0.2
-BEHIND = 0.98
+BEHIND = 0.95
 
 
 def summarise(
@@ -84,8 +84,9 @@ def warnings(point: dict[str, Any], *, embedded: bool) -> list[str]:
                 f"The client is the bottleneck: a process of it was busy {client['busy']:.0%} of the time. "
                 "Give more --processes, or measure from another machine."
             )
-        late, p99 = client["late_p99_ms"], point["latency_ms"].get("p99", point["latency_ms"]["max"])
-        if point["loop"] == "open" and late > max(LATE_MS, LATE_SHARE * p99):
+        late, slow = client["late_p99_ms"], point["latency_ms"]["max"] or 0.0
+        slow = point["latency_ms"].get("p99") or slow
+        if point["loop"] == "open" and late > max(LATE_MS, LATE_SHARE * slow):
             found.append(
                 f"The schedule is the bottleneck: the client noticed 1 % of the due times {late:.1f} ms late "
                 "or more, which is part of the latencies."

@@ -18,7 +18,7 @@ from recserve.engine.wire.convert import (
     request_from_message,
     slate_to_message,
 )
-from recserve.engine.wire.slates import encode_ranked
+from recserve.engine.wire.slates import QUEUE, encode_ranked
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest, UnknownModel
 from recserve.proto import recommender_pb2 as pb
@@ -84,7 +84,8 @@ class RecommenderService:
                 else:
                     entry.take(answer)
             if answered:
-                encoded = encode_ranked([answer for _, answer in answered])
+                waited = [call.stage_ns[QUEUE] for call, _ in answered]
+                encoded = encode_ranked([answer for _, answer in answered], waited)
                 for (call, answer), slate in zip(answered, encoded, strict=True):
                     call.stage_ns.update(answer.stage_ns)
                     call.served_by = (self._name(call.request.model), answer.bundle.manifest.bundle_version)

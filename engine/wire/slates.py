@@ -9,10 +9,17 @@ from recserve.engine.bundle import Bundle
 from recserve.engine.pipeline import Ranked
 from recserve.proto import recommender_pb2 as pb
 
+# The stage of a call before its batch began.
+QUEUE = "queue"
+# A StageTime of it as a field of Slate: tag, length of what follows, its name, and the tag of its duration.
+_STAGE = b"\x2a%c\x0a\x05queue\x10%b"
+_STAGE_BYTES = 8
 
-def encode_ranked(answers: Sequence[Ranked]) -> list[bytes]:
+
+def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = None) -> list[bytes]:
     """Returns the message of each answer, as ``slate_to_message`` of its slate would serialise it.
 
+    ``queue_ns``: how long each one waited for its batch, which becomes the first of its stage times.
     A protobuf message is the concatenation of its fields: the items of the whole batch are written by one
     kernel, and what its rows share is encoded once.
     """
@@ -24,7 +31,20 @@ def encode_ranked(answers: Sequence[Ranked]) -> list[bytes]:
         if key not in rest:
             rest[key] = _encode_rest(answer)
         encoded.append(items + rest[key])
-    return encoded
+    if queue_ns is None:
+        return encoded
+    # A message may have its fields in any order; repeated ones keep theirs.
+    return [_encode_queue(ns) + slate for ns, slate in zip(queue_ns, encoded, strict=True)]
+
+
+def _encode_queue(ns: int) -> bytes:
+    """By hand: a message object per call would cost more than the rest of its encoding."""
+    varint = bytearray()
+    while ns > 0x7F:
+        varint.append(ns & 0x7F | 0x80)
+        ns >>= 7
+    varint.append(ns)
+    return _STAGE % (_STAGE_BYTES + len(varint), bytes(varint))
 
 
 def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:

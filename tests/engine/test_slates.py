@@ -1,9 +1,11 @@
 """The fast way to the wire gives the message that the plain way gives."""
 
+from dataclasses import replace
+
 from recserve.engine import Engine, Request
 from recserve.engine.pipeline import Ranked, slates
 from recserve.engine.wire.convert import slate_to_message
-from recserve.engine.wire.slates import encode_ranked
+from recserve.engine.wire.slates import QUEUE, encode_ranked
 from recserve.proto import recommender_pb2 as pb
 
 
@@ -22,3 +24,7 @@ def test_encoded_slates_are_those_of_the_engine(engine: Engine) -> None:
     encoded = encode_ranked(ranked)
     for data, slate in zip(encoded, slates(ranked), strict=True):
         assert pb.Slate.FromString(data) == slate_to_message(slate)
+    waited = [0, 127, 128, 300_000, 2**40, 1, 2, 3]
+    for ns, data, slate in zip(waited, encode_ranked(ranked, waited), slates(ranked), strict=True):
+        expected = replace(slate, stage_ns={QUEUE: ns, **slate.stage_ns})
+        assert pb.Slate.FromString(data) == slate_to_message(expected)

@@ -130,6 +130,15 @@ def test_a_failed_request_breaks_a_promise_and_is_no_fast_one() -> None:
     assert point["goodput_per_second"] == pytest.approx(98)
 
 
+def test_nothing_but_errors_has_no_latency() -> None:
+    point = summarise(
+        samples_of(np.full(100, 0.001), [14] * 100), Pace(rate=100, warm_up=0, duration=1), [50]
+    )
+    assert point["errors"] == {"UNAVAILABLE": 100}
+    assert set(point["latency_ms"].values()) == {None}
+    assert point["answered_per_second"] == 0
+
+
 def test_doubts_are_told() -> None:
     pace = Pace(rate=100, warm_up=0, duration=10)
     samples = samples_of(np.where(np.arange(1000) < 500, 0.001, 0.003))

@@ -24,7 +24,17 @@ def test_targets(text: str, target: Target) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "embed:", "host:1", "grpc://host", "grpc://h:1/x", "https://h:1", "grpc://h:x", "grpc://h:99999"],
+    [
+        "",
+        "embed:",
+        "host:1",
+        "grpc://host",
+        "grpc://h:1/x",
+        "oip://h:1",
+        "https://h:1",
+        "grpc://h:x",
+        "grpc://h:99999",
+    ],
 )
 def test_no_targets(text: str) -> None:
     with pytest.raises(InvalidRequest, match="expected"):

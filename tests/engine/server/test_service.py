@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from recserve.engine import Engine, Request
 from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
+from recserve.engine.wire.slates import QUEUE
 from recserve.engine.wire.status import DETAILS_KEY, RemoteError
 from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
@@ -67,7 +68,7 @@ def test_answers_are_the_engine_s(client: RecommenderClient, engine: Engine) -> 
             theirs.variant,
             theirs.source,
         )
-        assert list(ours.stage_ns) == list(theirs.stage_ns)
+        assert list(ours.stage_ns) == [QUEUE, *theirs.stage_ns]
     item = ours.items[0].item_id
     assert client.similar_items(item, k=3).items == engine.similar_items(item, k=3).items
     attributes = client.get_items([item, "no such item"])
