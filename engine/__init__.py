@@ -7,32 +7,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recserve.engine.bundle.rules import Boost, Pin, PipelineConfig, Rules
     from recserve.engine.config import EngineConfig
     from recserve.engine.engine import Engine
     from recserve.engine.types import Request, Slate, SlateItem
     from recserve.errors import BundleInvalid, ConfigError, InvalidRequest, RecserveError, Unavailable
 
 _HOME = {
+    "Boost": "recserve.engine.bundle.rules",
     "BundleInvalid": "recserve.errors",
     "ConfigError": "recserve.errors",
     "Engine": "recserve.engine.engine",
     "EngineConfig": "recserve.engine.config",
     "InvalidRequest": "recserve.errors",
     "RecserveError": "recserve.errors",
+    "Pin": "recserve.engine.bundle.rules",
+    "PipelineConfig": "recserve.engine.bundle.rules",
     "Request": "recserve.engine.types",
+    "Rules": "recserve.engine.bundle.rules",
     "Slate": "recserve.engine.types",
     "SlateItem": "recserve.engine.types",
     "Unavailable": "recserve.errors",
 }
 
 __all__ = [
+    "Boost",
     "BundleInvalid",
     "ConfigError",
     "Engine",
     "EngineConfig",
     "InvalidRequest",
+    "Pin",
+    "PipelineConfig",
     "RecserveError",
     "Request",
+    "Rules",
     "Slate",
     "SlateItem",
     "Unavailable",

@@ -24,7 +24,7 @@ def rank_candidates(
     """Ranks ``item_ids`` of each checked request in one inference; ``now``: seconds since the epoch."""
     start = time.perf_counter_ns()
     objectives = [_objective(ranking, request) for request in requests]
-    resolved = resolve(requests, loaded.bundle, store, loaded.retriever.filters)
+    resolved = resolve(requests, loaded.bundle, store, loaded.planner)
     vocabulary = loaded.bundle.catalogue.vocabulary
     # A candidate that is named twice is one candidate.
     distinct = [list(dict.fromkeys(ids)) for ids in item_ids]

@@ -18,7 +18,8 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file: [engine], [server], [batcher], [http], [telemetry], [repository], [state].",
+        help="TOML file: [engine], [server], [batcher], [http], [telemetry], [repository], [state], "
+        "[pipeline].",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -120,6 +121,12 @@ def recommend(
     filter: Annotated[
         str, typer.Option(help="""Which items may come back: 'price < 50 and category in ("a", "b")'.""")
     ] = "",
+    caps: Annotated[
+        str, typer.Option(help="Most items of one value of an attribute: brand=2,category=4.")
+    ] = "",
+    diversity: Annotated[
+        float | None, typer.Option(help="Weight of diversity against the scores, 0 to 1.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="Length of the slate.")] = 10,
     variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
     server: Annotated[
@@ -136,6 +143,7 @@ def recommend(
     json: JsonOption = False,
 ) -> None:
     """Recommend items to one user, from a bundle or a running server."""
+    from recserve.engine.bundle.rules import Rules
     from recserve.engine.show import show_slate
     from recserve.engine.types import Request
 
@@ -146,6 +154,7 @@ def recommend(
         exclude=exclude.split(",") if exclude else (),
         variant=variant,
         filter=filter,
+        rules=Rules(caps=_caps(caps), diversity=diversity) if caps or diversity is not None else None,
     )
     if bool(server) == (bundle is not None):
         raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
@@ -165,6 +174,17 @@ def recommend(
             slate = engine.recommend(request)
             attributes = engine.get_items([item.item_id for item in slate.items])
     show_slate(f"for {user}" if user else "for a new user", slate, attributes, json=json)
+
+
+def _caps(text: str) -> dict[str, int]:
+    """Reads "brand=2,category=4"."""
+    caps = {}
+    for part in text.split(",") if text else ():
+        attribute, _, limit = part.partition("=")
+        if not attribute or not limit.isdecimal():
+            raise typer.BadParameter(f"--caps is {part!r}; expected ATTRIBUTE=NUMBER,...")
+        caps[attribute] = int(limit)
+    return caps
 
 
 def serve(

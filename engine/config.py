@@ -1,8 +1,9 @@
 """The settings of an embedded engine; checked when made, never read from the environment here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from recserve.engine.bundle.rules import PipelineConfig
 from recserve.errors import ConfigError
 
 PROVIDERS = ("auto", "cpu", "cuda")
@@ -38,6 +39,9 @@ class EngineConfig:
 
     max_requests: int = 256
     """Most requests in one call of recommend_many."""
+
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    """The rules of all slates; the section [pipeline] of a settings file."""
 
     max_observed_users: int = 100_000
     """Users whose observed events are kept in memory; the longest unseen user is forgotten first."""

@@ -80,7 +80,7 @@ class Engine:
         if (entry := bundle.manifest.ranker) is not None:
             ranking = RankStage(bundle, Ranker(bundle, entry, config), config.rank_candidates)
         retriever = Retriever(bundle, config.index_folder)
-        engine = cls(LoadedBundle(bundle, sources, retriever, ranking), config, observed)
+        engine = cls(LoadedBundle.of(bundle, sources, retriever, config.pipeline, ranking), config, observed)
         engine._warm_up()
         return engine
 
@@ -159,7 +159,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         loaded = self._loaded
-        check_request(request, loaded.bundle, self._config, loaded.retriever.filters)
+        check_request(request, loaded.bundle, self._config, loaded.planner)
         if loaded.ranking is not None:
             loaded.ranking.check(request)
         elif request.predict or request.weights:
@@ -254,7 +254,7 @@ class Engine:
             )
         start = time.perf_counter_ns()
         retriever, vocabulary = self._loaded.retriever, bundle.catalogue.vocabulary
-        allowed = retriever.filters.compile(filter) if filter else None
+        allowed = self._loaded.planner.allowed(Request(filter=filter))
         item = vocabulary.index_of(item_id)
         if item < 0:
             raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")

@@ -10,7 +10,8 @@ from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.histories import EMPTY_HISTORY, History
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
-from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
+from recserve.engine.filters.compiler import CompiledFilter
+from recserve.engine.slate.plan import Plan, Planner
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
@@ -24,7 +25,8 @@ class ResolvedRequest:
 
     ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32, unsorted
     and repeated as they come, the seen items among them unless the caller wants those; ``warnings``: what was
-    ignored; ``allowed``: the only items that may come back, None for no restriction.
+    ignored; ``allowed``: the only items that may come back, None for no restriction; ``plan``: what is done
+    with the candidates, None where the best are the slate.
     """
 
     k: int
@@ -33,9 +35,20 @@ class ResolvedRequest:
     warnings: tuple[str, ...]
     n_ignored_items: int
     allowed: CompiledFilter | None = None
+    plan: Plan | None = None
+
+    @property
+    def n_candidates(self) -> int:
+        """How many items retrieval finds: those of the slate, or those that it is chosen from."""
+        return self.k if self.plan is None else self.plan.n_candidates(self.k)
+
+    @property
+    def boosts(self) -> NDArray[np.float32] | None:
+        """(n_items,) float32 added to all scores, None for none."""
+        return None if self.plan is None else self.plan.recipe.boosts
 
 
-def check_request(request: Request, bundle: Bundle, config: EngineConfig, filters: FilterCompiler) -> None:
+def check_request(request: Request, bundle: Bundle, config: EngineConfig, planner: Planner) -> None:
     """Raises :class:`InvalidRequest` naming the first field that no answer could satisfy."""
     check_k(request.k, config)
     check_id("user_id", request.user_id, may_be_empty=True)
@@ -57,8 +70,11 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, filter
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
         )
     check_variant(request.variant, bundle)
-    if request.filter:
-        filters.compile(request.filter)
+    if request.rules is not None:
+        for i, pin in enumerate(request.rules.pins):
+            check_id(f"rules.pins[{i}].item_id", pin.item_id)
+    if request.filter or request.rules is not None:
+        planner.check(request)
 
 
 def check_k(k: int, config: EngineConfig) -> None:
@@ -91,19 +107,17 @@ def check_variant(variant: str, bundle: Bundle) -> None:
 
 
 def resolve(
-    requests: Sequence[Request], bundle: Bundle, store: HistoryStore, filters: FilterCompiler
+    requests: Sequence[Request], bundle: Bundle, store: HistoryStore, planner: Planner
 ) -> list[ResolvedRequest]:
     """Turns checked requests into arrays; unknown items are dropped with a warning."""
     remembered = iter(store.get_many([r.user_id for r in requests if r.history is None]))
     return [
-        _resolve(request, bundle, next(remembered) if request.history is None else None, filters)
+        _resolve(request, bundle, next(remembered) if request.history is None else None, planner)
         for request in requests
     ]
 
 
-def _resolve(
-    request: Request, bundle: Bundle, history: History | None, filters: FilterCompiler
-) -> ResolvedRequest:
+def _resolve(request: Request, bundle: Bundle, history: History | None, planner: Planner) -> ResolvedRequest:
     vocabulary = bundle.catalogue.vocabulary
     warnings: list[str] = []
     n_ignored = 0
@@ -126,8 +140,11 @@ def _resolve(
             n_ignored += n_unknown
             warnings.append(f"{n_unknown} of {len(asked)} exclude items are not in the catalogue")
         exclude = np.concatenate([known, exclude])
-    allowed = filters.compile(request.filter) if request.filter else None
-    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored, allowed)
+    allowed = planner.allowed(request)
+    plan = planner.plan(request, allowed)
+    if plan is not None:
+        warnings += plan.warnings
+    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored, allowed, plan)
 
 
 def _given_history(request: Request, bundle: Bundle) -> tuple[History, int]:

@@ -1,4 +1,4 @@
-"""One batch from requests to ranked items: resolve → encode → retrieve → rank → assemble.
+"""One batch from requests to ranked items: resolve → encode → retrieve → (rank → rerank →) assemble.
 
 Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
+from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.ranking import Objective, RankStage, best_first
 from recserve.engine.retrieval import Retriever
+from recserve.engine.slate.plan import Plan, Planner
+from recserve.engine.slate.rerank import Candidates, Reranker
 from recserve.engine.sources import QuerySource
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
+from recserve.errors import ConfigError, InvalidRequest
 
 T = TypeVar("T")
 
@@ -30,7 +34,28 @@ class LoadedBundle:
     bundle: Bundle
     sources: dict[str, QuerySource]
     retriever: Retriever
+    planner: Planner
+    reranker: Reranker
     ranking: RankStage | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        sources: dict[str, QuerySource],
+        retriever: Retriever,
+        config: PipelineConfig,
+        ranking: RankStage | None = None,
+    ) -> "LoadedBundle":
+        """Adds the stages after retrieval; raises :class:`ConfigError` for rules that do not fit it."""
+        try:
+            planner = Planner(bundle, retriever.filters, config)
+        except InvalidRequest as error:
+            raise ConfigError(
+                error.name, found=error.found, expected=error.expected, cure=error.cure
+            ) from error
+        reranker = Reranker(bundle.item_embeddings, bundle.popularity)
+        return cls(bundle, sources, retriever, planner, reranker, ranking)
 
 
 @dataclass(slots=True)
@@ -54,8 +79,8 @@ class Batch:
 
     def n_wanted(self, i: int) -> int:
         """How many items retrieval must bring for row ``i``."""
-        k, ranking = self.resolved[i].k, self.loaded.ranking
-        return k if ranking is None or i not in self.objectives else max(k, ranking.n_candidates)
+        n, ranking = self.resolved[i].n_candidates, self.loaded.ranking
+        return n if ranking is None or i not in self.objectives else max(n, ranking.n_candidates)
 
     def model_rows(self) -> list[int]:
         """The rows that the model can answer; the others are cold starts."""
@@ -90,6 +115,8 @@ def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     _timed(batch, "retrieve", lambda: _retrieve(batch))
     if batch.objectives:
         _timed(batch, "rank", lambda: _rank(batch))
+    if any(resolved.plan for resolved in batch.resolved):
+        _timed(batch, "rerank", lambda: _rerank(batch))
     return _timed(batch, "assemble", lambda: _assemble(batch))
 
 
@@ -102,7 +129,7 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
     loaded = batch.loaded
-    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.retriever.filters)
+    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner)
     if loaded.ranking is not None and not batch.degraded:
         asked = ((i, loaded.ranking.objective(request)) for i, request in enumerate(batch.requests))
         batch.objectives = {i: objective for i, objective in asked if objective is not None}
@@ -119,43 +146,102 @@ def _retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
     rows = batch.model_rows()
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
-    if rows:
-        k = max(batch.n_wanted(i) for i in rows)
-        resolved = [batch.resolved[i] for i in rows]
+    for group in _by_boosts([batch.resolved[i] for i in rows]):
+        resolved = [batch.resolved[rows[row]] for row in group]
         scores, items = retriever.by_query(
-            batch.queries, k, [one.exclude for one in resolved], [one.allowed for one in resolved]
+            batch.queries if len(group) == len(rows) else batch.queries[group],
+            max(batch.n_wanted(rows[row]) for row in group),
+            [one.exclude for one in resolved],
+            [one.allowed for one in resolved],
+            resolved[0].boosts,
         )
-        for row, i in enumerate(rows):
-            answers[i] = (SOURCE_MODEL, scores[row], items[row])
+        for row, i in enumerate(rows[j] for j in group):
+            n = batch.n_wanted(i)
+            answers[i] = (SOURCE_MODEL, scores[row, :n], items[row, :n])
     batch.found = [
-        answer or (SOURCE_POPULARITY, *retriever.popular(batch.n_wanted(i), one.exclude, one.allowed))
+        answer
+        or (SOURCE_POPULARITY, *retriever.popular(batch.n_wanted(i), one.exclude, one.allowed, one.boosts))
         for i, (answer, one) in enumerate(zip(answers, batch.resolved, strict=True))
     ]
 
 
 def _rank(batch: Batch) -> None:
     """Puts the candidates of the rows that have an objective in its order, all of them in one inference."""
+    rows = list(batch.objectives)
+    ranked = _by_objective(batch, rows, [batch.found[i][1:] for i in rows])
+    for i, (scores, items) in zip(rows, ranked, strict=True):
+        batch.found[i] = (batch.found[i][0], scores, items)
+
+
+def _by_objective(
+    batch: Batch, rows: Sequence[int], candidates: Sequence[tuple[NDArray[np.float32], NDArray[np.int32]]]
+) -> list[tuple[NDArray[np.float32], NDArray[np.int32]]]:
+    """Returns the scores and items of each row's ``candidates`` by its objective, best first, no padding."""
     ranking = batch.loaded.ranking
-    if ranking is None:
-        return
-    candidates = {}
-    for i in batch.objectives:
-        source, scores, items = batch.found[i]
-        real = np.flatnonzero(items[: batch.n_wanted(i)] >= 0)
-        if len(real):
-            candidates[i] = source, scores[real], items[real]
-    if not candidates:
-        return
+    real = [(scores[items >= 0], items[items >= 0]) for scores, items in candidates]
+    some = [place for place, (_, items) in enumerate(real) if len(items)]
+    if ranking is None or not some:
+        return real
     predictions = ranking.predict(
-        [batch.requests[i] for i in candidates],
-        [batch.objectives[i] for i in candidates],
-        [batch.resolved[i].history for i in candidates],
-        [items for _, _, items in candidates.values()],
+        [batch.requests[rows[place]] for place in some],
+        [batch.objectives[rows[place]] for place in some],
+        [batch.resolved[rows[place]].history for place in some],
+        [real[place][1] for place in some],
         batch.now,
     )
-    for (i, (source, scores, items)), predicted in zip(candidates.items(), predictions, strict=True):
-        ranked = ranking.score(batch.objectives[i], predicted, items, scores)
-        batch.found[i] = (source, *best_first(ranked, items))
+    for place, predicted in zip(some, predictions, strict=True):
+        scores, items = real[place]
+        real[place] = best_first(
+            ranking.score(batch.objectives[rows[place]], predicted, items, scores), items
+        )
+    return real
+
+
+def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
+    """Groups rows that one search can answer: it adds the same to the scores of all its queries."""
+    groups: dict[int, list[int]] = {}
+    for row, one in enumerate(resolved):
+        groups.setdefault(id(one.boosts), []).append(row)
+    return list(groups.values())
+
+
+def _rerank(batch: Batch) -> None:
+    query_of = {i: row for row, i in enumerate(batch.model_rows())}
+    rows, candidates = [], []
+    for i, resolved in enumerate(batch.resolved):
+        if resolved.plan is not None:
+            query = batch.queries[query_of[i]] if i in query_of else None
+            rows.append(i)
+            candidates.append(_candidates(batch, i, resolved.plan, query))
+    for i, slate in zip(rows, batch.loaded.reranker.rerank(candidates), strict=True):
+        batch.found[i] = (batch.found[i][0], *slate)
+
+
+def _candidates(batch: Batch, i: int, plan: Plan, query: NDArray[np.float32] | None) -> Candidates:
+    """``query``: (d,) the query embedding of row ``i``, None for a cold start."""
+    loaded, resolved, found = batch.loaded, batch.resolved[i], batch.found[i]
+    retriever, boosts = loaded.retriever, resolved.boosts
+
+    def more(
+        n: int, without: NDArray[np.int32], refused: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        mask = ~refused if resolved.allowed is None else ~refused & resolved.allowed.allow.mask
+        allowed = retriever.filters.of_mask(mask)
+        exclude = np.concatenate([resolved.exclude, without])
+        if query is None:
+            candidates = retriever.popular(n, exclude, allowed, boosts)
+        else:
+            scores, items = retriever.by_query(query[None], n, [exclude], [allowed], boosts)
+            candidates = scores[0], items[0]
+        return _by_objective(batch, [i], [candidates])[0] if i in batch.objectives else candidates
+
+    pinned = np.array([item for _, item in plan.pins], np.int32)
+    pin_scores = retriever.popular_share(pinned)
+    if query is not None:
+        pin_scores = loaded.bundle.item_embeddings[pinned] @ query
+    if boosts is not None:
+        pin_scores = pin_scores + boosts[pinned]
+    return Candidates(resolved.k, plan, found[1], found[2], more, pin_scores, query is not None)
 
 
 def _assemble(batch: Batch) -> list[Ranked]:
@@ -177,15 +263,15 @@ def _assemble(batch: Batch) -> list[Ranked]:
 
 
 def _warnings(resolved: ResolvedRequest, items: NDArray[np.int32]) -> tuple[str, ...]:
-    """Adds that the filter left fewer items than were asked for."""
-    if resolved.allowed is None:
+    """Adds that filter and rules left fewer items than were asked for."""
+    if resolved.allowed is None and resolved.plan is None:
         return resolved.warnings
     return (*resolved.warnings, *few_left(resolved.k, int((items[: resolved.k] >= 0).sum())))
 
 
 def few_left(k: int, n_left: int) -> tuple[str, ...]:
-    """Returns the warning that a filter left ``n_left`` items where ``k`` were asked for; none if enough."""
-    return () if n_left >= k else (f"the filter and the exclusions left {n_left} of {k} items",)
+    """Returns the warning that ``n_left`` items were left where ``k`` were asked for; none if enough."""
+    return () if n_left >= k else (f"filter, rules and exclusions left {n_left} of {k} items",)
 
 
 def slates(ranked: Sequence[Ranked]) -> list[Slate]:

@@ -37,15 +37,17 @@ class Retriever:
         k: int,
         exclude: list[NDArray[np.int32]],
         filters: Sequence[CompiledFilter | None] = (),
+        boosts: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns scores (inner products) and item indices, (batch, k), padded with −inf and −1.
 
         ``filters``: what each query may get, exact at any selectivity; none at all for no restriction.
+        ``boosts``: (n_items,) added to the scores of all queries before the best are found.
         """
         allow: list[ItemFilter | None] | None = None
         if any(filters):
             allow = [None if one is None else one.allow for one in filters]
-        return self._index.search(queries, k, exclude=_to_csr(exclude), allow=allow)
+        return self._index.search(queries, k, exclude=_to_csr(exclude), allow=allow, bias=boosts)
 
     def similar(
         self,
@@ -60,17 +62,43 @@ class Retriever:
         return self._cosine_index.search(self._vectors[items], k, exclude=_to_csr(exclude), allow=allow)
 
     def popular(
-        self, k: int, exclude: NDArray[np.int32], allowed: CompiledFilter | None = None
+        self,
+        k: int,
+        exclude: NDArray[np.int32],
+        allowed: CompiledFilter | None = None,
+        boosts: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Returns at most ``k`` items of the most interactions, and each one's share of all interactions.
 
         ``exclude``: (m,) int32. Needs O(k + m), whatever the size of the catalogue; with a filter, as far as
-        the k-th item that it allows.
+        the k-th item that it allows; with ``boosts``, (n_items,) added to the shares, all of it.
         """
+        if boosts is not None:
+            return self._popular_boosted(k, exclude, allowed, boosts)
         order, n = self._popularity_order, k + len(exclude)
         candidates = order[:n] if allowed is None else _first_allowed(order, allowed, n)
         kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
         return self._popularity_share[kept], kept
+
+    def popular_share(self, items: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Returns the share of all interactions that each item has."""
+        return self._popularity_share[items]
+
+    def _popular_boosted(
+        self,
+        k: int,
+        exclude: NDArray[np.int32],
+        allowed: CompiledFilter | None,
+        boosts: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        scores = self._popularity_share + boosts
+        scores[exclude] = -np.inf
+        if allowed is not None:
+            scores[~allowed.allow.mask] = -np.inf
+        # Of equals the lower item_index, as a search does.
+        best = np.argsort(-scores, kind="stable")[:k].astype(np.int32)
+        best = best[scores[best] > -np.inf]
+        return scores[best], best
 
 
 def _first_allowed(order: NDArray[np.int32], allowed: CompiledFilter, n: int) -> NDArray[np.int32]:

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.config import ServerConfig
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type] = {
     "telemetry": TelemetryConfig,
     "repository": RepositoryConfig,
     "state": StateConfig,
+    "pipeline": PipelineConfig,
 }
 
 
@@ -52,6 +54,7 @@ class Settings(BaseSettings):
     telemetry: TelemetryConfig = TelemetryConfig()
     repository: RepositoryConfig = RepositoryConfig()
     state: StateConfig = StateConfig()
+    pipeline: PipelineConfig = PipelineConfig()
 
 
 def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settings:
@@ -80,12 +83,15 @@ def load_settings(file: Path | None, flags: dict[str, dict[str, Any]]) -> Settin
             return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
 
     try:
-        return Sources(**given)  # type: ignore[arg-type]
+        loaded = Sources(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         expected = first["msg"].lower().removeprefix("input should be ")
         raise ConfigError(name, found=first.get("input"), expected=expected) from error
+    # A section of its own for people; the engine runs it.
+    engine = dataclasses.replace(loaded.engine, pipeline=loaded.pipeline)
+    return loaded.model_copy(update={"engine": engine})
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def _check_keys(values: dict[str, Any], where: str) -> None:
             )
         if not isinstance(keys, dict):
             raise ConfigError(f"section {section} ({where})", found=keys, expected="a table of keys")
-        known = [field.name for field in dataclasses.fields(SECTIONS[section])]
+        known = [field.name for field in dataclasses.fields(SECTIONS[section]) if field.name not in SECTIONS]
         for key in keys:
             if key not in known:
                 raise ConfigError(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from recserve.engine.bundle.rules import Rules
+
 # Where the items of a slate come from.
 SOURCE_MODEL = "model"
 SOURCE_POPULARITY = "popularity"
@@ -26,6 +28,7 @@ class Request:
     whatever the moment; "rating": expected rating; "retrieval": that of the first stage; "": the first of
     these that the bundle has. ``weights`` instead: the score is the weighted sum of targets of the ranker,
     "retrieval" and numeric attributes of the items.
+    ``rules``: pins, boosts, caps and diversity, on top of the server's own.
     """
 
     user_id: str = ""
@@ -39,6 +42,7 @@ class Request:
     filter: str = ""
     predict: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from recserve.engine.bundle import BundleWriter, Manifest, Vocabulary, layout
 from recserve.engine.bundle.histories import histories_table
 from recserve.engine.bundle.manifest import InputContract, Lineage
 from recserve.engine.bundle.ranker_entry import ID, RankerEntry
+from recserve.engine.bundle.rules import PipelineConfig
 from recserve.errors import InvalidRequest
 from recserve.exporters.candidates import ALL, AUTO, Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
@@ -64,12 +65,14 @@ def export_run(
     histories: bool = True,
     ranker: Run | None = None,
     options: FormOptions | None = None,
+    pipeline: PipelineConfig | None = None,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Exported:
     """Exports the best model of ``run`` to the bundle folder ``target``, with that of ``ranker`` behind it.
 
     ``histories``: whether the users' interactions go along, so that known users are served at once.
-    ``on_progress`` gets the name of each form that is measured.
+    ``pipeline``: the rules that the bundle brings. ``on_progress`` gets the name of each form that is
+    measured.
     Raises :class:`CheckFailed` when parity does not hold or a form asked for by name is refused,
     :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
     """
@@ -84,7 +87,7 @@ def export_run(
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
         forms = _write_forms(writer, run, model, variant, options, on_progress)
         entry = None if ranker is None else _write_ranker(writer, run, ranker, known)
-        manifest = _manifest(run, variant, forms, writer, entry)
+        manifest = dataclasses.replace(_manifest(run, variant, forms, writer, entry), pipeline=pipeline)
         writer.commit(manifest)
     return Exported(manifest, variant.parity)
 

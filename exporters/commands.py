@@ -54,11 +54,15 @@ def export(
     prune_epochs: Annotated[
         int, typer.Option(help="Passes over the histories that teach what pruning left.")
     ] = 20,
+    pipeline: Annotated[
+        Path | None, typer.Option(help="TOML file whose section [pipeline] are the bundle's own rules.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Export a run to a bundle: ONNX graph or user table, parity check, other forms, vectors, catalogue."""
     from recserve.exporters.assemble import FormOptions, export_run
     from recserve.exporters.gate import GateBudget
+    from recserve.exporters.pipeline_file import read_pipeline
     from recserve.exporters.prune import PruneConfig
     from recserve.training.run import open_run
 
@@ -77,6 +81,7 @@ def export(
             histories=histories,
             ranker=second,
             options=options,
+            pipeline=read_pipeline(pipeline) if pipeline is not None else None,
             on_progress=lambda name: update(1, description=f"measuring {name}"),
         )
     _show(out, exported.manifest, exported.parity, json=json)

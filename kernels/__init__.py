@@ -7,6 +7,7 @@ request.
 
 from recserve.kernels.als import als_step
 from recserve.kernels.bpr import bpr_steps
+from recserve.kernels.caps import Caps
 from recserve.kernels.cooccurrence import co_occurrences
 from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.encoding import encode_slate_items
@@ -17,6 +18,7 @@ from recserve.kernels.svd import svd_steps
 from recserve.kernels.warmup import warmup
 
 __all__ = [
+    "Caps",
     "ItemFilter",
     "ItemIndex",
     "als_step",

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recserve.kernels.caps import Caps
 from recserve.kernels.checks import Exclude
 
 Scores = npt.NDArray[np.float32]
@@ -182,7 +183,16 @@ def co_occurrences(by_user: Exclude, by_item: Exclude, first: int, last: int) ->
     return (had.T @ had)[first:last]
 
 
-def mmr(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
+def mmr(
+    scores: Scores,
+    candidates: Indices,
+    vectors: Scores,
+    k: int,
+    *,
+    diversity: float,
+    caps: Caps | None = None,
+    n_pinned: Indices | None = None,
+) -> Indices:
     """Recomputes every gain for every place: the twin of recserve.kernels.mmr."""
     relevance = np.float32(1) - np.float32(diversity)
 
@@ -190,10 +200,19 @@ def mmr(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversi
         gain = relevance * score
         return gain - np.float32(diversity) * max(similarity[i, j] for j in chosen) if chosen else gain
 
-    return _choose_greedily(scores, candidates, vectors, k, gain)
+    return _choose_greedily(scores, candidates, vectors, k, gain, caps, n_pinned)
 
 
-def dpp(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversity: float) -> Indices:
+def dpp(
+    scores: Scores,
+    candidates: Indices,
+    vectors: Scores,
+    k: int,
+    *,
+    diversity: float,
+    caps: Caps | None = None,
+    n_pinned: Indices | None = None,
+) -> Indices:
     """Computes every determinant: the twin of recserve.kernels.dpp."""
 
     def log_det(similarity: Any, items: list[int]) -> Any:
@@ -205,10 +224,18 @@ def dpp(scores: Scores, candidates: Indices, vectors: Scores, k: int, *, diversi
         growth = log_det(similarity, [*chosen, i]) - log_det(similarity, chosen)
         return (1 - diversity) * float(score) + (diversity * growth if diversity else 0.0)
 
-    return _choose_greedily(scores, candidates, vectors, k, gain)
+    return _choose_greedily(scores, candidates, vectors, k, gain, caps, n_pinned)
 
 
-def _choose_greedily(scores: Scores, candidates: Indices, vectors: Scores, k: int, gain: Any) -> Indices:
+def _choose_greedily(
+    scores: Scores,
+    candidates: Indices,
+    vectors: Scores,
+    k: int,
+    gain: Any,
+    caps: Caps | None,
+    n_pinned: Indices | None,
+) -> Indices:
     slates = np.full((len(scores), k), -1, np.int32)
     for slate, (row, items) in enumerate(zip(scores, candidates, strict=True)):
         there = np.flatnonzero(items >= 0)
@@ -219,10 +246,22 @@ def _choose_greedily(scores: Scores, candidates: Indices, vectors: Scores, k: in
         similarity = products * inverse[:, None] * inverse[None, :]
         chosen: list[int] = []
         for place in range(min(k, len(items))):
-            free = [i for i in range(len(items)) if i not in chosen]
+            free = [i for i in range(len(items)) if i not in chosen and _has_room(i, items, chosen, caps)]
+            if n_pinned is not None and place < n_pinned[slate]:
+                free = [place]
+            if not free:
+                break
             chosen.append(max(free, key=lambda i: (gain(similarity, row[i], i, chosen), -items[i])))
             slates[slate, place] = items[chosen[-1]]
     return slates
+
+
+def _has_room(i: int, items: Indices, chosen: list[int], caps: Caps | None) -> bool:
+    """Whether each group of the i-th item has a place left."""
+    if caps is None:
+        return True
+    groups = [caps.groups[caps.indptr[item] : caps.indptr[item + 1]].tolist() for item in items]
+    return all(caps.limits[group] > sum(groups[j].count(group) for j in chosen) for group in groups[i])
 
 
 def warmup() -> None:

@@ -74,6 +74,11 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
     code, out, _ = run("recommend", bundle_folder, "-k", "3", "--json", "--filter", "price < 30")
     assert code == 0
     assert all(item["attributes"]["price"] < 30 for item in json.loads(out)["items"])
+    code, out, _ = run("recommend", bundle_folder, "--json", "--caps", "category=1", "--diversity", "0.3")
+    assert code == 0
+    assert len({item["attributes"]["category"] for item in json.loads(out)["items"]}) == 10
+    code, _, err = run("recommend", bundle_folder, "--caps", "category")
+    assert code == 2
     code, _, err = run("recommend", bundle_folder, "--filter", "price < 30 and")
     assert code == 2
     assert "filter is ending at character 15" in err
@@ -93,6 +98,14 @@ def test_export_writes_what_inspect_reads(run: Run, run_folder: Path, tmp_path: 
     code, out, _ = run("export", run_folder, "--out", tmp_path / "bundle", "--json")
     assert code == 0
     assert json.loads(out)["parity"]["max_abs_error"] <= 1e-4
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[pipeline]\ncaps = { category = 1 }\n")
+    assert run("export", run_folder, "--out", tmp_path / "bundle", "--replace", "--pipeline", rules)[0] == 0
+    code, out, _ = run("recommend", tmp_path / "bundle", "--json")
+    assert len({item["attributes"]["category"] for item in json.loads(out)["items"]}) == 10
+    rules.write_text("[pipeline]\ncaps = { category = 0 }\n")
+    code, _, err = run("export", run_folder, "--out", tmp_path / "other", "--pipeline", rules)
+    assert (code, "pipeline.caps.category is 0" in err) == (3, True)
     assert run("inspect", tmp_path / "bundle")[0] == 0
     code, _, err = run("export", run_folder, "--out", tmp_path / "bundle")
     assert code == 2

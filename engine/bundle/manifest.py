@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.engine.bundle.ranker_entry import RankerEntry
-from recserve.errors import BundleInvalid, nearest
+from recserve.engine.bundle.rules import PipelineConfig
+from recserve.errors import BundleInvalid, ConfigError, nearest
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -117,6 +118,7 @@ class Manifest:
     metrics: dict[str, float]
     files: dict[str, FileEntry]
     refused: dict[str, Refused] = field(default_factory=dict)
+    pipeline: PipelineConfig | None = None
     format_version: int = FORMAT_VERSION
     ranker: RankerEntry | None = None
 
@@ -222,6 +224,11 @@ def _check_fold_in(name: str, is_table: bool, fold_in: FoldIn) -> None:
         raise BundleInvalid(f"fold_in.reg_exponent of {name}", found=fold_in.reg_exponent, expected="0 to 1")
 
 
+def pipeline_from(values: dict[str, Any]) -> PipelineConfig:
+    """Reads the rules of a bundle from plain values; raises :class:`BundleInvalid` naming what is wrong."""
+    return _build(PipelineConfig, values, "pipeline")
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
@@ -269,7 +276,10 @@ def _build(cls: type[T], raw: Any, where: str) -> T:
             values[name] = _convert(spec.type, raw[name], f"{where}.{name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise BundleInvalid(f"{where}.{name}", found="missing", expected="a value")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise BundleInvalid(error.name, found=error.found, expected=error.expected) from error
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

@@ -1,7 +1,5 @@
 """Rules compiled once per bundle: from text to the bitset that a search reads."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +9,8 @@ from numpy.typing import NDArray
 from recserve.engine.bundle.catalogue import Catalogue
 from recserve.engine.filters.evaluate import evaluate
 from recserve.engine.filters.syntax import parse
+from recserve.engine.kept import Kept
+from recserve.errors import InvalidRequest
 from recserve.kernels import ItemFilter
 
 # Of the compiled rules that are kept; at least MIN_KEPT, however large the catalogue.
@@ -35,10 +35,8 @@ class FilterCompiler:
     def __init__(self, catalogue: Catalogue, prepare: Callable[[NDArray[np.bool_]], ItemFilter]) -> None:
         self._catalogue = catalogue
         self._prepare = prepare
-        self._limit = min(MAX_KEPT, max(MIN_KEPT, MAX_KEPT_BYTES // max(1, len(catalogue))))
-        # Guards _kept.
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, CompiledFilter] = OrderedDict()
+        self.limit = min(MAX_KEPT, max(MIN_KEPT, MAX_KEPT_BYTES // max(1, len(catalogue))))
+        self._kept = Kept[CompiledFilter](self.limit)
 
     def compile(self, text: str, name: str = "filter") -> CompiledFilter:
         """Returns the rule ``text``; ``name`` is what errors call it.
@@ -46,15 +44,15 @@ class FilterCompiler:
         Raises :class:`InvalidRequest`, naming the character, for a rule that does not parse, names an unknown
         attribute or compares other types.
         """
-        with self._lock:
-            kept = self._kept.get(text) if isinstance(text, str) else None
-            if kept is not None:
-                self._kept.move_to_end(text)
-                return kept
-        mask = evaluate(parse(text, name), self._catalogue, name)
-        compiled = CompiledFilter(self._prepare(mask), int(mask.sum()))
-        with self._lock:
-            self._kept[text] = compiled
-            if len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        return compiled
+        if not isinstance(text, str):
+            raise InvalidRequest(name, found=type(text).__name__, expected="a string")
+        return self._kept.get(text, lambda: self.of_mask(evaluate(parse(text, name), self._catalogue, name)))
+
+    def both(self, first: str, second: str) -> CompiledFilter:
+        """Returns what two rules allow together."""
+        one, other = self.compile(first), self.compile(second)
+        return self._kept.get((first, second), lambda: self.of_mask(one.allow.mask & other.allow.mask))
+
+    def of_mask(self, mask: NDArray[np.bool_]) -> CompiledFilter:
+        """Returns a mask, (n_items,) bool, as a search takes it; it is not kept."""
+        return CompiledFilter(self._prepare(mask), int(np.count_nonzero(mask)))

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
+from recserve.engine.bundle.rules import Boost, Pin, Rules
 from recserve.engine.types import DEFAULT_K, RankedItem, Ranking, Request, Slate, SlateItem
 from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
@@ -38,6 +39,7 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         predict=message.predict,
         weights=dict(message.weights),
         filter=message.filter,
+        rules=_rules_from_message(message.rules) if message.HasField("rules") else None,
     )
 
 
@@ -56,6 +58,37 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         predict=request.predict,
         weights=request.weights,
         filter=request.filter,
+        rules=None if request.rules is None else _rules_to_message(request.rules),
+    )
+
+
+def _rules_from_message(message: pb.Rules) -> Rules:
+    def given(name: str) -> Any:
+        return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
+
+    return Rules(
+        pins=[Pin(pin.item_id, pin.rank) for pin in message.pins],
+        boosts=[Boost(boost.filter, boost.weight) for boost in message.boosts],
+        caps=dict(message.caps),
+        min_score=given("min_score"),
+        rerank=message.rerank,
+        diversity=given("diversity"),
+        novelty=given("novelty"),
+        candidates=given("candidates"),
+    )
+
+
+def _rules_to_message(rules: Rules) -> pb.Rules:
+    return new_message(
+        pb.Rules,
+        pins=[new_message(pb.Pin, item_id=pin.item_id, rank=pin.rank) for pin in rules.pins],
+        boosts=[new_message(pb.Boost, filter=boost.filter, weight=boost.weight) for boost in rules.boosts],
+        caps=rules.caps,
+        min_score=rules.min_score,
+        rerank=rules.rerank,
+        diversity=rules.diversity,
+        novelty=rules.novelty,
+        candidates=rules.candidates,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recserve.engine import Engine, Request
+from recserve.engine import Boost, Engine, Pin, PipelineConfig, Request
 from recserve.engine.config import EngineConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.settings import load_settings
@@ -114,3 +114,46 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"recserve\.toml is not readable; expected a TOML file"):
         load_settings(path, {})
+
+
+PIPELINE = """[pipeline]
+filter = "price < 100"
+caps = { brand = 2 }
+boosts = [{ filter = "price < 5", weight = 0.5 }]
+pins = [{ item_id = "a", rank = 1 }]
+rerank = "dpp"
+diversity = 0.25
+"""
+
+
+def test_the_pipeline_is_a_section_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = PipelineConfig(
+        filter="price < 100",
+        caps={"brand": 2},
+        boosts=[Boost("price < 5", 0.5)],
+        pins=[Pin("a", 1)],
+        rerank="dpp",
+        diversity=0.25,
+    )
+    assert load_settings(write(tmp_path, PIPELINE), {}).engine.pipeline == expected
+    monkeypatch.setenv("RECSERVE__PIPELINE__CANDIDATES", "50")
+    assert load_settings(None, {}).engine.pipeline.candidates == 50
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("divers = 1", "pipeline.divers"),
+        ("diversity = 1.5", "pipeline.diversity is 1.5"),
+        ("boosts = [{ filter = 'price < 5', weigth = 1 }]", "pipeline.boosts.0"),
+        ("caps = { brand = 'two' }", "pipeline.caps.brand"),
+    ],
+)
+def test_a_wrong_pipeline_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(write(tmp_path, f"[pipeline]\n{line}\n"), {})
+
+
+def test_engine_pipeline_is_no_second_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.pipeline"):
+        load_settings(write(tmp_path, "[engine.pipeline]\ndiversity = 0.5\n"), {})

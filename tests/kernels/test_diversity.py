@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import dpp, mmr, reference
+from recserve.kernels import Caps, dpp, mmr, reference
 
 law = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -31,6 +31,43 @@ def test_equals_the_reference(seed: int, n: int, k: int, diversity: float) -> No
         slate = {"mmr": mmr, "dpp": dpp}[name](*arguments, k, diversity=diversity)
         assert slate.dtype == np.int32
         np.testing.assert_array_equal(slate, getattr(reference, name)(*arguments, k, diversity=diversity))
+
+
+def caps_of(seed: int, limits: tuple[int, ...]) -> Caps:
+    """Each of 30 items in none, one or two of the groups."""
+    rng = np.random.default_rng(seed)
+    lists = [rng.permutation(len(limits))[: rng.integers(0, 3)].tolist() for _ in range(30)]
+    indptr = np.concatenate([[0], np.cumsum([len(groups) for groups in lists])])
+    groups = np.array([group for groups in lists for group in groups], np.int32)
+    return Caps(indptr, groups, np.array(limits, np.int32))
+
+
+@law
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 10),
+    st.integers(1, 12),
+    st.sampled_from((0.0, 0.3, 0.7)),
+    st.tuples(*[st.integers(0, 3)] * 3),
+    st.integers(0, 3),
+)
+def test_caps_and_pins_equal_the_reference(
+    seed: int, n: int, k: int, diversity: float, limits: tuple[int, ...], n_pinned: int
+) -> None:
+    scores, candidates, vectors = slates(seed, n)
+    caps = caps_of(seed, limits)
+    pinned = np.minimum(n_pinned, (candidates >= 0).sum(axis=1)).astype(np.int32)
+    for name in ("mmr", "dpp"):
+        options = {"diversity": diversity, "caps": caps, "n_pinned": pinned}
+        found = {"mmr": mmr, "dpp": dpp}[name](scores, candidates, vectors, k, **options)
+        expected = getattr(reference, name)(scores, candidates, vectors, k, **options)
+        np.testing.assert_array_equal(found, expected)
+        for slate, row, pins in zip(found, candidates, pinned, strict=True):
+            assert slate[:pins].tolist() == row[: min(pins, k)].tolist()
+            counts = np.zeros(len(limits), int)
+            for item in slate[pins:][slate[pins:] >= 0]:
+                counts[caps.groups[caps.indptr[item] : caps.indptr[item + 1]]] += 1
+            assert (counts <= caps.limits).all()
 
 
 @pytest.mark.parametrize("choose", [mmr, dpp])
@@ -73,6 +110,11 @@ def test_more_items_than_dimensions_follow_by_score() -> None:
         ({"scores": np.ones((1, 2), np.float32)}, "candidates is int32 of shape"),
         ({"scores": np.full((1, 3), np.nan, np.float32)}, "scores is NaN or infinite"),
         ({"scores": np.ones((1, 3))}, "scores is float64"),
+        ({"n_pinned": np.array([4], np.int32)}, r"n_pinned is \[4\]; expected at most the candidates"),
+        ({"n_pinned": np.array([1])}, "n_pinned is int64"),
+        ({"caps": Caps(np.array([0, 1]), np.zeros(1, np.int32), np.ones(1, np.int32))}, "caps indptr is of"),
+        ({"caps": Caps(np.arange(5), np.full(4, 1, np.int32), np.ones(1, np.int32))}, "caps groups"),
+        ({"caps": Caps(np.arange(5), np.zeros(4, np.int32), np.ones(1))}, "caps limits is float64"),
         ({"candidates": np.array([[1, 2, 4]], np.int32)}, r"candidates\[2\] is 4"),
     ],
 )

@@ -47,6 +47,13 @@ def rename_file(new: str) -> Callable[[dict[str, Any]], object]:
 
 
 # The manifest.
+in_manifest("an unknown rule", "cap", lambda manifest: manifest.update(pipeline={"cap": {}}))
+in_manifest(
+    "a rule out of range", "pipeline.diversity", lambda manifest: manifest.update(pipeline={"diversity": 7.0})
+)
+in_manifest(
+    "a rule of another type", "caps.a", lambda manifest: manifest.update(pipeline={"caps": {"a": "b"}})
+)
 text_of_manifest("torn manifest", "manifest.json", lambda text: text[: len(text) // 2])
 text_of_manifest("empty manifest", "manifest.json", lambda text: "")
 text_of_manifest("duplicate keys", "model", lambda text: '{"model": "a", ' + text[1:])

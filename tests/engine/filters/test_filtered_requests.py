@@ -49,7 +49,7 @@ def test_the_answer_is_the_unfiltered_ranking_without_the_others(
             assert [item.item_id for item in found.items] == expected[:k]
             assert found.source == everything.source
             left = min(k, len(expected))
-            few = (f"the filter and the exclusions left {left} of {k} items",) if left < k else ()
+            few = (f"filter, rules and exclusions left {left} of {k} items",) if left < k else ()
             assert found.warnings == few
 
 
@@ -75,7 +75,7 @@ def test_similar_items_take_a_filter(engine: Engine) -> None:
     assert [other.item_id for other in found.items] == cheap[:5]
     assert found.warnings == ()
     assert engine.similar_items(item, k=2, filter="price < 0").warnings == (
-        "the filter and the exclusions left 0 of 2 items",
+        "filter, rules and exclusions left 0 of 2 items",
     )
 
 
@@ -97,7 +97,7 @@ def test_rules_are_kept_and_forgotten(engine: Engine) -> None:
     filters = engine._loaded.retriever.filters
     first = filters.compile("price < 1")
     assert filters.compile("price < 1") is first
-    for i in range(filters._limit):
+    for i in range(filters.limit):
         filters.compile(f"price < {i + 2}")
     again = filters.compile("price < 1")
     assert again is not first

@@ -8,8 +8,9 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from recserve.engine import Engine, Request
+from recserve.engine import Boost, Engine, Pin, Request, Rules
 from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
+from recserve.engine.wire.convert import request_from_message, request_to_message
 from recserve.engine.wire.slates import QUEUE
 from recserve.engine.wire.status import DETAILS_KEY, RemoteError
 from recserve.proto import recommender_pb2 as pb
@@ -100,10 +101,30 @@ def test_filters_travel(client: RecommenderClient, engine: Engine) -> None:
     categories = {values["category"] for values in client.get_items([i.item_id for i in ours.items]).values()}
     assert categories == {"Kitchen"}
     few = client.recommend(Request(k=3, filter="price < 0"))
-    assert (few.items, few.warnings) == ((), ("the filter and the exclusions left 0 of 3 items",))
+    assert (few.items, few.warnings) == ((), ("filter, rules and exclusions left 0 of 3 items",))
     item = ours.items[0].item_id
     similar = client.similar_items(item, k=3, filter="category = 'Kitchen'")
     assert similar.items == engine.similar_items(item, k=3, filter="category = 'Kitchen'").items
+
+
+def test_rules_travel(client: RecommenderClient, engine: Engine) -> None:
+    best = [item.item_id for item in engine.recommend(Request(k=9)).items]
+    rules = Rules(
+        pins=[Pin(best[7], 2)],
+        boosts=[Boost("price < 20", 0.25)],
+        caps={"category": 1},
+        min_score=-5.5,
+        rerank="mmr",
+        diversity=0.1,
+        novelty=0.0,
+        candidates=60,
+    )
+    request = Request(user_id=next(iter(engine.user_ids())), k=5, rules=rules)
+    assert request_from_message(request_to_message(request)) == request
+    assert client.recommend(request).items == engine.recommend(request).items
+    assert client.recommend(request).items[1].item_id == best[7]
+    with pytest.raises(RemoteError, match=r"rules\.caps is brandt"):
+        client.recommend(Request(rules=Rules(caps={"brandt": 1})))
 
 
 def test_a_bad_entry_fails_alone(client: RecommenderClient) -> None:

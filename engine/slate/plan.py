@@ -1,0 +1,194 @@
+"""What is to be done for one request between its candidates and its slate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle
+from recserve.engine.bundle.catalogue import ITEM_ID
+from recserve.engine.bundle.rules import DPP, MMR, SCORE, Boost, Pin, PipelineConfig, Rules, check_rules
+from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
+from recserve.engine.kept import Kept
+from recserve.engine.types import Request
+from recserve.errors import InvalidRequest, nearest
+from recserve.kernels import Caps
+
+NOTHING = Rules()
+DEFAULT_CANDIDATES = 200
+DEFAULT_DIVERSITY = 0.3
+# Arrays of 4 bytes per item and more: few.
+MAX_KEPT_ARRAYS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """How slates are chosen; requests that share one are re-ranked in one call.
+
+    ``boosts``: (n_items,) float32 added to all scores, None for none.
+    """
+
+    method: str
+    diversity: float
+    novelty: float
+    caps: Caps | None
+    boosts: NDArray[np.float32] | None
+    min_score: float | None
+    n_candidates: int
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the slate is another choice than the first candidates."""
+        return self.method != SCORE or self.novelty > 0 or self.caps is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request's recipe and its pins: (rank, item) by rank, those that may be shown."""
+
+    recipe: Recipe
+    pins: tuple[tuple[int, int], ...]
+    warnings: tuple[str, ...]
+
+    def n_candidates(self, k: int) -> int:
+        """How many items a slate of ``k`` is chosen from."""
+        return max(k, self.recipe.n_candidates) if self.recipe.chooses else k
+
+
+class Planner:
+    """Turns the rules of requests and operator into plans; safe to call from several threads.
+
+    ``config``: the operator's; what it leaves open is the bundle's. Raises :class:`InvalidRequest` where
+    that names an attribute that the catalogue does not have, or a filter does not compile.
+    """
+
+    def __init__(self, bundle: Bundle, filters: FilterCompiler, config: PipelineConfig) -> None:
+        self._catalogue = bundle.catalogue
+        self._filters = filters
+        self._config = config.over(bundle.manifest.pipeline or NOTHING)
+        self._recipes = Kept[Recipe](MAX_KEPT_ARRAYS)
+        self._caps = Kept[Caps](MAX_KEPT_ARRAYS)
+        self._boosts = Kept[NDArray[np.float32]](MAX_KEPT_ARRAYS)
+        # Most bundles have no rules and most requests neither: then there is nothing to do.
+        self._is_empty = NOTHING.over(self._config) == NOTHING
+        if self._config.filter:
+            filters.compile(self._config.filter, "pipeline.filter")
+        self._recipe(self._config, "pipeline")
+
+    def check(self, request: Request) -> None:
+        """Raises :class:`InvalidRequest` for rules or a filter that no answer could follow."""
+        if request.filter:
+            self._filters.compile(request.filter)
+        if request.rules is not None:
+            check_rules(request.rules, "rules", InvalidRequest)
+            for i, pin in enumerate(request.rules.pins):
+                if pin.rank > request.k:
+                    expected = f"1 to k ({request.k})"
+                    raise InvalidRequest(f"rules.pins[{i}].rank", found=pin.rank, expected=expected)
+            self._recipe(request.rules.over(self._config), "rules")
+
+    def allowed(self, request: Request) -> CompiledFilter | None:
+        """Returns what the filters of operator and request allow, None for everything."""
+        always, own = self._config.filter, request.filter
+        if always and own:
+            return self._filters.both(always, own)
+        return self._filters.compile(always or own) if always or own else None
+
+    def plan(self, request: Request, allowed: CompiledFilter | None) -> Plan | None:
+        """Returns what is to be done for a checked request, None where the best candidates are the slate."""
+        if request.rules is None and self._is_empty:
+            return None
+        rules = self._config if request.rules is None else request.rules.over(self._config)
+        recipe = self._recipe(rules, "rules")
+        pins, warnings = self._pins(rules.pins, request, recipe, allowed)
+        return Plan(recipe, pins, warnings)
+
+    def _recipe(self, rules: Rules, name: str) -> Recipe:
+        boosts = tuple((boost.filter, boost.weight) for boost in rules.boosts)
+        caps = tuple(sorted(rules.caps.items()))
+        numbers = (rules.min_score, rules.rerank, rules.diversity, rules.novelty, rules.candidates)
+        return self._recipes.get(
+            (boosts, caps, *numbers), lambda: self._make_recipe(rules, boosts, caps, name)
+        )
+
+    def _make_recipe(
+        self, rules: Rules, boosts: tuple[object, ...], caps: tuple[tuple[str, int], ...], name: str
+    ) -> Recipe:
+        diversity = rules.diversity
+        # Who asks for diversity alone means that which works best.
+        method = rules.rerank or (DPP if diversity else SCORE)
+        if method not in (MMR, DPP):
+            diversity = 0.0
+        elif diversity is None:
+            diversity = DEFAULT_DIVERSITY
+        return Recipe(
+            method=method if diversity else SCORE,
+            diversity=diversity or 0.0,
+            novelty=rules.novelty or 0.0,
+            caps=self._caps.get(caps, lambda: self._make_caps(caps, f"{name}.caps")) if caps else None,
+            boosts=self._boosts.get(boosts, lambda: self._make_boosts(rules.boosts, name))
+            if boosts
+            else None,
+            min_score=rules.min_score,
+            n_candidates=rules.candidates or DEFAULT_CANDIDATES,
+        )
+
+    def _make_boosts(self, boosts: Sequence[Boost], name: str) -> NDArray[np.float32]:
+        total = np.zeros(len(self._catalogue), np.float32)
+        for i, boost in enumerate(boosts):
+            mask = self._filters.compile(boost.filter, f"{name}.boosts[{i}].filter").allow.mask
+            total += np.where(mask, np.float32(boost.weight), np.float32(0.0))
+        return total
+
+    def _make_caps(self, caps: tuple[tuple[str, int], ...], name: str) -> Caps:
+        """Numbers the values of all capped attributes through; an item belongs to those that it has."""
+        n_items = len(self._catalogue)
+        pairs, limits, n_groups = [], [], 0
+        for attribute, limit in caps:
+            items, groups, n_values = self._groups(attribute, name)
+            pairs.append((items.astype(np.int64) << 32) | (groups + n_groups))
+            limits.append(np.full(n_values, limit, np.int32))
+            n_groups += n_values
+        # Sorted by item, and a value that an item has twice counts once.
+        unique = np.unique(np.concatenate(pairs))
+        indptr = np.searchsorted(unique >> 32, np.arange(n_items + 1)).astype(np.int64)
+        return Caps(indptr, (unique & 0xFFFFFFFF).astype(np.int32), np.concatenate(limits))
+
+    def _groups(self, attribute: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Returns pairs of item and number of its value, and how many values there are."""
+        names = [ITEM_ID, *self._catalogue.attribute_names]
+        if attribute not in names:
+            cure = nearest(attribute, names)
+            raise InvalidRequest(name, found=attribute, expected="an attribute of the catalogue", cure=cure)
+        found = self._catalogue.attribute(attribute)
+        if found is None:
+            raise InvalidRequest(name, found=attribute, expected="an attribute of texts or numbers")
+        if found.indptr is None:
+            items = np.flatnonzero(found.known)
+            values = found.values[items]
+        else:
+            items, values = np.repeat(np.arange(len(found.known)), np.diff(found.indptr)), found.values
+        unique, groups = np.unique(values, return_inverse=True)
+        return items, groups, len(unique)
+
+    def _pins(
+        self, pins: Sequence[Pin], request: Request, recipe: Recipe, allowed: CompiledFilter | None
+    ) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
+        """Returns the pins that filter, exclusions and caps leave, by rank, and a warning about others."""
+        left = None if recipe.caps is None else recipe.caps.limits.copy()
+        kept: list[tuple[int, int]] = []
+        in_time = [pin for pin in pins if pin.rank <= request.k]
+        for pin in sorted(in_time, key=lambda pin: pin.rank):
+            item = self._catalogue.vocabulary.index_of(pin.item_id)
+            if item < 0 or pin.item_id in request.exclude or (allowed and not allowed.allow.mask[item]):
+                continue
+            if recipe.caps is not None and left is not None:
+                groups = recipe.caps.groups[recipe.caps.indptr[item] : recipe.caps.indptr[item + 1]]
+                if (left[groups] <= 0).any():
+                    continue
+                left[groups] -= 1
+            kept.append((pin.rank, item))
+        n_lost = len(in_time) - len(kept)
+        lost = f"{n_lost} of {len(in_time)} pinned items are unknown, or kept out by filter, exclusion or cap"
+        return tuple(kept), (lost,) if n_lost else ()

@@ -1,0 +1,155 @@
+"""The stage between candidates and slate: rules, novelty, diversity, caps, pins."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle.rules import DPP
+from recserve.engine.slate.plan import Plan, Recipe
+from recserve.kernels import Caps, dpp, mmr
+
+Scores = NDArray[np.float32]
+Items = NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Candidates:
+    """One request on its way: candidates best first, −1 and −inf beyond their end, and the slate's length.
+
+    ``more(n, without, refused)``: the next ``n`` candidates that are neither in ``without``, (m,) int32, nor
+    in ``refused``, (n_items,) bool. ``pin_scores``: of the plan's pins. ``obeys_min_score``: whether
+    the scores are the model's.
+    """
+
+    k: int
+    plan: Plan
+    scores: Scores
+    items: Items
+    more: Callable[[int, Items, NDArray[np.bool_]], tuple[Scores, Items]]
+    pin_scores: Scores
+    obeys_min_score: bool
+
+
+class Reranker:
+    """Chooses slates from the candidates of one catalogue; safe to call from several threads."""
+
+    def __init__(self, vectors: Scores, popularity: NDArray[np.int64]) -> None:
+        self._vectors = vectors
+        # The information of meeting an item, 0 (the best known one) to 1.
+        surprise = -np.log2((popularity + 1.0) / (popularity.sum() + len(popularity)))
+        span = max(float(np.ptp(surprise)), 1e-9)
+        self._novelty = ((surprise - surprise.min()) / span).astype(np.float32)
+
+    def rerank(self, rows: list[Candidates]) -> list[tuple[Scores, Items]]:
+        """Returns the scores and items, (k,) or fewer, of the slate of each row, in order of rank."""
+        slates: list[Items] = [np.empty(0, np.int32)] * len(rows)
+        for row in rows:
+            _drop_low(row)
+            _put_pins_first(row)
+        groups: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            groups.setdefault(id(row.plan.recipe), []).append(i)
+        for members in groups.values():
+            recipe = rows[members[0]].plan.recipe
+            waiting = members
+            while waiting:
+                chosen = self._choose(recipe, [rows[i] for i in waiting])
+                for i, slate in zip(waiting, chosen, strict=True):
+                    slates[i] = slate[: rows[i].k]
+                waiting = [i for i in waiting if _find_more(rows[i], slates[i])]
+        return [_finish(row, slate) for row, slate in zip(rows, slates, strict=True)]
+
+    def _choose(self, recipe: Recipe, rows: list[Candidates]) -> Items:
+        """Returns (n_rows, max k) item indices, pins first, −1 beyond the end of a slate."""
+        width = max(1, max(len(row.items) for row in rows))
+        scores = np.full((len(rows), width), -np.inf, np.float32)
+        items = np.full((len(rows), width), -1, np.int32)
+        for i, row in enumerate(rows):
+            scores[i, : len(row.items)] = row.scores
+            items[i, : len(row.items)] = row.items
+        n_pinned = np.array([len(row.plan.pins) for row in rows], np.int32)
+        choose = dpp if recipe.method == DPP else mmr
+        return choose(
+            self._relevance(recipe, scores, items, n_pinned),
+            items,
+            self._vectors,
+            max(row.k for row in rows),
+            diversity=recipe.diversity,
+            caps=recipe.caps,
+            n_pinned=n_pinned,
+        )
+
+    def _relevance(self, recipe: Recipe, scores: Scores, items: Items, n_pinned: Items) -> Scores:
+        """Puts the scores of each row on 0 to 1, so that a weight means the same for every model and user."""
+        if recipe.diversity == 0 and recipe.novelty == 0:
+            return scores
+        ranked = (items >= 0) & (np.arange(items.shape[1]) >= n_pinned[:, None])
+        low = np.where(ranked, scores, np.inf).min(axis=1, keepdims=True)
+        high = np.where(ranked, scores, -np.inf).max(axis=1, keepdims=True)
+        span = np.maximum(high - low, np.float32(1e-12))
+        relevance = np.zeros_like(scores)
+        np.divide(scores - low, span, out=relevance, where=ranked)
+        if recipe.novelty:
+            weight = np.float32(recipe.novelty)
+            relevance *= np.float32(1.0) - weight
+            relevance += np.where(ranked, weight * self._novelty[items], np.float32(0.0))
+        return relevance
+
+
+def _drop_low(row: Candidates) -> None:
+    """Leaves out what is padding or scored below the minimum."""
+    kept = row.items >= 0
+    if row.plan.recipe.min_score is not None and row.obeys_min_score:
+        kept &= row.scores >= row.plan.recipe.min_score
+    if not kept.all():
+        row.scores, row.items = row.scores[kept], row.items[kept]
+
+
+def _put_pins_first(row: Candidates) -> None:
+    if row.plan.pins:
+        pinned = np.array([item for _, item in row.plan.pins], np.int32)
+        kept = ~np.isin(row.items, pinned)
+        row.items = np.concatenate([pinned, row.items[kept]])
+        row.scores = np.concatenate([row.pin_scores, row.scores[kept]])
+
+
+def _find_more(row: Candidates, slate: Items) -> bool:
+    """Gets the next candidates of a slate that caps left too short; returns whether there are any."""
+    caps = row.plan.recipe.caps
+    chosen = slate[slate >= 0]
+    if caps is None or len(chosen) >= row.k:
+        return False
+    refused = full_items(caps, chosen)
+    before = len(row.items)
+    scores, items = row.more(row.plan.recipe.n_candidates, row.items, refused)
+    found = Candidates(row.k, row.plan, scores, items, row.more, row.pin_scores, row.obeys_min_score)
+    _drop_low(found)
+    row.scores = np.concatenate([row.scores, found.scores])
+    row.items = np.concatenate([row.items, found.items])
+    return len(row.items) > before
+
+
+def full_items(caps: Caps, chosen: Items) -> NDArray[np.bool_]:
+    """Returns (n_items,) bool: the items of a group that has no place left beside ``chosen``."""
+    left = caps.limits.copy()
+    for item in chosen.tolist():
+        left[caps.groups[caps.indptr[item] : caps.indptr[item + 1]]] -= 1
+    is_full = np.concatenate([[0], np.cumsum(left[caps.groups] <= 0)])
+    full: NDArray[np.bool_] = is_full[caps.indptr[1:]] > is_full[caps.indptr[:-1]]
+    return full
+
+
+def _finish(row: Candidates, slate: Items) -> tuple[Scores, Items]:
+    """Puts the pins at their ranks and looks the scores up."""
+    chosen = slate[slate >= 0]
+    if row.plan.pins:
+        n_pinned = len(row.plan.pins)
+        order = chosen[n_pinned:].tolist()
+        for rank, item in row.plan.pins:
+            order.insert(rank - 1, item)
+        chosen = np.array(order, np.int32)
+    places = np.argsort(row.items)
+    scores = row.scores[places[np.searchsorted(row.items, chosen, sorter=places)]]
+    return scores, chosen
