@@ -13,6 +13,7 @@ from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
     from recserve.engine.bundle import Manifest, VariantEntry
+    from recserve.engine.types import Request, Slate
 
 ConfigOption = Annotated[
     Path | None,
@@ -159,13 +160,8 @@ def recommend(
     if bool(server) == (bundle is not None):
         raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
     if server:
-        from recserve.engine.client import RecommenderClient
-        from recserve.engine.credentials import Credentials
-
         token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
-        with RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token)) as client:
-            slate = client.recommend(request)
-            attributes = client.get_items([item.item_id for item in slate.items])
+        slate, attributes = _ask_server(request, server, ca, token)
     else:
         from recserve.engine.engine import Engine
         from recserve.engine.settings import load_settings
@@ -174,6 +170,18 @@ def recommend(
             slate = engine.recommend(request)
             attributes = engine.get_items([item.item_id for item in slate.items])
     show_slate(f"for {user}" if user else "for a new user", slate, attributes, json=json)
+
+
+def _ask_server(
+    request: "Request", server: str, ca: str, token: str
+) -> tuple["Slate", dict[str, dict[str, Any]]]:
+    """Returns the slate of a running server and the attributes of its items."""
+    from recserve.engine.client import RecommenderClient
+    from recserve.engine.credentials import Credentials
+
+    with RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token)) as client:
+        slate = client.recommend(request)
+        return slate, client.get_items([item.item_id for item in slate.items])
 
 
 def _caps(text: str) -> dict[str, int]:
