@@ -18,11 +18,16 @@ from recserve.engine.state.observed import ObservedEvents
 
 
 class EngineLoader:
-    """Loads engines; all share what was observed, so that a swap forgets nothing."""
+    """Loads engines; all share what was observed, so that a swap forgets nothing.
 
-    def __init__(self, config: EngineConfig, observed: ObservedEvents) -> None:
+    ``observed``: where that is kept, its own memory by default.
+    """
+
+    def __init__(self, config: EngineConfig, observed: ObservedEvents | None = None) -> None:
         self._config = config
-        self._observed = observed
+        self._observed = observed or ObservedEvents(
+            max_users=config.max_observed_users, max_items=config.max_observed_items
+        )
 
     def __call__(self, bundle: FoundBundle) -> Engine:
         """Loads, checks and warms a bundle of the repository."""

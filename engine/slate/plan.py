@@ -17,7 +17,7 @@ from recserve.kernels import Caps
 
 NOTHING = Rules()
 DEFAULT_CANDIDATES = 200
-DEFAULT_DIVERSITY = 0.3
+DEFAULT_DIVERSITY = 0.15
 # Arrays of 4 bytes per item and more: few.
 MAX_KEPT_ARRAYS = 16
 

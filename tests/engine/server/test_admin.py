@@ -21,6 +21,8 @@ from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.models import Models
+from recserve.engine.server.remembering import Remembering
+from recserve.engine.state.config import StateConfig
 from recserve.engine.wire.status import RemoteError, error_from_call
 from recserve.proto import admin_pb2 as pb
 from recserve.proto import admin_pb2_grpc
@@ -45,7 +47,9 @@ class ModelServer:
     """A server over a repository, with a stub of its Admin service."""
 
     def __init__(self, folder: Path, transport: str) -> None:
-        self.models = Models(RepositoryConfig(folder=str(folder), poll_seconds=0.05), EngineConfig())
+        remembering = Remembering(StateConfig(), EngineConfig(), ServerConfig())
+        config = RepositoryConfig(folder=str(folder), poll_seconds=0.05)
+        self.models = Models(config, EngineConfig(), remembering)
         self.server = Server(
             ServerConfig(
                 port=0,

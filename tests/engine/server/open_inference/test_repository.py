@@ -12,6 +12,8 @@ from recserve.engine.models.routing import Arm, Route
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.models import Models
+from recserve.engine.server.remembering import Remembering
+from recserve.engine.state.config import StateConfig
 from recserve.proto import open_inference_pb2 as pb
 from tests.engine.models.versions import make_version
 from tests.engine.server.open_inference.messages import Client, ask
@@ -26,7 +28,9 @@ def models(bundle_folder: Path, tmp_path: Path) -> Iterator[Models]:
     (folder / MODEL).mkdir(parents=True)
     for day, version in enumerate(("v1", "v2"), start=1):
         make_version(bundle_folder, folder / MODEL / version, version, day=day)
-    models = Models(RepositoryConfig(folder=str(folder), poll_seconds=60), EngineConfig())
+    remembering = Remembering(StateConfig(), EngineConfig(), ServerConfig())
+    config = RepositoryConfig(folder=str(folder), poll_seconds=60)
+    models = Models(config, EngineConfig(), remembering)
     models.start()
     yield models
     models.close()
