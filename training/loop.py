@@ -86,7 +86,7 @@ class Trainer:
             if epoch > self._progress.best_epoch + config.patience * config.validate_every:
                 break
             start = time.perf_counter()
-            loss = self._learner.train_epoch(epoch)
+            loss = self._train_epoch(epoch)
             metric = None
             if epoch % config.validate_every == 0 or epoch == config.epochs:
                 metric = self._processes.same_everywhere(self._validate())
@@ -95,6 +95,14 @@ class Trainer:
             self._log(epoch, loss, metric)
         self._processes.wait()
         return self._progress
+
+    def _train_epoch(self, epoch: int) -> float:
+        loss = self._learner.train_epoch(epoch)
+        if not np.isfinite(loss):
+            solves = self._learner.optimizer is None
+            cure = "Use a larger --reg." if solves else "Use a smaller --learning-rate."
+            raise CheckFailed("training loss", found=loss, expected="a number", cure=cure)
+        return loss
 
     def _validate(self) -> float:
         if not self._processes.is_main:
@@ -137,11 +145,7 @@ class _FittedLearner:
         self.optimizer = model.optimizer
 
     def train_epoch(self, epoch: int) -> float:
-        loss = self._model.fit_epoch(self._train, epoch=epoch, seed=self._seed)
-        if not np.isfinite(loss):
-            cure = "Use a larger --reg." if self.optimizer is None else "Use a smaller --learning-rate."
-            raise CheckFailed("training loss", found=loss, expected="a number", cure=cure)
-        return loss
+        return self._model.fit_epoch(self._train, epoch=epoch, seed=self._seed)
 
 
 def _learner(model: RankingModel, train: Histories, config: LoopConfig, processes: Processes) -> Learner:
