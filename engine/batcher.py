@@ -62,7 +62,8 @@ class Batcher(Generic[E]):
     ) -> None:
         """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py."""
         self._answer = answer
-        self._answer_degraded = answer_degraded
+        # Without a brown-out the policy degrades nobody.
+        self._answer_degraded = answer_degraded or answer
         self._config = config
         self._clock = clock
         # Filled by any thread without a lock; emptied by the one that forms a batch.
@@ -190,8 +191,7 @@ class Batcher(Generic[E]):
         self._count(batches=1, rows=len(batch))
 
     def _degrade(self, batch: list[E]) -> None:
-        if self._answer_degraded is not None:
-            self._run(self._answer_degraded, batch)
+        self._run(self._answer_degraded, batch)
         self._count(degraded_rows=len(batch))
 
     def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> None:

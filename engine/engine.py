@@ -187,7 +187,7 @@ class Engine:
             ranked.update(zip(rows, run(batch, self._store), strict=True))
             self._count(
                 requests=len(rows),
-                cold_starts=0 if degraded else len(rows) - len(batch.model_rows()),
+                cold_starts=0 if degraded else len(rows) - len(batch.model_rows),
                 ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
             )
         return [ranked[i] for i in range(len(requests))]

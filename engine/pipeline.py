@@ -76,18 +76,13 @@ class Batch:
     stage_ns: dict[str, int] = field(default_factory=dict)
     # By row: what it is ranked by; rows that keep the order of retrieval are not in it.
     objectives: dict[int, Objective] = field(default_factory=dict)
+    # The rows that the model can answer; the others are cold starts.
+    model_rows: list[int] = field(default_factory=list)
 
     def n_wanted(self, i: int) -> int:
         """How many items retrieval must bring for row ``i``."""
         n, ranking = self.resolved[i].n_candidates, self.loaded.ranking
         return n if ranking is None or i not in self.objectives else max(n, ranking.n_candidates)
-
-    def model_rows(self) -> list[int]:
-        """The rows that the model can answer; the others are cold starts."""
-        if self.degraded:
-            return []
-        source = self.loaded.sources[self.variant]
-        return [i for i, resolved in enumerate(self.resolved) if source.answers(resolved.history)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +125,16 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
 def _resolve(batch: Batch, store: HistoryStore) -> None:
     loaded = batch.loaded
     batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner)
+    if not batch.degraded:
+        answers = loaded.sources[batch.variant].answers
+        batch.model_rows = [i for i, resolved in enumerate(batch.resolved) if answers(resolved.history)]
     if loaded.ranking is not None and not batch.degraded:
         asked = ((i, loaded.ranking.objective(request)) for i, request in enumerate(batch.requests))
         batch.objectives = {i: objective for i, objective in asked if objective is not None}
 
 
 def _encode(batch: Batch) -> None:
-    rows = batch.model_rows()
+    rows = batch.model_rows
     if rows:
         source = batch.loaded.sources[batch.variant]
         batch.queries = source.encode([batch.resolved[i].history for i in rows], batch.now)
@@ -144,7 +142,7 @@ def _encode(batch: Batch) -> None:
 
 def _retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
-    rows = batch.model_rows()
+    rows = batch.model_rows
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
     for group in _by_boosts([batch.resolved[i] for i in rows]):
         resolved = [batch.resolved[rows[row]] for row in group]
@@ -206,7 +204,7 @@ def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
 
 
 def _rerank(batch: Batch) -> None:
-    query_of = {i: row for row, i in enumerate(batch.model_rows())}
+    query_of = {i: row for row, i in enumerate(batch.model_rows)}
     rows, candidates = [], []
     for i, resolved in enumerate(batch.resolved):
         if resolved.plan is not None:

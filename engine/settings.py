@@ -1,8 +1,8 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry], [repository] and
-[state]; the environment says RECSERVE__SERVER__PORT=8000. An unknown key is an error that names the nearest
-known one.
+The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry], [repository], [state]
+and [pipeline]; the environment says RECSERVE__SERVER__PORT=8000. An unknown key is an error that names the
+nearest known one.
 """
 
 import dataclasses

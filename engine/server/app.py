@@ -217,8 +217,8 @@ def run_server(
     """Runs ``server`` until SIGTERM or SIGINT, then drains; a second signal stops at once. Main thread only.
 
     ``load_engine`` runs on a thread while the server already answers health checks; it returns the one engine
-    to serve, or None when it filled the router's registry. ``announce`` is called with the address when the
-    first request can be answered.
+    to serve, or None when it filled the router's registry. ``announce`` gets the addresses, one a line
+    and that of gRPC first, when the first request can be answered.
     """
     address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
@@ -242,7 +242,7 @@ def run_server(
                 # What is there now stays: later collections, which stop every thread, need not look at it.
                 gc.collect()
                 gc.freeze()
-                announce(address)
+                announce("\n".join((address, *server.urls.values())))
                 log.info("serving", address=address, models=server.router.registry.routes(), **server.urls)
                 events.get()
             log.info("draining")

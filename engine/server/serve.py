@@ -65,7 +65,7 @@ class ServeBundle:
                 remembering.load()
                 return Engine.load(self.bundle, self.engine, observed=remembering.observed)
 
-            run_server(server, load, lambda address: announce("\n".join((address, *server.urls.values()))))
+            run_server(server, load, announce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class ServeRepository:
                 remembering.load()
                 models.start()
 
-            run_server(server, start, lambda address: announce("\n".join((address, *server.urls.values()))))
+            run_server(server, start, announce)
 
 
 def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) -> None:
