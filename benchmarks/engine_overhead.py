@@ -21,7 +21,7 @@ from recserve.benchmarks.environment import environment, machine_line
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.bundle import open_bundle
 from recserve.engine.features import pad_histories
-from recserve.engine.pipeline import Ranked
+from recserve.engine.ranked import Ranked
 from recserve.engine.session import QueryEncoder
 from recserve.engine.sources import open_source
 from recserve.engine.wire.slates import encode_ranked

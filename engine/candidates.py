@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recserve.engine.batch import LoadedBundle
 from recserve.engine.features import resolve
-from recserve.engine.pipeline import LoadedBundle
 from recserve.engine.ranking import RETRIEVAL, Objective, RankStage
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import RankedItem, Ranking, Request

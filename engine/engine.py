@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recserve import kernels
+from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Manifest, open_bundle
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.candidates import rank_candidates
@@ -20,7 +21,8 @@ from recserve.engine.features import (
     check_request,
     check_variant,
 )
-from recserve.engine.pipeline import Batch, LoadedBundle, Ranked, few_left, run, slate_items, slates
+from recserve.engine.pipeline import run
+from recserve.engine.ranked import Ranked, few_left, slate_items, slates
 from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever

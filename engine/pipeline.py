@@ -6,101 +6,21 @@ swap can never mix versions, and a request answered alone gives the slate it giv
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle
-from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.batch import Batch
 from recserve.engine.features import ResolvedRequest, resolve
-from recserve.engine.ranking import Objective, RankStage, best_first
-from recserve.engine.retrieval import Retriever
-from recserve.engine.slate.plan import Plan, Planner
-from recserve.engine.slate.rerank import Candidates, Reranker
-from recserve.engine.sources import QuerySource
+from recserve.engine.ranked import Ranked, few_left
+from recserve.engine.ranking import best_first
+from recserve.engine.slate.plan import Plan
+from recserve.engine.slate.rerank import Candidates
 from recserve.engine.state.history import HistoryStore
-from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL, SOURCE_POPULARITY, Request, Slate, SlateItem
-from recserve.errors import ConfigError, InvalidRequest
+from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL, SOURCE_POPULARITY
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedBundle:
-    """A bundle with everything that answering from it needs."""
-
-    bundle: Bundle
-    sources: dict[str, QuerySource]
-    retriever: Retriever
-    planner: Planner
-    reranker: Reranker
-    ranking: RankStage | None = None
-
-    @classmethod
-    def of(
-        cls,
-        bundle: Bundle,
-        sources: dict[str, QuerySource],
-        retriever: Retriever,
-        config: PipelineConfig,
-        ranking: RankStage | None = None,
-    ) -> "LoadedBundle":
-        """Adds the stages after retrieval; raises :class:`ConfigError` for rules that do not fit it."""
-        try:
-            planner = Planner(bundle, retriever.filters, config)
-        except InvalidRequest as error:
-            raise ConfigError(
-                error.name, found=error.found, expected=error.expected, cure=error.cure
-            ) from error
-        reranker = Reranker(bundle.item_embeddings, bundle.popularity)
-        return cls(bundle, sources, retriever, planner, reranker, ranking)
-
-
-@dataclass(slots=True)
-class Batch:
-    """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``.
-
-    ``degraded``: the model is left out, all rows are answered as cold starts are.
-    """
-
-    loaded: LoadedBundle
-    variant: str
-    requests: list[Request]
-    now: int
-    degraded: bool = False
-    resolved: list[ResolvedRequest] = field(default_factory=list)
-    queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
-    stage_ns: dict[str, int] = field(default_factory=dict)
-    # By row: what it is ranked by; rows that keep the order of retrieval are not in it.
-    objectives: dict[int, Objective] = field(default_factory=dict)
-    # The rows that the model can answer; the others are cold starts.
-    model_rows: list[int] = field(default_factory=list)
-
-    def n_wanted(self, i: int) -> int:
-        """How many items retrieval must bring for row ``i``."""
-        n, ranking = self.resolved[i].n_candidates, self.loaded.ranking
-        return n if ranking is None or i not in self.objectives else max(n, ranking.n_candidates)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """The answer to one request before its items get names: items (n,) int32 of ``bundle``, best first.
-
-    Rows of one batch share ``stage_ns``; an item of −1 is padding.
-    """
-
-    bundle: Bundle
-    items: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    variant: str
-    source: str
-    stage_ns: dict[str, int]
-    warnings: tuple[str, ...]
-    arm: str = ""
-    degraded: tuple[str, ...] = ()
 
 
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
@@ -265,36 +185,3 @@ def _warnings(resolved: ResolvedRequest, items: NDArray[np.int32]) -> tuple[str,
     if resolved.allowed is None and resolved.plan is None:
         return resolved.warnings
     return (*resolved.warnings, *few_left(resolved.k, int((items[: resolved.k] >= 0).sum())))
-
-
-def few_left(k: int, n_left: int) -> tuple[str, ...]:
-    """Returns the warning that ``n_left`` items were left where ``k`` were asked for; none if enough."""
-    return () if n_left >= k else (f"filter, rules and exclusions left {n_left} of {k} items",)
-
-
-def slates(ranked: Sequence[Ranked]) -> list[Slate]:
-    """Gives the items of each answer their names."""
-    return [
-        Slate(
-            items=slate_items(answer.bundle, answer.scores, answer.items),
-            bundle_version=answer.bundle.manifest.bundle_version,
-            variant=answer.variant,
-            source=answer.source,
-            stage_ns=answer.stage_ns,
-            warnings=answer.warnings,
-            arm=answer.arm,
-            degraded=answer.degraded,
-        )
-        for answer in ranked
-    ]
-
-
-def slate_items(
-    bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32]
-) -> tuple[SlateItem, ...]:
-    """Turns one row of search results into slate items, leaving out the padding (−1)."""
-    if len(items) and items[-1] < 0:
-        valid = items >= 0
-        scores, items = scores[valid], items[valid]
-    ids = bundle.catalogue.vocabulary.ids(items)
-    return tuple(map(SlateItem, range(1, len(ids) + 1), ids, scores.tolist()))

@@ -12,7 +12,7 @@ from recserve.engine.models.guard import Breach, judge
 from recserve.engine.models.registry import ActiveRoute, Lease, Registry
 from recserve.engine.models.routing import Arm
 from recserve.engine.models.shadow import Asked, ShadowRunner
-from recserve.engine.pipeline import Ranked
+from recserve.engine.ranked import Ranked
 from recserve.engine.types import SOURCE_MODEL, Request
 from recserve.errors import InvalidRequest
 

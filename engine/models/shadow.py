@@ -16,7 +16,7 @@ import structlog
 
 from recserve.engine.engine import Engine
 from recserve.engine.models.registry import ActiveRoute, Registry
-from recserve.engine.pipeline import Ranked, slates
+from recserve.engine.ranked import Ranked, slates
 from recserve.engine.threads import Crew
 from recserve.engine.types import Request, Slate
 from recserve.errors import RecserveError

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from recserve.engine.batcher import Batcher, Entry
 from recserve.engine.models.router import Router
-from recserve.engine.pipeline import Ranked, slates
+from recserve.engine.ranked import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
 from recserve.engine.server.workers import WorkerPool

@@ -6,7 +6,7 @@ import numpy as np
 
 from recserve import kernels
 from recserve.engine.bundle import Bundle
-from recserve.engine.pipeline import Ranked
+from recserve.engine.ranked import Ranked
 from recserve.proto import recommender_pb2 as pb
 
 # The stage of a call before its batch began.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from recserve.engine import Engine, Request
-from recserve.engine.pipeline import Ranked, slates
+from recserve.engine.ranked import Ranked, slates
 from recserve.engine.wire.convert import slate_to_message
 from recserve.engine.wire.slates import QUEUE, encode_ranked
 from recserve.proto import recommender_pb2 as pb

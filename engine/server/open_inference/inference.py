@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from recserve.engine.pipeline import Ranked, slates
+from recserve.engine.ranked import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.open_inference.replies import build_reply
 from recserve.engine.server.open_inference.requests import HISTORY, USER_ID, Ask

@@ -13,7 +13,7 @@ from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
 from recserve.engine.models.routing import Arm, Route, Shadow
 from recserve.engine.models.shadow import overlap
-from recserve.engine.pipeline import slates
+from recserve.engine.ranked import slates
 from recserve.engine.types import SlateItem
 from recserve.errors import UnknownModel
 from tests.engine.models.versions import is_of

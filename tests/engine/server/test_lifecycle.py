@@ -17,7 +17,7 @@ from recserve.engine import Engine, InvalidRequest, Request
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.brownout import Brownout
 from recserve.engine.client import RecommenderClient
-from recserve.engine.pipeline import Ranked
+from recserve.engine.ranked import Ranked
 from recserve.engine.retry import NO_RETRY
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig

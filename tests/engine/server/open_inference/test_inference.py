@@ -8,7 +8,7 @@ import pytest
 
 from recserve.engine import Engine, Request
 from recserve.engine.batch_policy import BatcherConfig
-from recserve.engine.pipeline import Ranked
+from recserve.engine.ranked import Ranked
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.methods import Method

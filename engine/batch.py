@@ -1,0 +1,75 @@
+"""What goes through the stages of the pipeline: a batch of requests and the bundle that answers it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle
+from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.features import ResolvedRequest
+from recserve.engine.ranking import Objective, RankStage
+from recserve.engine.retrieval import Retriever
+from recserve.engine.slate.plan import Planner
+from recserve.engine.slate.rerank import Reranker
+from recserve.engine.sources import QuerySource
+from recserve.engine.types import Request
+from recserve.errors import ConfigError, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBundle:
+    """A bundle with everything that answering from it needs."""
+
+    bundle: Bundle
+    sources: dict[str, QuerySource]
+    retriever: Retriever
+    planner: Planner
+    reranker: Reranker
+    ranking: RankStage | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        sources: dict[str, QuerySource],
+        retriever: Retriever,
+        config: PipelineConfig,
+        ranking: RankStage | None = None,
+    ) -> "LoadedBundle":
+        """Adds the stages after retrieval; raises :class:`ConfigError` for rules that do not fit it."""
+        try:
+            planner = Planner(bundle, retriever.filters, config)
+        except InvalidRequest as error:
+            raise ConfigError(
+                error.name, found=error.found, expected=error.expected, cure=error.cure
+            ) from error
+        reranker = Reranker(bundle.item_embeddings, bundle.popularity)
+        return cls(bundle, sources, retriever, planner, reranker, ranking)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``.
+
+    ``degraded``: the model is left out, all rows are answered as cold starts are.
+    """
+
+    loaded: LoadedBundle
+    variant: str
+    requests: list[Request]
+    now: int
+    degraded: bool = False
+    resolved: list[ResolvedRequest] = field(default_factory=list)
+    queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
+    stage_ns: dict[str, int] = field(default_factory=dict)
+    # By row: what it is ranked by; rows that keep the order of retrieval are not in it.
+    objectives: dict[int, Objective] = field(default_factory=dict)
+    # The rows that the model can answer; the others are cold starts.
+    model_rows: list[int] = field(default_factory=list)
+
+    def n_wanted(self, i: int) -> int:
+        """How many items retrieval must bring for row ``i``."""
+        n, ranking = self.resolved[i].n_candidates, self.loaded.ranking
+        return n if ranking is None or i not in self.objectives else max(n, ranking.n_candidates)

@@ -1,0 +1,61 @@
+"""What comes out of the pipeline: ranked items as arrays, and the slates that they become."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.bundle import Bundle
+from recserve.engine.types import Slate, SlateItem
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The answer to one request before its items get names: items (n,) int32 of ``bundle``, best first.
+
+    Rows of one batch share ``stage_ns``; an item of −1 is padding.
+    """
+
+    bundle: Bundle
+    items: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    variant: str
+    source: str
+    stage_ns: dict[str, int]
+    warnings: tuple[str, ...]
+    arm: str = ""
+    degraded: tuple[str, ...] = ()
+
+
+def few_left(k: int, n_left: int) -> tuple[str, ...]:
+    """Returns the warning that ``n_left`` items were left where ``k`` were asked for; none if enough."""
+    return () if n_left >= k else (f"filter, rules and exclusions left {n_left} of {k} items",)
+
+
+def slates(ranked: Sequence[Ranked]) -> list[Slate]:
+    """Gives the items of each answer their names."""
+    return [
+        Slate(
+            items=slate_items(answer.bundle, answer.scores, answer.items),
+            bundle_version=answer.bundle.manifest.bundle_version,
+            variant=answer.variant,
+            source=answer.source,
+            stage_ns=answer.stage_ns,
+            warnings=answer.warnings,
+            arm=answer.arm,
+            degraded=answer.degraded,
+        )
+        for answer in ranked
+    ]
+
+
+def slate_items(
+    bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32]
+) -> tuple[SlateItem, ...]:
+    """Turns one row of search results into slate items, leaving out the padding (−1)."""
+    if len(items) and items[-1] < 0:
+        valid = items >= 0
+        scores, items = scores[valid], items[valid]
+    ids = bundle.catalogue.vocabulary.ids(items)
+    return tuple(map(SlateItem, range(1, len(ids) + 1), ids, scores.tolist()))
