@@ -22,7 +22,7 @@ from recserve.engine.features import (
     check_variant,
 )
 from recserve.engine.pipeline import run
-from recserve.engine.ranked import Ranked, few_left, slate_items, slates
+from recserve.engine.ranked import Ranked, few_left, new_slate_ids, slate_items, slates
 from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
@@ -270,6 +270,7 @@ class Engine:
             source=SOURCE_SIMILAR,
             warnings=few_left(k, int((items[0] >= 0).sum())) if allowed else (),
             stage_ns={"retrieve": time.perf_counter_ns() - start},
+            slate_id=new_slate_ids(1)[0],
         )
 
     def _has_directions(self) -> bool:

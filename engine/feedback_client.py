@@ -17,6 +17,7 @@ from recserve.engine.connection import DEFAULT_RETRY, PLAIN, AsyncConnection, Co
 from recserve.engine.credentials import Credentials
 from recserve.engine.retry import RetryPolicy
 from recserve.engine.state.events import Event
+from recserve.engine.types import Slate
 from recserve.engine.wire.events import DURABILITY_NAMES, event_from_message, event_to_message
 from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
 from recserve.proto import feedback_pb2 as pb
@@ -47,6 +48,29 @@ def new_event(*, user_id: str, item_id: str, action: str = "click", **fields: An
     """
     fields = {"timestamp": int(time.time()), "event_id": uuid.uuid4().hex, **fields}
     return Event(user_id=user_id, item_id=item_id, action=action, **fields)
+
+
+def impressions(slate: Slate, *, user_id: str, **fields: Any) -> list[Event]:
+    """Returns the events that tell that a slate was shown; ``fields`` as those of :func:`new_event`.
+
+    Their ids are those of the slate and its ranks: who tells it twice has told it once.
+    """
+    return [
+        new_event(
+            user_id=user_id,
+            item_id=item.item_id,
+            action="impression",
+            **{
+                "event_id": f"{slate.slate_id}/{item.rank}",
+                "slate_id": slate.slate_id,
+                "rank": item.rank,
+                "arm": slate.arm,
+                "variant": slate.variant,
+                **fields,
+            },
+        )
+        for item in slate.items
+    ]
 
 
 class FeedbackClient:

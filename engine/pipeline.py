@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.batch import Batch
 from recserve.engine.features import ResolvedRequest, resolve
-from recserve.engine.ranked import Ranked, few_left
+from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
 from recserve.engine.slate.plan import Plan
 from recserve.engine.slate.rerank import Candidates
@@ -175,8 +175,11 @@ def _assemble(batch: Batch) -> list[Ranked]:
             stage_ns,
             _warnings(one, items),
             degraded=degraded,
+            slate_id=slate_id,
         )
-        for one, (source, scores, items) in zip(batch.resolved, batch.found, strict=True)
+        for slate_id, one, (source, scores, items) in zip(
+            new_slate_ids(len(batch.requests)), batch.resolved, batch.found, strict=True
+        )
     ]
 
 

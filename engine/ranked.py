@@ -1,5 +1,6 @@
 """What comes out of the pipeline: ranked items as arrays, and the slates that they become."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,13 @@ class Ranked:
     warnings: tuple[str, ...]
     arm: str = ""
     degraded: tuple[str, ...] = ()
+    slate_id: str = ""
+
+
+def new_slate_ids(n: int) -> list[str]:
+    """Returns ``n`` ids that no other slate has: 96 random bits of the batch, then the row."""
+    batch = os.urandom(12).hex()
+    return [f"{batch}{row:x}" for row in range(n)]
 
 
 def few_left(k: int, n_left: int) -> tuple[str, ...]:
@@ -45,6 +53,7 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
             warnings=answer.warnings,
             arm=answer.arm,
             degraded=answer.degraded,
+            slate_id=answer.slate_id,
         )
         for answer in ranked
     ]

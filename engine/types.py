@@ -60,6 +60,7 @@ class Slate:
 
     ``arm``: the caller's, while a server divides its callers between versions; else "". ``degraded``: what
     was left out to answer in time ("model": these are popular items); empty for a full answer.
+    ``slate_id``: of this slate alone, for the events that it leads to.
     """
 
     items: tuple[SlateItem, ...]
@@ -70,6 +71,7 @@ class Slate:
     warnings: tuple[str, ...] = ()
     arm: str = ""
     degraded: tuple[str, ...] = ()
+    slate_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drecserve/proto/feedback.proto\x12\x0brecserve.v1\x1a\x17google/rpc/status.proto\"\xb8\x02\n\x05\x45vent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x12\n\x05value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\ttimestamp\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08\x65vent_id\x18\x06 \x01(\t\x12\x10\n\x08slate_id\x18\x07 \x01(\t\x12\x0c\n\x04rank\x18\x08 \x01(\r\x12\x30\n\x07\x63ontext\x18\t \x03(\x0b\x32\x1f.recserve.v1.Event.ContextEntry\x12%\n\x07\x63onsent\x18\n \x01(\x0b\x32\x14.recserve.v1.Consent\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_valueB\x0c\n\n_timestamp\"7\n\x07\x43onsent\x12\r\n\x05serve\x18\x01 \x01(\x08\x12\r\n\x05learn\x18\x02 \x01(\x08\x12\x0e\n\x06\x65xport\x18\x03 \x01(\x08\"3\n\rRecordRequest\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.recserve.v1.Event\"\x9f\x01\n\x0eRecordResponse\x12+\n\ndurability\x18\x01 \x01(\x0e\x32\x17.recserve.v1.Durability\x12\x0e\n\x06stored\x18\x02 \x01(\r\x12\x12\n\nduplicates\x18\x03 \x03(\r\x12\x10\n\x08withheld\x18\x04 \x01(\r\x12*\n\x07refused\x18\x05 \x03(\x0b\x32\x19.recserve.v1.RefusedEvent\"@\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\r\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"3\n\x11GetHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\":\n\x12GetHistoryResponse\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x12\n\ntimestamps\x18\x02 \x03(\x03\"^\n\x11\x45xportUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\tpage_size\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_page_size\"Q\n\x12\x45xportUserResponse\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.recserve.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"*\n\x11\x45raseUserResponse\x12\x15\n\rerased_events\x18\x01 \x01(\x04*L\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\t\n\x05POWER\x10\x01\x12\x0b\n\x07PROCESS\x10\x02\x12\n\n\x06MEMORY\x10\x03\x32\x84\x03\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x41\n\x06Record\x12\x1a.recserve.v1.RecordRequest\x1a\x1b.recserve.v1.RecordResponse\x12K\n\x0cRecordStream\x12\x1a.recserve.v1.RecordRequest\x1a\x1b.recserve.v1.RecordResponse(\x01\x30\x01\x12M\n\nGetHistory\x12\x1e.recserve.v1.GetHistoryRequest\x1a\x1f.recserve.v1.GetHistoryResponse\x12M\n\nExportUser\x12\x1e.recserve.v1.ExportUserRequest\x1a\x1f.recserve.v1.ExportUserResponse\x12J\n\tEraseUser\x12\x1d.recserve.v1.EraseUserRequest\x1a\x1e.recserve.v1.EraseUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drecserve/proto/feedback.proto\x12\x0brecserve.v1\x1a\x17google/rpc/status.proto\"\x90\x03\n\x05\x45vent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0f\n\x07item_id\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x12\n\x05value\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\ttimestamp\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08\x65vent_id\x18\x06 \x01(\t\x12\x10\n\x08slate_id\x18\x07 \x01(\t\x12\x0c\n\x04rank\x18\x08 \x01(\r\x12\x30\n\x07\x63ontext\x18\t \x03(\x0b\x32\x1f.recserve.v1.Event.ContextEntry\x12%\n\x07\x63onsent\x18\n \x01(\x0b\x32\x14.recserve.v1.Consent\x12\x0b\n\x03\x61rm\x18\x0b \x01(\t\x12\x0f\n\x07variant\x18\x0c \x01(\t\x12\x17\n\npropensity\x18\r \x01(\x01H\x02\x88\x01\x01\x12\x10\n\x08\x65xplored\x18\x0e \x01(\x08\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_valueB\x0c\n\n_timestampB\r\n\x0b_propensity\"7\n\x07\x43onsent\x12\r\n\x05serve\x18\x01 \x01(\x08\x12\r\n\x05learn\x18\x02 \x01(\x08\x12\x0e\n\x06\x65xport\x18\x03 \x01(\x08\"3\n\rRecordRequest\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.recserve.v1.Event\"\x9f\x01\n\x0eRecordResponse\x12+\n\ndurability\x18\x01 \x01(\x0e\x32\x17.recserve.v1.Durability\x12\x0e\n\x06stored\x18\x02 \x01(\r\x12\x12\n\nduplicates\x18\x03 \x03(\r\x12\x10\n\x08withheld\x18\x04 \x01(\r\x12*\n\x07refused\x18\x05 \x03(\x0b\x32\x19.recserve.v1.RefusedEvent\"@\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\r\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"3\n\x11GetHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\":\n\x12GetHistoryResponse\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x12\n\ntimestamps\x18\x02 \x03(\x03\"^\n\x11\x45xportUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\tpage_size\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_page_size\"Q\n\x12\x45xportUserResponse\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.recserve.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"*\n\x11\x45raseUserResponse\x12\x15\n\rerased_events\x18\x01 \x01(\x04*L\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\t\n\x05POWER\x10\x01\x12\x0b\n\x07PROCESS\x10\x02\x12\n\n\x06MEMORY\x10\x03\x32\x84\x03\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x41\n\x06Record\x12\x1a.recserve.v1.RecordRequest\x1a\x1b.recserve.v1.RecordResponse\x12K\n\x0cRecordStream\x12\x1a.recserve.v1.RecordRequest\x1a\x1b.recserve.v1.RecordResponse(\x01\x30\x01\x12M\n\nGetHistory\x12\x1e.recserve.v1.GetHistoryRequest\x1a\x1f.recserve.v1.GetHistoryResponse\x12M\n\nExportUser\x12\x1e.recserve.v1.ExportUserRequest\x1a\x1f.recserve.v1.ExportUserResponse\x12J\n\tEraseUser\x12\x1d.recserve.v1.EraseUserRequest\x1a\x1e.recserve.v1.EraseUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT_CONTEXTENTRY']._loaded_options = None
   _globals['_EVENT_CONTEXTENTRY']._serialized_options = b'8\001'
-  _globals['_DURABILITY']._serialized_start=1097
-  _globals['_DURABILITY']._serialized_end=1173
+  _globals['_DURABILITY']._serialized_start=1185
+  _globals['_DURABILITY']._serialized_end=1261
   _globals['_EVENT']._serialized_start=72
-  _globals['_EVENT']._serialized_end=384
-  _globals['_EVENT_CONTEXTENTRY']._serialized_start=314
-  _globals['_EVENT_CONTEXTENTRY']._serialized_end=360
-  _globals['_CONSENT']._serialized_start=386
-  _globals['_CONSENT']._serialized_end=441
-  _globals['_RECORDREQUEST']._serialized_start=443
-  _globals['_RECORDREQUEST']._serialized_end=494
-  _globals['_RECORDRESPONSE']._serialized_start=497
-  _globals['_RECORDRESPONSE']._serialized_end=656
-  _globals['_REFUSEDEVENT']._serialized_start=658
-  _globals['_REFUSEDEVENT']._serialized_end=722
-  _globals['_GETHISTORYREQUEST']._serialized_start=724
-  _globals['_GETHISTORYREQUEST']._serialized_end=775
-  _globals['_GETHISTORYRESPONSE']._serialized_start=777
-  _globals['_GETHISTORYRESPONSE']._serialized_end=835
-  _globals['_EXPORTUSERREQUEST']._serialized_start=837
-  _globals['_EXPORTUSERREQUEST']._serialized_end=931
-  _globals['_EXPORTUSERRESPONSE']._serialized_start=933
-  _globals['_EXPORTUSERRESPONSE']._serialized_end=1014
-  _globals['_ERASEUSERREQUEST']._serialized_start=1016
-  _globals['_ERASEUSERREQUEST']._serialized_end=1051
-  _globals['_ERASEUSERRESPONSE']._serialized_start=1053
-  _globals['_ERASEUSERRESPONSE']._serialized_end=1095
-  _globals['_FEEDBACK']._serialized_start=1176
-  _globals['_FEEDBACK']._serialized_end=1564
+  _globals['_EVENT']._serialized_end=472
+  _globals['_EVENT_CONTEXTENTRY']._serialized_start=387
+  _globals['_EVENT_CONTEXTENTRY']._serialized_end=433
+  _globals['_CONSENT']._serialized_start=474
+  _globals['_CONSENT']._serialized_end=529
+  _globals['_RECORDREQUEST']._serialized_start=531
+  _globals['_RECORDREQUEST']._serialized_end=582
+  _globals['_RECORDRESPONSE']._serialized_start=585
+  _globals['_RECORDRESPONSE']._serialized_end=744
+  _globals['_REFUSEDEVENT']._serialized_start=746
+  _globals['_REFUSEDEVENT']._serialized_end=810
+  _globals['_GETHISTORYREQUEST']._serialized_start=812
+  _globals['_GETHISTORYREQUEST']._serialized_end=863
+  _globals['_GETHISTORYRESPONSE']._serialized_start=865
+  _globals['_GETHISTORYRESPONSE']._serialized_end=923
+  _globals['_EXPORTUSERREQUEST']._serialized_start=925
+  _globals['_EXPORTUSERREQUEST']._serialized_end=1019
+  _globals['_EXPORTUSERRESPONSE']._serialized_start=1021
+  _globals['_EXPORTUSERRESPONSE']._serialized_end=1102
+  _globals['_ERASEUSERREQUEST']._serialized_start=1104
+  _globals['_ERASEUSERREQUEST']._serialized_end=1139
+  _globals['_ERASEUSERRESPONSE']._serialized_start=1141
+  _globals['_ERASEUSERRESPONSE']._serialized_end=1183
+  _globals['_FEEDBACK']._serialized_start=1264
+  _globals['_FEEDBACK']._serialized_end=1652
 # @@protoc_insertion_point(module_scope)

@@ -84,6 +84,10 @@ class Event(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     CONSENT_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    PROPENSITY_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External ids, at most 256 bytes. An item need not be in the catalogue."""
     item_id: _builtins.str
@@ -100,6 +104,14 @@ class Event(_message.Message):
     slate_id: _builtins.str
     """Of the slate that showed the item, and the item's 1-based place in it."""
     rank: _builtins.int
+    arm: _builtins.str
+    """Of an impression, what the slate said of itself: Slate.arm and Slate.variant."""
+    variant: _builtins.str
+    propensity: _builtins.float
+    """Of an impression: with which probability the item had this place, above 0, and whether it had it to learn
+    something: without exploration another item would have stood there. Not set: not known.
+    """
+    explored: _builtins.bool
     @_builtins.property
     def context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What was known about the moment, at most 4096 bytes."""
@@ -121,15 +133,23 @@ class Event(_message.Message):
         rank: _builtins.int = ...,
         context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         consent: Global___Consent | None = ...,
+        arm: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        propensity: _builtins.float | None = ...,
+        explored: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp", "_value", b"_value", "consent", b"consent", "timestamp", b"timestamp", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_timestamp", b"_timestamp", "_value", b"_value", "consent", b"consent", "propensity", b"propensity", "timestamp", b"timestamp", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp", "_value", b"_value", "action", b"action", "consent", b"consent", "context", b"context", "event_id", b"event_id", "item_id", b"item_id", "rank", b"rank", "slate_id", b"slate_id", "timestamp", b"timestamp", "user_id", b"user_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_timestamp", b"_timestamp", "_value", b"_value", "action", b"action", "arm", b"arm", "consent", b"consent", "context", b"context", "event_id", b"event_id", "explored", b"explored", "item_id", b"item_id", "propensity", b"propensity", "rank", b"rank", "slate_id", b"slate_id", "timestamp", b"timestamp", "user_id", b"user_id", "value", b"value", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
+    _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015
     _WhichOneofReturnType__timestamp: _TypeAlias = _typing.Literal["timestamp"]  # noqa: Y015
     _WhichOneofArgType__timestamp: _TypeAlias = _typing.Literal["_timestamp", b"_timestamp"]  # noqa: Y015
     _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
     _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__propensity) -> _WhichOneofReturnType__propensity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__timestamp) -> _WhichOneofReturnType__timestamp | None: ...
     @_typing.overload

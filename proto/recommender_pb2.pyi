@@ -655,6 +655,7 @@ class Slate(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     ARM_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    SLATE_ID_FIELD_NUMBER: _builtins.int
     bundle_version: _builtins.str
     """The bundle that answered, from the first stage to the last."""
     variant: _builtins.str
@@ -663,6 +664,8 @@ class Slate(_message.Message):
     """Where the items come from: "model", "popularity" (cold start) or "similar"."""
     arm: _builtins.str
     """The arm that the caller belongs to, while callers are divided between versions."""
+    slate_id: _builtins.str
+    """Of this slate alone: events that bring it (Event.slate_id) are attributed to it."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlateItem]: ...
     @_builtins.property
@@ -690,10 +693,11 @@ class Slate(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         arm: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
+        slate_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "items", b"items", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "items", b"items", "slate_id", b"slate_id", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

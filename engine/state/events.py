@@ -15,6 +15,8 @@ HISTORY_ACTIONS = ("view", "click", "add-to-cart", "purchase", "rating", "dwell"
 ACTIONS = (*HISTORY_ACTIONS, "impression", "dislike")
 IS_HISTORY = tuple(action in HISTORY_ACTIONS for action in ACTIONS)
 
+# Arm, variant, propensity and whether it was explored, of an event that says nothing of its slate.
+NOT_SHOWN = ("", "", None, False)
 MAX_CONTEXT = 64
 MAX_CONTEXT_BYTES = 4096
 
@@ -23,7 +25,8 @@ SERVE, LEARN, EXPORT = 1, 2, 4
 EVERY_PURPOSE = SERVE | LEARN | EXPORT
 
 # timestamp, action, purposes, rank (0: none), value (NaN: none), lengths of item, event and slate id; then
-# these three in UTF-8 and what is left in JSON.
+# these three in UTF-8 and what is left in JSON: nothing, the context, or a list of it and what an impression
+# says of its slate.
 _HEADER = struct.Struct("<qBBHdHHH")
 
 
@@ -35,6 +38,9 @@ class Event:
     ``slate_id``, ``rank``: of the slate that showed the item, and its 1-based place there; "" and 0 for none.
     ``purposes``: what the user agreed to (``SERVE``: the next slates know; ``LEARN``: models learn of it;
     ``EXPORT``: it may be part of exports), None where that was not said.
+    Of an impression: ``arm`` and ``variant`` of its slate; ``propensity``: the probability that the item had
+    this place, None where it is not known; ``explored``: it had it to learn something, without exploration
+    another item would have stood there.
     """
 
     user_id: str
@@ -47,6 +53,10 @@ class Event:
     rank: int = 0
     context: Mapping[str, str] = field(default_factory=dict)
     purposes: int | None = None
+    arm: str = ""
+    variant: str = ""
+    propensity: float | None = None
+    explored: bool = False
 
 
 def check_action(action: str) -> None:
@@ -72,6 +82,10 @@ def check_event(event: Event) -> None:
         raise InvalidRequest("rank", found=event.rank, expected="0 to 65535")
     if event.context:
         _check_context(event.context)
+    for name, text in (("arm", event.arm), ("variant", event.variant)):
+        check_id(name, text, may_be_empty=True)
+    if event.propensity is not None and not 0 < event.propensity <= 1:
+        raise InvalidRequest("propensity", found=event.propensity, expected="above 0, at most 1")
 
 
 def _check_context(context: Mapping[str, str]) -> None:
@@ -107,8 +121,15 @@ def _pack(event: Event, purposes: int) -> bytes:
         len(event_id),
         len(slate_id),
     )
-    context = json.dumps(dict(event.context), ensure_ascii=False).encode() if event.context else b""
-    return b"".join((header, item, event_id, slate_id, context))
+    return b"".join((header, item, event_id, slate_id, _pack_rest(event)))
+
+
+def _pack_rest(event: Event) -> bytes:
+    context = dict(event.context)
+    shown = (event.arm, event.variant, event.propensity, event.explored)
+    if shown != NOT_SHOWN:
+        return json.dumps([context, *shown], ensure_ascii=False).encode()
+    return json.dumps(context, ensure_ascii=False).encode() if context else b""
 
 
 def unpack_event(data: bytes, user_id: str) -> Event:
@@ -119,6 +140,8 @@ def unpack_event(data: bytes, user_id: str) -> Event:
         for length in lengths:
             texts.append(data[start : start + length].decode())
             start += length
+        rest = json.loads(data[start:]) if len(data) > start else {}
+        context, arm, variant, propensity, explored = rest if isinstance(rest, list) else (rest, *NOT_SHOWN)
         return Event(
             user_id=user_id,
             item_id=texts[0],
@@ -128,8 +151,12 @@ def unpack_event(data: bytes, user_id: str) -> Event:
             value=None if math.isnan(value) else value,
             slate_id=texts[2],
             rank=rank,
-            context=json.loads(data[start:]) if len(data) > start else {},
+            context=context,
             purposes=purposes,
+            arm=arm,
+            variant=variant,
+            propensity=propensity,
+            explored=explored,
         )
     except (struct.error, ValueError, IndexError) as error:
         raise DataError("event", found="of unknown bytes", expected="as this version writes it") from error

@@ -103,6 +103,7 @@ def slate_to_message(slate: Slate) -> pb.Slate:
         warnings=slate.warnings,
         arm=slate.arm,
         degraded=slate.degraded,
+        slate_id=slate.slate_id,
     )
 
 
@@ -117,6 +118,7 @@ def slate_from_message(message: pb.Slate) -> Slate:
         warnings=tuple(message.warnings),
         arm=message.arm,
         degraded=tuple(message.degraded),
+        slate_id=message.slate_id,
     )
 
 

@@ -29,6 +29,10 @@ def events_from_message(message: pb.RecordRequest) -> list[Event]:
             rank=event.rank,
             context=dict(event.context) if event.context else {},
             purposes=_purposes(event.consent) if event.HasField("consent") else None,
+            arm=event.arm,
+            variant=event.variant,
+            propensity=event.propensity if event.HasField("propensity") else None,
+            explored=event.explored,
         )
         for event in message.events
     ]
@@ -47,6 +51,10 @@ def event_to_message(event: Event) -> pb.Event:
         slate_id=event.slate_id,
         rank=event.rank,
         context=event.context,
+        arm=event.arm,
+        variant=event.variant,
+        propensity=event.propensity,
+        explored=event.explored,
     )
     if event.purposes is not None:
         message.consent.CopyFrom(

@@ -14,6 +14,8 @@ QUEUE = "queue"
 # A StageTime of it as a field of Slate: tag, length of what follows, its name, and the tag of its duration.
 _STAGE = b"\x2a%c\x0a\x05queue\x10%b"
 _STAGE_BYTES = 8
+# Slate.slate_id: tag, length (ours are short: one byte), text.
+_ID = b"\x52%c%b"
 
 
 def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = None) -> list[bytes]:
@@ -30,7 +32,7 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
         key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns))
         if key not in rest:
             rest[key] = _encode_rest(answer)
-        encoded.append(items + rest[key])
+        encoded.append(b"".join((items, rest[key], _encode_id(answer.slate_id))))
     if queue_ns is None:
         return encoded
     # A message may have its fields in any order; repeated ones keep theirs.
@@ -45,6 +47,11 @@ def _encode_queue(ns: int) -> bytes:
         ns >>= 7
     varint.append(ns)
     return _STAGE % (_STAGE_BYTES + len(varint), bytes(varint))
+
+
+def _encode_id(slate_id: str) -> bytes:
+    text = slate_id.encode()
+    return _ID % (len(text), text)
 
 
 def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:

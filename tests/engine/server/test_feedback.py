@@ -14,7 +14,7 @@ import pytest
 
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.client import RecommenderClient
-from recserve.engine.feedback_client import AsyncFeedbackClient, FeedbackClient, new_event
+from recserve.engine.feedback_client import AsyncFeedbackClient, FeedbackClient, impressions, new_event
 from recserve.engine.retry import NO_RETRY
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
@@ -130,6 +130,31 @@ def test_a_user_gets_all_that_is_recorded_of_them_in_pages(
         (one.item_id, one.event_id, one.value, one.context, one.rank) for one in events
     ]
     assert {one.user_id for one in exported} == {""}
+
+
+def test_what_was_shown_is_reported_by_slate(
+    server: Server, client: FeedbackClient, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    with RecommenderClient(address(server), timeout=TIMEOUT_SECONDS) as recommender:
+        slates = {f"u{i}": recommender.recommend(Request(user_id=f"u{i}", k=4)) for i in range(6)}
+        [again] = recommender.recommend_many([Request(user_id="u0", k=4)])
+        similar = recommender.similar_items(again.items[0].item_id, 2)
+    ids = [slate.slate_id for slate in (*slates.values(), again, similar)]
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+    for user, slate in slates.items():
+        told = impressions(slate, user_id=user)
+        assert client.record(told).n_stored == 4
+        assert client.record(impressions(slate, user_id=user)).duplicates == (0, 1, 2, 3)
+        clicked = slate.items[0 if user < "u4" else 2]
+        event = new_event(user_id=user, item_id=clicked.item_id, slate_id=slate.slate_id)
+        client.record([event])
+    log = f"sqlite:///{tmp_path}/events"
+    _, out, _ = run_cli("report", "--state", log, "--json", "--min-users", 5)
+    [group] = json.loads(out)["groups"]
+    assert (group["variant"], group["n_users"], group["n_impressions"]) == (slates["u0"].variant, 6, 24)
+    assert group["ctr"]["value"] == pytest.approx(6 / 24)
+    assert [row["ctr"]["value"] for row in group["ranks"]] == pytest.approx([4 / 6, 0, 2 / 6, 0])
 
 
 def test_an_erased_user_is_nobody(server: Server, client: FeedbackClient) -> None:

@@ -32,6 +32,10 @@ EVENTS = st.builds(
     rank=st.integers(0, 65535),
     context=st.dictionaries(IDS, IDS, max_size=3),
     purposes=st.integers(1, EVERY_PURPOSE),
+    arm=st.just("") | IDS,
+    variant=st.just("") | IDS,
+    propensity=st.none() | st.floats(0, 1, exclude_min=True),
+    explored=st.booleans(),
 )
 
 
@@ -59,6 +63,11 @@ def test_an_event_comes_back_as_it_was(event: Event) -> None:
         ("value", float("nan")),
         ("value", float("inf")),
         ("slate_id", "s" * 257),
+        ("arm", "a" * 257),
+        ("variant", "v" * 257),
+        ("propensity", 0.0),
+        ("propensity", 1.5),
+        ("propensity", float("nan")),
         ("rank", -1),
         ("rank", 65536),
         ("context", {"key": "x" * 4096}),
