@@ -1,6 +1,5 @@
 """The verbs that measure, ``bench …``. What they need is imported when they run."""
 
-import json as json_module
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from recserve import console
 from recserve.benchmarks.load.commands import load
+from recserve.benchmarks.scale.commands import scale
 from recserve.errors import CheckFailed, InvalidRequest
 
 NEEDS = ("torch", "onnx", "polars")
@@ -23,6 +23,7 @@ def register(add: Callable[..., Any]) -> None:
     add(report, group="bench", needs=("matplotlib",), extra="bench")
     add(kernels, group="bench", needs=NEEDS, extra="bench")
     add(start, group="bench")
+    add(scale, group="bench", needs=("onnx", "polars", "hdrh"), extra="bench")
 
 
 def kernels(
@@ -57,8 +58,10 @@ def kernels(
     promised speed. --data to --threads ask for every combination of what they name instead.
     """
     from recserve.benchmarks.kernels import options as choices
-    from recserve.benchmarks.kernels.plot import check_path
+    from recserve.benchmarks.kernels.plot import check_path, write
+    from recserve.benchmarks.kernels.report import show
     from recserve.benchmarks.kernels.run import run
+    from recserve.benchmarks.output import Output
     from recserve.training.data import default_cache_dir
 
     if plot:
@@ -73,21 +76,10 @@ def kernels(
         isa=isa,
         approximate_up_to=(100_000 if plot else 0) if approximate_up_to is None else approximate_up_to,
     )
-    _publish(run(options, default_cache_dir(), start_processes=1 if quick else 5), plot, out, json)
-
-
-def _publish(result: dict[str, Any], plot: Path | None, out: Path | None, json: bool) -> None:
-    from recserve.benchmarks.kernels.plot import write
-    from recserve.benchmarks.kernels.report import show
-
-    if out:
-        out.write_text(json_module.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    result = run(options, default_cache_dir(), start_processes=1 if quick else 5)
     if plot:
         write(result, plot)
-    if json:
-        console.print_json(result)
-    else:
-        show(result)
+    Output(out=out, json=json).publish("kernels", result, show)
 
 
 def compare(

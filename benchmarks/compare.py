@@ -94,20 +94,15 @@ def read_result(path: Path) -> dict[str, Any]:
 def rows_of(result: Mapping[str, Any]) -> Rows:
     """Returns the figures of a result by the name of their row.
 
-    Known forms: those of ``bench load``, ``bench kernels``, and any with ``rows`` whose texts name a row and
-    whose numbers are its figures.
+    Known forms: those of ``bench load``, ``bench kernels``, and any with ``rows`` whose texts and whole
+    numbers name a row and whose other numbers are its figures; ``intervals`` has the ends of some.
     """
     if "points" in result:
         return {_load_key(point): _load_figures(point) for point in result["points"]}
     if "cases" in result:
         return {_kernel_key(case): _kernel_figures(case) for case in result["cases"]}
     if isinstance(rows := result.get("rows"), list):
-        return {
-            " ".join(str(value) for value in row.values() if not _is_float(value)): {
-                name: Figure(value) for name, value in row.items() if _is_float(value)
-            }
-            for row in rows
-        }
+        return dict(map(_named_figures, rows))
     raise DataError("result", found="of an unknown form", expected="one of bench load, kernels or with rows")
 
 
@@ -142,8 +137,15 @@ def _kernel_figures(case: Mapping[str, Any]) -> dict[str, Figure]:
     return figures
 
 
-def _is_float(value: object) -> bool:
-    return isinstance(value, float)
+def _named_figures(row: Mapping[str, Any]) -> tuple[str, dict[str, Figure]]:
+    bounds = row.get("intervals", {})
+    names = [str(value) for value in row.values() if not isinstance(value, float | dict)]
+    figures = {
+        name: Figure(value, *bounds.get(name, (None, None)))
+        for name, value in row.items()
+        if isinstance(value, float)
+    }
+    return " ".join(names), figures
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recserve.benchmarks.compare import Figure, rows_of
 from recserve.benchmarks.environment import machine_line
 from recserve.benchmarks.kernels.timing import OURS
 from recserve.benchmarks.load.report import load_name
+from recserve.benchmarks.scale.report import draw_axis
 from recserve.errors import ConfigError, DataError, InvalidRequest
 
 Result = Mapping[str, Any]
@@ -96,7 +98,7 @@ def panels_of(results: Mapping[str, Result]) -> list[Panel]:
     loads = {name: result for name, result in results.items() if result.get("points")}
     recalls = {name: result for name, result in results.items() if result.get("approximate")}
     qualities = {name: rows for name, result in results.items() if (rows := _quality_rows(result))}
-    panels = []
+    panels = [panel for name, result in results.items() for panel in _scale_panels(results, name, result)]
     if loads:
         panels.append(
             Panel("latency from the due time, slow end stretched", lambda axes: _draw_cdf(axes, loads))
@@ -111,6 +113,22 @@ def panels_of(results: Mapping[str, Result]) -> list[Panel]:
             "results", found="without anything to draw", expected="those of bench load or kernels"
         )
     return panels
+
+
+def _scale_panels(results: Mapping[str, Result], name: str, result: Result) -> list[Panel]:
+    """One per size that varies."""
+    if result.get("bench") != "scale":
+        return []
+    by_axis: dict[str, list[Any]] = {}
+    for row in result["rows"]:
+        by_axis.setdefault(row["axis"], []).append(row)
+    return [
+        Panel(
+            _label(results, name, f"cost by {axis}"),
+            partial(draw_axis, axis=axis, rows=rows, fits=result["fits"]),
+        )
+        for axis, rows in by_axis.items()
+    ]
 
 
 def _draw_cdf(axes: Any, loads: Mapping[str, Result]) -> None:

@@ -29,7 +29,9 @@ class UserTable:
         if inputs.features != [layout.HISTORY_INPUT]:
             raise BundleInvalid("features", found=inputs.features, expected="history alone for a table")
         self._rows = bundle.user_embeddings
-        self._folder = _Folder(bundle, entry.fold_in) if entry.fold_in else None
+        self._folder = None
+        if entry.fold_in is not None:
+            self._folder = Folder(bundle.item_embeddings, inputs.max_history, entry.fold_in)
         self._check_golden(bundle.read(entry.golden), entry.golden)
 
     def answers(self, history: History) -> bool:
@@ -64,12 +66,12 @@ class UserTable:
             self._folder.check_golden(data, name)
 
 
-class _Folder:
-    """Folds histories into one catalogue."""
+class Folder:
+    """Folds histories into one catalogue, ``items`` (n_items, d) float32."""
 
-    def __init__(self, bundle: Bundle, parameters: FoldIn) -> None:
-        self._items = bundle.item_embeddings
-        self._max_history = bundle.manifest.inputs.max_history
+    def __init__(self, items: NDArray[np.float32], max_history: int, parameters: FoldIn) -> None:
+        self._items = items
+        self._max_history = max_history
         self._parameters = parameters
         # A pass over the whole catalogue: once, not in every request.
         self._gram = gram_matrix(self._items)
@@ -89,6 +91,10 @@ class _Folder:
             gram=self._gram,
         )
 
+    def fold_padded(self, histories: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Does what :meth:`fold` does for rows that are padded with −1."""
+        return self.fold([row[row >= 0] for row in histories])
+
     def check_golden(self, data: bytes, name: str) -> None:
         """Raises :class:`BundleInvalid` unless the recorded histories have the recorded embeddings."""
         recorded = read_golden(data, name, [layout.HISTORY_INPUT, layout.QUERY_EMBEDDING_OUTPUT])
@@ -96,7 +102,7 @@ class _Folder:
         if padded.ndim != 2 or padded.dtype != np.int32 or len(padded) == 0:
             raise BundleInvalid(f"history of {name}", found=padded.shape, expected="int32, at least one row")
         try:
-            found = self.fold([row[row >= 0] for row in padded])
+            found = self.fold_padded(padded)
         except InvalidRequest as error:
             raise BundleInvalid(name, found="a fold-in that fails", expected="the recorded one") from error
         expected = recorded[layout.QUERY_EMBEDDING_OUTPUT]

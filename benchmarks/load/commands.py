@@ -1,13 +1,14 @@
 """The verb ``bench load``."""
 
-import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recserve import console
 from recserve.errors import CheckFailed, InvalidRequest
+
+if TYPE_CHECKING:
+    from recserve.benchmarks.output import Output
 
 DEFAULT_RATE = 100.0
 
@@ -55,9 +56,9 @@ def load(
     """
     from recserve.benchmarks.load import options as choices
     from recserve.benchmarks.load.run import Load, read_ids, run_find_max, run_once, run_sweep
-    from recserve.benchmarks.pages import check_paths, write
+    from recserve.benchmarks.output import Output
 
-    check_paths(html, png)
+    output = Output(out, csv, html, png, json)
     if sum(map(bool, (rate_sweep, find_max, concurrency))) > 1 or (rate and (rate_sweep or concurrency)):
         raise InvalidRequest(
             "load", found="of two kinds", expected="--rate, --concurrency, --rate-sweep or --find-max"
@@ -83,22 +84,13 @@ def load(
         result = run_find_max(generator, pace, slos, precision)
     else:
         result = run_sweep(generator, pace, rates) if rates else run_once(generator, pace)
-    if html or png:
-        write({target: result}, html, png)
-    _publish(result, out, csv, json)
+    _publish(result, output)
 
 
-def _publish(result: dict[str, Any], out: Path | None, csv: Path | None, json: bool) -> None:
+def _publish(result: dict[str, Any], output: "Output") -> None:
     from recserve.benchmarks.load.report import show, write_csv
 
-    if out:
-        out.write_text(json_module.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if csv:
-        write_csv(result["points"], csv)
-    if json:
-        console.print_json(result)
-    else:
-        show(result)
+    output.publish(result["target"], result, show, lambda result, path: write_csv(result["points"], path))
     if not any(point["requests"] > sum(point["errors"].values()) for point in result["points"]):
         raise CheckFailed(
             "good answers of the target",

@@ -1,0 +1,1 @@
+"""What more costs: curves of time and memory against every size, and what they say about a fleet."""
