@@ -52,7 +52,8 @@ class LoadedBundle:
 class Batch:
     """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``.
 
-    ``degraded``: the model is left out, all rows are answered as cold starts are.
+    ``degraded``: the model is left out, all rows are answered as cold starts are. ``n_spare``: how many more
+    candidates each row gets because rows before it on a page may take them.
     """
 
     loaded: LoadedBundle
@@ -60,6 +61,7 @@ class Batch:
     requests: list[Request]
     now: int
     degraded: bool = False
+    n_spare: int = 0
     resolved: list[ResolvedRequest] = field(default_factory=list)
     queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)
@@ -72,4 +74,6 @@ class Batch:
     def n_wanted(self, i: int) -> int:
         """How many items retrieval must bring for row ``i``."""
         n, ranking = self.resolved[i].n_candidates, self.loaded.ranking
-        return n if ranking is None or i not in self.objectives else max(n, ranking.n_candidates)
+        if ranking is not None and i in self.objectives:
+            n = max(n, ranking.n_candidates)
+        return n + self.n_spare

@@ -4,7 +4,7 @@
 ...     slate = client.recommend(Request(user_id="u42", k=10))
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -78,6 +78,11 @@ class RecommenderClient:
         message = _many(requests, self._model)
         return _results(self._connection.call(self._stub.RecommendMany, message))
 
+    def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
+        """Returns the slates of the rows of one page by name; an item that one has, no later one gets."""
+        message = convert.page_to_message(rows, self._model)
+        return convert.page_slates(self._connection.call(self._stub.RecommendPage, message))
+
     def similar_items(
         self,
         item_id: str,
@@ -138,6 +143,11 @@ class AsyncRecommenderClient:
         """Returns a slate, or the error of that entry, for each request, in order."""
         message = _many(requests, self._model)
         return _results(await self._connection.call(self._stub.RecommendMany, message))
+
+    async def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
+        """Returns the slates of the rows of one page by name; an item that one has, no later one gets."""
+        message = convert.page_to_message(rows, self._model)
+        return convert.page_slates(await self._connection.call(self._stub.RecommendPage, message))
 
     async def similar_items(
         self,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from recserve.engine.features import (
     check_request,
     check_variant,
 )
-from recserve.engine.pipeline import run
+from recserve.engine.pipeline import run, run_page
 from recserve.engine.ranked import Ranked, few_left, new_slate_ids, slate_items, slates
 from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
@@ -132,6 +132,36 @@ class Engine:
             self._check(request)
         return slates(self._run(requests))
 
+    def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
+        """Answers the rows of one page by name, as one batch: an item that one has, no later one gets.
+
+        Each is the slate of its request with the items of the rows before it excluded, full where the
+        catalogue allows. Raises :class:`InvalidRequest` for a row that is refused, as :meth:`recommend`.
+        """
+        return dict(zip(rows, slates(self.rank_page(rows)), strict=True))
+
+    def rank_page(self, rows: Mapping[str, Request]) -> list[Ranked]:
+        """Does what :meth:`recommend_page` does, and leaves the items as arrays."""
+        requests = self._accept(rows.values())
+        for name, request in rows.items():
+            try:
+                check_id("name", name)
+                self._check(request)
+            except InvalidRequest as error:
+                where = f"rows[{name}].{error.name}"
+                raise InvalidRequest(
+                    where, found=error.found, expected=error.expected, cure=error.cure
+                ) from error
+        n_items = sum(request.k for request in requests)
+        if n_items > self._config.max_k:
+            expected = f"at most {self._config.max_k} together"
+            raise InvalidRequest("k of the rows", found=n_items, expected=expected)
+        variants = {self._variant(request) for request in requests}
+        if len(variants) > 1:
+            found = ", ".join(sorted(variants))
+            raise InvalidRequest("variant of the rows", found=found, expected="one for all")
+        return self._run_batch(requests, variants.pop(), run_page) if requests else []
+
     def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
         """Answers requests as one batch, in their order; a bad entry has its error in its place."""
         answers = self.rank_each(requests)
@@ -177,22 +207,33 @@ class Engine:
         return requests
 
     def _run(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
-        default = self._loaded.bundle.manifest.default_variant
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            rows_of.setdefault(request.variant or default, []).append(i)
+            rows_of.setdefault(self._variant(request), []).append(i)
         ranked: dict[int, Ranked] = {}
         for variant, rows in rows_of.items():
-            batch = Batch(
-                self._loaded, variant, [requests[i] for i in rows], now=int(time.time()), degraded=degraded
-            )
-            ranked.update(zip(rows, run(batch, self._store), strict=True))
-            self._count(
-                requests=len(rows),
-                cold_starts=0 if degraded else len(rows) - len(batch.model_rows),
-                ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
-            )
+            answers = self._run_batch([requests[i] for i in rows], variant, run, degraded)
+            ranked.update(zip(rows, answers, strict=True))
         return [ranked[i] for i in range(len(requests))]
+
+    def _run_batch(
+        self,
+        requests: list[Request],
+        variant: str,
+        run: Callable[[Batch, HistoryStore], list[Ranked]],
+        degraded: bool = False,
+    ) -> list[Ranked]:
+        batch = Batch(self._loaded, variant, requests, now=int(time.time()), degraded=degraded)
+        answers = run(batch, self._store)
+        self._count(
+            requests=len(requests),
+            cold_starts=0 if degraded else len(requests) - len(batch.model_rows),
+            ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
+        )
+        return answers
+
+    def _variant(self, request: Request) -> str:
+        return request.variant or self._loaded.bundle.manifest.default_variant
 
     def rank(self, request: Request, item_ids: Sequence[str]) -> Ranking:
         """Scores the caller's own candidates by what ``request`` asks for, best first.

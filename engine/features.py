@@ -11,7 +11,8 @@ from recserve.engine.bundle.histories import EMPTY_HISTORY, History
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
 from recserve.engine.filters.compiler import CompiledFilter
-from recserve.engine.slate.plan import Plan, Planner
+from recserve.engine.slate.paging import read_token
+from recserve.engine.slate.plan import NO_ITEMS, Plan, Planner
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
@@ -24,9 +25,9 @@ class ResolvedRequest:
     """A request in the engine's own terms.
 
     ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32, unsorted
-    and repeated as they come, the seen items among them unless the caller wants those; ``warnings``: what was
-    ignored; ``allowed``: the only items that may come back, None for no restriction; ``plan``: what is done
-    with the candidates, None where the best are the slate.
+    and repeated as they come: the seen items, unless the caller wants those, and those of earlier pages too;
+    ``warnings``: what was ignored; ``allowed``: the only items that may come back, None for no restriction;
+    ``plan``: what is done with the candidates, None where the best are the slate.
     """
 
     k: int
@@ -75,6 +76,8 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
             check_id(f"rules.pins[{i}].item_id", pin.item_id)
     if request.filter or request.rules is not None:
         planner.check(request)
+    if request.page_token is not None:
+        read_token(request)
 
 
 def check_k(k: int, config: EngineConfig) -> None:
@@ -140,8 +143,17 @@ def _resolve(request: Request, bundle: Bundle, history: History | None, planner:
             n_ignored += n_unknown
             warnings.append(f"{n_unknown} of {len(asked)} exclude items are not in the catalogue")
         exclude = np.concatenate([known, exclude])
+    shown = NO_ITEMS
+    if request.page_token:
+        token = read_token(request)
+        shown = vocabulary.with_hashes(token.hashes)
+        exclude = np.concatenate([shown, exclude])
+        if not token.is_of(bundle.manifest.bundle_version):
+            warnings.append(
+                "the bundle changed since the page before: what was shown stays out, the order is new"
+            )
     allowed = planner.allowed(request)
-    plan = planner.plan(request, allowed)
+    plan = planner.plan(request, allowed, shown)
     if plan is not None:
         warnings += plan.warnings
     return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored, allowed, plan)

@@ -6,6 +6,7 @@ swap can never mix versions, and a request answered alone gives the slate it giv
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from recserve.engine.batch import Batch
 from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
-from recserve.engine.slate.plan import Plan
+from recserve.engine.slate.paging import MAX_SHOWN, read_token, write_token
+from recserve.engine.slate.plan import NO_ITEMS, Plan
 from recserve.engine.slate.rerank import Candidates
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL, SOURCE_POPULARITY
@@ -28,17 +30,51 @@ def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     _timed(batch, "resolve", lambda: _resolve(batch, store))
     _timed(batch, "encode", lambda: _encode(batch))
     _timed(batch, "retrieve", lambda: _retrieve(batch))
-    if batch.objectives:
-        _timed(batch, "rank", lambda: _rank(batch))
-    if any(resolved.plan for resolved in batch.resolved):
-        _timed(batch, "rerank", lambda: _rerank(batch))
+    _finish(batch, range(len(batch.requests)))
     return _timed(batch, "assemble", lambda: _assemble(batch))
+
+
+def run_page(batch: Batch, store: HistoryStore) -> list[Ranked]:
+    """Answers a batch whose rows stand on one page: an item that one row has, no later one gets.
+
+    Each row is what it would be alone, were the items of the rows before it excluded.
+    """
+    _timed(batch, "resolve", lambda: _resolve(batch, store))
+    batch.n_spare = sum(resolved.k for resolved in batch.resolved[:-1])
+    _timed(batch, "encode", lambda: _encode(batch))
+    _timed(batch, "retrieve", lambda: _retrieve(batch))
+    on_page = NO_ITEMS
+    for i in range(len(batch.requests)):
+        _leave_out(batch, i, on_page)
+        _finish(batch, [i])
+        items = batch.found[i][2][: batch.resolved[i].k]
+        on_page = np.concatenate([on_page, items[items >= 0]])
+    return _timed(batch, "assemble", lambda: _assemble(batch, on_page))
+
+
+def _finish(batch: Batch, rows: Sequence[int]) -> None:
+    """Makes slates of the candidates of ``rows``."""
+    if batch.objectives:
+        _timed(batch, "rank", lambda: _rank(batch, [i for i in rows if i in batch.objectives]))
+    if any(batch.resolved[i].plan for i in rows):
+        _timed(batch, "rerank", lambda: _rerank(batch, rows))
+
+
+def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
+    """Takes the items ``shown`` (m,) from what row ``i`` may have, and the candidates that were spare."""
+    resolved, (source, scores, items) = batch.resolved[i], batch.found[i]
+    plan = resolved.plan
+    if plan is not None and plan.pins:
+        plan = batch.loaded.planner.plan(batch.requests[i], resolved.allowed, shown)
+    batch.resolved[i] = replace(resolved, exclude=np.concatenate([resolved.exclude, shown]), plan=plan)
+    kept = np.flatnonzero(~np.isin(items, shown))[: batch.n_wanted(i) - batch.n_spare]
+    batch.found[i] = (source, scores[kept], items[kept])
 
 
 def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
     start = time.perf_counter_ns()
     result = work()
-    batch.stage_ns[stage] = time.perf_counter_ns() - start
+    batch.stage_ns[stage] = batch.stage_ns.get(stage, 0) + time.perf_counter_ns() - start
     return result
 
 
@@ -83,9 +119,8 @@ def _retrieve(batch: Batch) -> None:
     ]
 
 
-def _rank(batch: Batch) -> None:
-    """Puts the candidates of the rows that have an objective in its order, all of them in one inference."""
-    rows = list(batch.objectives)
+def _rank(batch: Batch, rows: Sequence[int]) -> None:
+    """Puts the candidates of ``rows`` in the order of their objectives, all of them in one inference."""
     ranked = _by_objective(batch, rows, [batch.found[i][1:] for i in rows])
     for i, (scores, items) in zip(rows, ranked, strict=True):
         batch.found[i] = (batch.found[i][0], scores, items)
@@ -123,15 +158,15 @@ def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _rerank(batch: Batch) -> None:
+def _rerank(batch: Batch, rows: Sequence[int]) -> None:
     query_of = {i: row for row, i in enumerate(batch.model_rows)}
-    rows, candidates = [], []
-    for i, resolved in enumerate(batch.resolved):
-        if resolved.plan is not None:
+    planned, candidates = [], []
+    for i in rows:
+        if (plan := batch.resolved[i].plan) is not None:
             query = batch.queries[query_of[i]] if i in query_of else None
-            rows.append(i)
-            candidates.append(_candidates(batch, i, resolved.plan, query))
-    for i, slate in zip(rows, batch.loaded.reranker.rerank(candidates), strict=True):
+            planned.append(i)
+            candidates.append(_candidates(batch, i, plan, query))
+    for i, slate in zip(planned, batch.loaded.reranker.rerank(candidates), strict=True):
         batch.found[i] = (batch.found[i][0], *slate)
 
 
@@ -162,10 +197,11 @@ def _candidates(batch: Batch, i: int, plan: Plan, query: NDArray[np.float32] | N
     return Candidates(resolved.k, plan, found[1], found[2], more, pin_scores, query is not None)
 
 
-def _assemble(batch: Batch) -> list[Ranked]:
+def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ranked]:
+    """``on_page``: the items of all rows, where they stand on one page."""
     bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
     degraded = (DEGRADED_MODEL,) if batch.degraded else ()
-    return [
+    answers = [
         Ranked(
             bundle,
             items[: one.k],
@@ -181,6 +217,26 @@ def _assemble(batch: Batch) -> list[Ranked]:
             new_slate_ids(len(batch.requests)), batch.resolved, batch.found, strict=True
         )
     ]
+    for i, request in enumerate(batch.requests):
+        if request.page_token is not None:
+            answers[i] = _with_token(batch, i, answers[i], on_page)
+    return answers
+
+
+def _with_token(batch: Batch, i: int, answer: Ranked, on_page: NDArray[np.int32] | None) -> Ranked:
+    """Adds the token of the next page, unless this one is the last."""
+    request, resolved = batch.requests[i], batch.resolved[i]
+    items = answer.items[answer.items >= 0]
+    # What rules keep from this page (caps) may be on the next.
+    if not len(items) or (len(items) < resolved.k and resolved.plan is None):
+        return answer
+    new = batch.loaded.bundle.catalogue.vocabulary.hashes(items if on_page is None else on_page)
+    shown = np.concatenate([read_token(request).hashes, new])
+    if len(shown) > MAX_SHOWN:
+        end = f"the list ends here: {MAX_SHOWN} items is the most that pages go through"
+        return replace(answer, warnings=(*answer.warnings, end))
+    token = write_token(request, shown, batch.loaded.bundle.manifest.bundle_version)
+    return replace(answer, next_page_token=token)
 
 
 def _warnings(resolved: ResolvedRequest, items: NDArray[np.int32]) -> tuple[str, ...]:

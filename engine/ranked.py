@@ -27,6 +27,7 @@ class Ranked:
     warnings: tuple[str, ...]
     arm: str = ""
     degraded: tuple[str, ...] = ()
+    next_page_token: str = ""
     slate_id: str = ""
 
 
@@ -54,6 +55,7 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
             arm=answer.arm,
             degraded=answer.degraded,
             slate_id=answer.slate_id,
+            next_page_token=answer.next_page_token,
         )
         for answer in ranked
     ]

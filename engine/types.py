@@ -28,7 +28,8 @@ class Request:
     whatever the moment; "rating": expected rating; "retrieval": that of the first stage; "": the first of
     these that the bundle has. ``weights`` instead: the score is the weighted sum of targets of the ranker,
     "retrieval" and numeric attributes of the items.
-    ``rules``: pins, boosts, caps and diversity, on top of the server's own.
+    ``rules``: pins, boosts, caps and diversity, on top of the server's own. ``page_token``: "" for the first
+    page of a list, then the ``next_page_token`` of the slate before; None: no further page is wanted.
     """
 
     user_id: str = ""
@@ -43,6 +44,7 @@ class Request:
     predict: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
     rules: Rules | None = None
+    page_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Slate:
     ``arm``: the caller's, while a server divides its callers between versions; else "". ``degraded``: what
     was left out to answer in time ("model": these are popular items); empty for a full answer.
     ``slate_id``: of this slate alone, for the events that it leads to.
+    ``next_page_token``: asks for what comes after, for requests that page; "" where nothing is left.
     """
 
     items: tuple[SlateItem, ...]
@@ -72,6 +75,7 @@ class Slate:
     arm: str = ""
     degraded: tuple[str, ...] = ()
     slate_id: str = ""
+    next_page_token: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class RecommendRequest(_message.Message):
     PREDICT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -100,6 +101,11 @@ class RecommendRequest(_message.Message):
     """What the score is, of a bundle with a ranker: "context" (click probability at this moment), "click"
     (whatever the moment), "rating" (expected rating) or "retrieval" (no second stage). Empty: the first of
     these that the bundle has.
+    """
+    page_token: _builtins.str
+    """For long lists. Empty, but set: the first page. Then `next_page_token` of the slate before: what comes
+    after, nothing of it shown before. `k`, `exclude`, `history`, `context` and `variant` may change on the
+    way; a token of another user, filter, prediction or rules is INVALID_ARGUMENT. Not set: no token comes.
     """
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -145,14 +151,20 @@ class RecommendRequest(_message.Message):
         predict: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         rules: Global___Rules | None = ...,
+        page_token: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k", "rules", b"rules"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "k", b"k", "page_token", b"page_token", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "context", b"context", "exclude", b"exclude", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "predict", b"predict", "rules", b"rules", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "context", b"context", "exclude", b"exclude", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    _WhichOneofReturnType__page_token: _TypeAlias = _typing.Literal["page_token"]  # noqa: Y015
+    _WhichOneofArgType__page_token: _TypeAlias = _typing.Literal["_page_token", b"_page_token"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_token) -> _WhichOneofReturnType__page_token | None: ...
 
 Global___RecommendRequest: _TypeAlias = RecommendRequest  # noqa: Y015
 
@@ -363,6 +375,103 @@ class RecommendResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___RecommendResult: _TypeAlias = RecommendResult  # noqa: Y015
+
+@_typing.final
+class RecommendPageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """As that of RecommendRequest, for all rows."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageRow]:
+        """The most important first; `k` of all rows together is at most the server's max_k (1000)."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___PageRow] | None = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendPageRequest: _TypeAlias = RecommendPageRequest  # noqa: Y015
+
+@_typing.final
+class PageRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the row is called ("for you", "new in drama"); each name once."""
+    @_builtins.property
+    def request(self) -> Global___RecommendRequest:
+        """`model` is empty, `variant` that of all rows."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        request: Global___RecommendRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageRow: _TypeAlias = PageRow  # noqa: Y015
+
+@_typing.final
+class RecommendPageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageSlate]:
+        """As long as `rows` of the request and in its order."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___PageSlate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendPageResponse: _TypeAlias = RecommendPageResponse  # noqa: Y015
+
+@_typing.final
+class PageSlate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SLATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def slate(self) -> Global___Slate: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        slate: Global___Slate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["slate", b"slate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "slate", b"slate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PageSlate: _TypeAlias = PageSlate  # noqa: Y015
 
 @_typing.final
 class SimilarItemsRequest(_message.Message):
@@ -656,6 +765,7 @@ class Slate(_message.Message):
     ARM_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     SLATE_ID_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     bundle_version: _builtins.str
     """The bundle that answered, from the first stage to the last."""
     variant: _builtins.str
@@ -666,6 +776,8 @@ class Slate(_message.Message):
     """The arm that the caller belongs to, while callers are divided between versions."""
     slate_id: _builtins.str
     """Of this slate alone: events that bring it (Event.slate_id) are attributed to it."""
+    next_page_token: _builtins.str
+    """Asks for the next page, of a request that sets `page_token`. Empty: nothing is left."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlateItem]: ...
     @_builtins.property
@@ -694,10 +806,11 @@ class Slate(_message.Message):
         arm: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         slate_id: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "items", b"items", "slate_id", b"slate_id", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "items", b"items", "next_page_token", b"next_page_token", "slate_id", b"slate_id", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,11 @@ class RecommenderStub:
                 request_serializer=recserve_dot_proto_dot_recommender__pb2.RecommendManyRequest.SerializeToString,
                 response_deserializer=recserve_dot_proto_dot_recommender__pb2.RecommendManyResponse.FromString,
                 _registered_method=True)
+        self.RecommendPage = channel.unary_unary(
+                '/recserve.v1.Recommender/RecommendPage',
+                request_serializer=recserve_dot_proto_dot_recommender__pb2.RecommendPageRequest.SerializeToString,
+                response_deserializer=recserve_dot_proto_dot_recommender__pb2.RecommendPageResponse.FromString,
+                _registered_method=True)
         self.SimilarItems = channel.unary_unary(
                 '/recserve.v1.Recommender/SimilarItems',
                 request_serializer=recserve_dot_proto_dot_recommender__pb2.SimilarItemsRequest.SerializeToString,
@@ -73,6 +78,13 @@ class RecommenderServicer:
 
     def RecommendMany(self, request, context):
         """Many slates as one batch; a bad entry fails alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecommendPage(self, request, context):
+        """The rows of one page, as one batch: an item that one row has, no later one gets. One bad row refuses all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +124,11 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.RecommendMany,
                     request_deserializer=recserve_dot_proto_dot_recommender__pb2.RecommendManyRequest.FromString,
                     response_serializer=recserve_dot_proto_dot_recommender__pb2.RecommendManyResponse.SerializeToString,
+            ),
+            'RecommendPage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecommendPage,
+                    request_deserializer=recserve_dot_proto_dot_recommender__pb2.RecommendPageRequest.FromString,
+                    response_serializer=recserve_dot_proto_dot_recommender__pb2.RecommendPageResponse.SerializeToString,
             ),
             'SimilarItems': grpc.unary_unary_rpc_method_handler(
                     servicer.SimilarItems,
@@ -183,6 +200,33 @@ class Recommender:
             '/recserve.v1.Recommender/RecommendMany',
             recserve_dot_proto_dot_recommender__pb2.RecommendManyRequest.SerializeToString,
             recserve_dot_proto_dot_recommender__pb2.RecommendManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecommendPage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recserve.v1.Recommender/RecommendPage',
+            recserve_dot_proto_dot_recommender__pb2.RecommendPageRequest.SerializeToString,
+            recserve_dot_proto_dot_recommender__pb2.RecommendPageResponse.FromString,
             options,
             channel_credentials,
             insecure,

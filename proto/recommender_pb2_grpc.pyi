@@ -40,6 +40,8 @@ class RecommenderStub:
     """One slate for one user. An unknown user is a cold start, not an error."""
     RecommendMany: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.RecommendManyRequest, _recommender_pb2.RecommendManyResponse]
     """Many slates as one batch; a bad entry fails alone."""
+    RecommendPage: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.RecommendPageRequest, _recommender_pb2.RecommendPageResponse]
+    """The rows of one page, as one batch: an item that one row has, no later one gets. One bad row refuses all."""
     SimilarItems: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.SimilarItemsRequest, _recommender_pb2.Slate]
     """The items nearest to an item. An unknown item is NOT_FOUND."""
     Rank: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.RankRequest, _recommender_pb2.RankResponse]
@@ -56,6 +58,8 @@ class RecommenderAsyncStub(RecommenderStub):
     """One slate for one user. An unknown user is a cold start, not an error."""
     RecommendMany: _aio.UnaryUnaryMultiCallable[_recommender_pb2.RecommendManyRequest, _recommender_pb2.RecommendManyResponse]  # type: ignore[assignment]
     """Many slates as one batch; a bad entry fails alone."""
+    RecommendPage: _aio.UnaryUnaryMultiCallable[_recommender_pb2.RecommendPageRequest, _recommender_pb2.RecommendPageResponse]  # type: ignore[assignment]
+    """The rows of one page, as one batch: an item that one row has, no later one gets. One bad row refuses all."""
     SimilarItems: _aio.UnaryUnaryMultiCallable[_recommender_pb2.SimilarItemsRequest, _recommender_pb2.Slate]  # type: ignore[assignment]
     """The items nearest to an item. An unknown item is NOT_FOUND."""
     Rank: _aio.UnaryUnaryMultiCallable[_recommender_pb2.RankRequest, _recommender_pb2.RankResponse]  # type: ignore[assignment]
@@ -81,6 +85,14 @@ class RecommenderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_recommender_pb2.RecommendManyResponse, _abc.Awaitable[_recommender_pb2.RecommendManyResponse]]:
         """Many slates as one batch; a bad entry fails alone."""
+
+    @_abc_1.abstractmethod
+    def RecommendPage(
+        self,
+        request: _recommender_pb2.RecommendPageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_recommender_pb2.RecommendPageResponse, _abc.Awaitable[_recommender_pb2.RecommendPageResponse]]:
+        """The rows of one page, as one batch: an item that one row has, no later one gets. One bad row refuses all."""
 
     @_abc_1.abstractmethod
     def SimilarItems(

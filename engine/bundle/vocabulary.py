@@ -125,6 +125,19 @@ class Vocabulary(Sequence[str]):
             found[i] = row if text == ids[i] else self._walk(int(starts[i]), int(wanted[i]), ids[i])
         return found
 
+    def hashes(self, indices: Sequence[int] | NDArray[np.int32]) -> NDArray[np.uint64]:
+        """Returns what stands for the ids of ``indices`` in every bundle: the hash of each, (n,) uint64."""
+        return np.array([_hash(text) for text in self.ids(indices)], np.uint64)
+
+    def with_hashes(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Returns the indices (m,) int32 of the ids that have one of ``hashes``; not all need to be known."""
+        starts = self._hashes.searchsorted(hashes)
+        lengths = self._hashes.searchsorted(hashes, side="right") - starts
+        # Every id of a run of equal hashes.
+        places = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        rows: NDArray[np.int32] = self._rows[places]
+        return rows
+
     def _walk(self, start: int, wanted: int, id_: str) -> int:
         """Looks for ``id_`` in the run of equal hashes that begins at ``start``."""
         while start < len(self._hashes) and int(self._hashes[start]) == wanted:

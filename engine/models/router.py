@@ -1,7 +1,7 @@
 """Answers requests through the registry: by arm, counted, guarded, and shadowed after the answer."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -71,6 +71,22 @@ class Router:
                         for request, answer in zip(asked, answers, strict=True)
                         if isinstance(answer, Ranked)
                     )
+
+    def answer_page(self, rows: Mapping[str, Request], key: str, *, model: str = "") -> list[Ranked]:
+        """Answers the rows of one page, all from the arm of the caller ``key``; see Engine.recommend_page."""
+        with self.registry.lease(model) as lease:
+            [(arm, _)] = lease.route.assign([key])
+            start = self._clock()
+            asked = {name: _for_arm(request, arm) for name, request in rows.items()}
+            try:
+                answers = lease.engine(arm).rank_page(asked)
+            except InvalidRequest:
+                raise
+            except Exception:
+                self._record(lease.active, arm, [], 0.0, errors=1)
+                raise
+            self._record(lease.active, arm, answers, self._clock() - start)
+            return [replace(one, arm=arm.name) for one in answers] if lease.route.is_split else answers
 
     def close(self) -> None:
         """Ends the shadow traffic."""

@@ -35,7 +35,7 @@ class ServerConfig:
     """Processes that serve the same port; the bundle's vectors are in memory once."""
 
     worker_threads: int = 2
-    """Threads for the calls that are not batched (RecommendMany, SimilarItems, GetItems)."""
+    """Threads for the calls that are not batched: all but Recommend."""
 
     max_in_flight: int = 256
     """Requests admitted and not yet answered; more are refused with RESOURCE_EXHAUSTED."""

@@ -13,6 +13,7 @@ from recserve.engine.server.workers import WorkerPool
 from recserve.engine.types import DEFAULT_K, Request, Slate
 from recserve.engine.wire.convert import (
     item_to_message,
+    page_from_message,
     rank_request_from_message,
     ranking_to_message,
     request_from_message,
@@ -126,6 +127,14 @@ class RecommenderService:
                 http="/v1/recommend-many",
             ),
             Method(
+                path=PREFIX + "RecommendPage",
+                request=pb.RecommendPageRequest,
+                response=pb.RecommendPageResponse,
+                handler=self._pool.plain(self._recommend_page),
+                scope="recommend",
+                http="/v1/recommend-page",
+            ),
+            Method(
                 path=PREFIX + "SimilarItems",
                 request=pb.SimilarItemsRequest,
                 response=pb.Slate,
@@ -179,6 +188,19 @@ class RecommenderService:
                     yield [group[row] for row in rows], answers
             except UnknownModel as error:
                 yield group, [error] * len(group)
+
+    def _recommend_page(self, message: pb.RecommendPageRequest, call: Call) -> pb.RecommendPageResponse:
+        rows = page_from_message(message)
+        # The rows of a page are one caller's.
+        key = next((row.user_id for row in rows.values() if row.user_id), call.request_id)
+        answers = self._router.answer_page(rows, key, model=message.model)
+        self._tell(message.model, answers)
+        for answer in answers[:1]:
+            call.stage_ns.update(answer.stage_ns)
+        named = zip(rows, slates(answers), strict=True)
+        return pb.RecommendPageResponse(
+            rows=[pb.PageSlate(name=name, slate=slate_to_message(slate)) for name, slate in named]
+        )
 
     def _similar_items(self, message: pb.SimilarItemsRequest, call: Call) -> pb.Slate:
         k = message.k if message.HasField("k") else DEFAULT_K

@@ -16,6 +16,7 @@ from recserve.errors import InvalidRequest, nearest
 from recserve.kernels import Caps
 
 NOTHING = Rules()
+NO_ITEMS: NDArray[np.int32] = np.empty(0, np.int32)
 DEFAULT_CANDIDATES = 200
 DEFAULT_DIVERSITY = 0.15
 # Arrays of 4 bytes per item and more: few.
@@ -95,13 +96,18 @@ class Planner:
             return self._filters.both(always, own)
         return self._filters.compile(always or own) if always or own else None
 
-    def plan(self, request: Request, allowed: CompiledFilter | None) -> Plan | None:
-        """Returns what is to be done for a checked request, None where the best candidates are the slate."""
+    def plan(
+        self, request: Request, allowed: CompiledFilter | None, shown: NDArray[np.int32] = NO_ITEMS
+    ) -> Plan | None:
+        """Returns what is to be done for a checked request, None where the best candidates are the slate.
+
+        ``shown``: (n,) int32, items of earlier pages or rows; one that is pinned is not pinned again.
+        """
         if request.rules is None and self._is_empty:
             return None
         rules = self._config if request.rules is None else request.rules.over(self._config)
         recipe = self._recipe(rules, "rules")
-        pins, warnings = self._pins(rules.pins, request, recipe, allowed)
+        pins, warnings = self._pins(rules.pins, request, recipe, allowed, shown)
         return Plan(recipe, pins, warnings)
 
     def _recipe(self, rules: Rules, name: str) -> Recipe:
@@ -173,14 +179,25 @@ class Planner:
         return items, groups, len(unique)
 
     def _pins(
-        self, pins: Sequence[Pin], request: Request, recipe: Recipe, allowed: CompiledFilter | None
+        self,
+        pins: Sequence[Pin],
+        request: Request,
+        recipe: Recipe,
+        allowed: CompiledFilter | None,
+        shown: NDArray[np.int32],
     ) -> tuple[tuple[tuple[int, int], ...], tuple[str, ...]]:
-        """Returns the pins that filter, exclusions and caps leave, by rank, and a warning about others."""
+        """Returns the pins that filter, exclusions and caps leave, by rank, and a warning about others.
+
+        Those that were shown are none of these.
+        """
         left = None if recipe.caps is None else recipe.caps.limits.copy()
         kept: list[tuple[int, int]] = []
+        index_of = self._catalogue.vocabulary.index_of
         in_time = [pin for pin in pins if pin.rank <= request.k]
+        if in_time and len(shown):
+            in_time = [pin for pin in in_time if index_of(pin.item_id) not in shown]
         for pin in sorted(in_time, key=lambda pin: pin.rank):
-            item = self._catalogue.vocabulary.index_of(pin.item_id)
+            item = index_of(pin.item_id)
             if item < 0 or pin.item_id in request.exclude or (allowed and not allowed.allow.mask[item]):
                 continue
             if recipe.caps is not None and left is not None:

@@ -12,6 +12,7 @@ from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
 
 M = TypeVar("M", bound=Message)
+ONE_MODEL = "empty: the page names the model of all its rows"
 
 
 def new_message(kind: type[M], **fields: Any) -> M:
@@ -40,6 +41,7 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         weights=dict(message.weights),
         filter=message.filter,
         rules=_rules_from_message(message.rules) if message.HasField("rules") else None,
+        page_token=message.page_token if message.HasField("page_token") else None,
     )
 
 
@@ -59,6 +61,7 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         weights=request.weights,
         filter=request.filter,
         rules=None if request.rules is None else _rules_to_message(request.rules),
+        page_token=request.page_token,
     )
 
 
@@ -104,6 +107,7 @@ def slate_to_message(slate: Slate) -> pb.Slate:
         arm=slate.arm,
         degraded=slate.degraded,
         slate_id=slate.slate_id,
+        next_page_token=slate.next_page_token,
     )
 
 
@@ -119,7 +123,36 @@ def slate_from_message(message: pb.Slate) -> Slate:
         arm=message.arm,
         degraded=tuple(message.degraded),
         slate_id=message.slate_id,
+        next_page_token=message.next_page_token,
     )
+
+
+def page_from_message(message: pb.RecommendPageRequest) -> dict[str, Request]:
+    """Reads the rows of a page; raises :class:`InvalidRequest` for a name that is given twice."""
+    rows: dict[str, Request] = {}
+    for i, row in enumerate(message.rows):
+        if row.name in rows:
+            raise InvalidRequest(f"rows[{i}].name", found=row.name, expected="another name for each row")
+        if row.request.model:
+            raise InvalidRequest(f"rows[{i}].request.model", found=row.request.model, expected=ONE_MODEL)
+        rows[row.name] = request_from_message(row.request)
+    return rows
+
+
+def page_to_message(rows: Mapping[str, Request], model: str) -> pb.RecommendPageRequest:
+    """Writes the rows of a page; raises as :func:`request_to_message`."""
+    return new_message(
+        pb.RecommendPageRequest,
+        rows=[
+            new_message(pb.PageRow, name=name, request=request_to_message(row)) for name, row in rows.items()
+        ],
+        model=model,
+    )
+
+
+def page_slates(message: pb.RecommendPageResponse) -> dict[str, Slate]:
+    """Reads the slates of a page by the names of its rows."""
+    return {row.name: slate_from_message(row.slate) for row in message.rows}
 
 
 def rank_request_from_message(message: pb.RankRequest) -> Request:

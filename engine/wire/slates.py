@@ -29,7 +29,7 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
     rest: dict[tuple[object, ...], bytes] = {}
     # The rows have one bundle: batches are divided by arm, and a swap falls between them.
     for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
-        key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns))
+        key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns), answer.next_page_token)
         if key not in rest:
             rest[key] = _encode_rest(answer)
         encoded.append(b"".join((items, rest[key], _encode_id(answer.slate_id))))
@@ -79,4 +79,5 @@ def _encode_rest(answer: Ranked) -> bytes:
         warnings=answer.warnings,
         arm=answer.arm,
         degraded=answer.degraded,
+        next_page_token=answer.next_page_token,
     ).SerializeToString()

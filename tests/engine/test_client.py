@@ -13,7 +13,7 @@ from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
 from recserve.engine.connection import DEFAULT_TIMEOUT_SECONDS
 from recserve.engine.wire.status import DETAILS_KEY, RemoteError
 
-METHODS = ("Recommend", "RecommendMany", "SimilarItems", "GetItems")
+METHODS = ("Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "GetItems")
 
 
 class Recorder(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -44,6 +44,7 @@ def recorder() -> Iterator[tuple[Recorder, str]]:
 def ask_everything(client: RecommenderClient) -> None:
     client.recommend(Request())
     client.recommend_many([Request()])
+    client.recommend_page({"row": Request()})
     client.similar_items("i")
     client.get_items(["i"])
 
@@ -52,6 +53,7 @@ async def ask_everything_async(client: AsyncRecommenderClient) -> None:
     async with client:
         await client.recommend(Request())
         await client.recommend_many([Request()])
+        await client.recommend_page({"row": Request()})
         await client.similar_items("i")
         await client.get_items(["i"])
 

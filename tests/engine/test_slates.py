@@ -14,7 +14,7 @@ def test_encoded_slates_are_those_of_the_engine(engine: Engine) -> None:
     some = engine.recommend(Request(k=4)).items
     requests = [
         *(Request(user_id=user, k=k) for user, k in zip(users, (1, 3, 10, 1000, 7, 2), strict=True)),
-        Request(k=5),
+        Request(k=5, page_token=""),
         Request(history=["no such item"], exclude=[item.item_id for item in some], context={"hour": "9"}),
     ]
     answers = engine.rank_each(requests)

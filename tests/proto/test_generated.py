@@ -25,6 +25,7 @@ def test_stubs_import_under_their_public_names() -> None:
     assert {method.name for method in service.methods} == {
         "Recommend",
         "RecommendMany",
+        "RecommendPage",
         "Rank",
         "SimilarItems",
         "GetItems",

@@ -19,6 +19,7 @@ from recserve.engine.server.methods import Method
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/recommend": {"userId": "", "k": 5, "filter": ""},
     "/v1/recommend-many": {"requests": [{"userId": "", "k": 3}, {"k": 3}]},
+    "/v1/recommend-page": {"rows": [{"name": "for you", "request": {"userId": "", "k": 5}}]},
     "/v1/similar-items": {"itemId": "id of an item", "k": 5},
     "/v1/rank": {"userId": "", "itemIds": ["id of an item"]},
     "/v1/items": {"itemIds": ["id of an item"]},

@@ -30,7 +30,14 @@ from recserve.errors import ConfigError, MalformedRequest, PermissionDenied, Rec
 from recserve.proto import recommender_pb2 as pb
 from tests.engine.server.http_client import HttpCaller, reason_of
 
-ROUTES = ("/v1/recommend", "/v1/recommend-many", "/v1/similar-items", "/v1/rank", "/v1/items")
+ROUTES = (
+    "/v1/recommend",
+    "/v1/recommend-many",
+    "/v1/recommend-page",
+    "/v1/similar-items",
+    "/v1/rank",
+    "/v1/items",
+)
 
 
 def new_server(**settings: Any) -> Server:

@@ -147,6 +147,8 @@ def test_the_async_client_does_the_same(server: RunningServer, engine: Engine) -
             item = slates[0].items[0].item_id
             assert (await client.similar_items(item, k=2)).items == engine.similar_items(item, k=2).items
             assert list(await client.get_items([item])) == [item]
+            page = await client.recommend_page({"a": Request(k=2), "b": Request(k=2)})
+            assert len({item.item_id for slate in page.values() for item in slate.items}) == 4
             with pytest.raises(RemoteError, match="k is -1"):
                 await client.recommend(Request(k=-1))
 
@@ -163,6 +165,22 @@ BAD = {
     "a filter of an unknown attribute": ("Recommend", pb.RecommendRequest(filter="colour = 'red'"), "filter"),
     "a filter for similar items": ("SimilarItems", pb.SimilarItemsRequest(item_id="x", filter="("), "filter"),
     "an unknown variant": ("Recommend", pb.RecommendRequest(variant="int4"), "variant"),
+    "a page token of somebody else": ("Recommend", pb.RecommendRequest(page_token="eHl6"), "page_token"),
+    "a row that is bad": (
+        "RecommendPage",
+        pb.RecommendPageRequest(rows=[{"name": "a", "request": {"k": 0}}]),
+        "rows[a].k",
+    ),
+    "a row named twice": (
+        "RecommendPage",
+        pb.RecommendPageRequest(rows=[{"name": "a"}, {"name": "a"}]),
+        "rows[1].name",
+    ),
+    "a row with a model": (
+        "RecommendPage",
+        pb.RecommendPageRequest(rows=[{"name": "a", "request": {"model": "m"}}]),
+        "rows[0].request.model",
+    ),
     "too many requests": ("RecommendMany", pb.RecommendManyRequest(requests=[{}] * 257), "requests"),
     "too many items": ("GetItems", pb.GetItemsRequest(item_ids=["a"] * 1001), "item_ids"),
     "no item": ("SimilarItems", pb.SimilarItemsRequest(), "item_id"),
@@ -184,7 +202,9 @@ def test_an_unknown_item_is_not_found(channel: grpc.Channel) -> None:
     assert fails(channel, "SimilarItems", message)[:2] == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_ITEM")
 
 
-@pytest.mark.parametrize("method", ["Recommend", "RecommendMany", "SimilarItems", "GetItems"])
+@pytest.mark.parametrize(
+    "method", ["Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "GetItems"]
+)
 @pytest.mark.parametrize(
     "data", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xc3\x28"], ids=["junk", "cut", "utf8"]
 )
