@@ -15,7 +15,7 @@ import typer
 
 import recserve
 from recserve import console
-from recserve.errors import MAX_NAME_CHARACTERS, ConfigError, RecserveError, shorten
+from recserve.errors import MAX_NAME_CHARACTERS, BundleInvalid, ConfigError, RecserveError, shorten
 
 ENTRY_POINTS = "recserve.commands"
 EPILOG = (
@@ -23,6 +23,7 @@ EPILOG = (
 )
 ORDER = ("demo", "train", "evaluate", "export", "inspect", "recommend", "serve")
 GROUPS = {
+    "bundle": "Sign bundles and check who signed them.",
     "keys": "Make, list and revoke API keys.",
     "audit": "Check an audit log.",
     "kernels": "The compiled kernels.",
@@ -103,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build_app()(arguments, prog_name="recserve")
     except RecserveError as error:
-        console.note(f"error: {error}")
+        reason = f" [{error.reason}]" if isinstance(error, BundleInvalid) else ""
+        console.note(f"error: {error}{reason}")
         sys.exit(error.exit_code)
     except OSError as error:
         # A full disk, a missing permission: the system's own words say it best.

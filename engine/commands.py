@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
-from recserve.engine import models_commands, state_commands
+from recserve.engine import bundle_commands, models_commands, state_commands
 from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def register(add: Callable[..., Any]) -> None:
     verbs.register(add)
     add(demo, needs=("torch", "onnx", "polars"), extra="train")
     add(warmup, group="kernels")
+    bundle_commands.register(add)
     models_commands.register(add)
     state_commands.register(add)
 
@@ -46,6 +47,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
     import dataclasses
 
     from recserve.engine.bundle import open_bundle
+    from recserve.engine.bundle.signatures import read_signatures
 
     opened = open_bundle(bundle)
     manifest = opened.manifest
@@ -63,6 +65,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
             ["items × embedding size", f"{manifest.n_items:,} × {manifest.embedding_size}"],
             ["newest items that the model sees", manifest.inputs.max_history],
             ["inputs", ", ".join(manifest.inputs.features)],
+            ["signed by (not verified)", ", ".join(sorted(read_signatures(bundle))) or "nobody"],
             ["attributes for filters", ", ".join(opened.catalogue.describe()) or "none but item_id"],
             *(
                 [f"query embeddings of {name}", _query_text(variant)]

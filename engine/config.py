@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.bundle.signatures import OFF, SignaturePolicy
 from recserve.errors import ConfigError
 
 PROVIDERS = ("auto", "cpu", "cuda")
@@ -21,6 +22,12 @@ class EngineConfig:
 
     index_folder: Path | None = None
     """Where the prepared search index is kept and mapped from, shared by processes; none: built in memory."""
+
+    signatures: str = OFF
+    """Whether a bundle must be signed: off, warn (load it, log and mark it) or require (refuse it)."""
+
+    trusted_keys: Path | None = None
+    """File of public keys (PEM), or folder of such files, that may sign; read at every load."""
 
     max_k: int = 1000
     """Longest slate that a request may ask for."""
@@ -49,7 +56,13 @@ class EngineConfig:
     max_observed_items: int = 1000
     """Observed events that are kept per user, the newest."""
 
+    @property
+    def signature_policy(self) -> SignaturePolicy:
+        """``signatures`` and ``trusted_keys`` as a bundle is opened with."""
+        return SignaturePolicy(self.signatures, self.trusted_keys)
+
     def __post_init__(self) -> None:
+        _ = self.signature_policy
         if self.provider not in PROVIDERS:
             raise ConfigError(
                 "engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}"

@@ -13,6 +13,7 @@ from recserve import kernels
 from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Manifest, open_bundle
 from recserve.engine.bundle.ids import check_id, check_timestamp
+from recserve.engine.bundle.signatures import Trust
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
 from recserve.engine.features import (
@@ -71,11 +72,11 @@ class Engine:
         """Opens, checks and warms the bundle in ``path``; the first request compiles nothing.
 
         ``observed``: events that engines of several versions share; one's own when not given.
-        Raises :class:`BundleInvalid` when the bundle is damaged, :class:`ConfigError` when the machine
-        cannot run it as configured.
+        Raises :class:`BundleInvalid` when the bundle is damaged or not signed as ``config`` requires,
+        :class:`ConfigError` when the machine cannot run it as configured.
         """
         config = config or EngineConfig()
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, config.signature_policy)
         kernels.warmup()
         sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
         ranking = None
@@ -112,6 +113,11 @@ class Engine:
     def manifest(self) -> Manifest:
         """What the served bundle says about itself."""
         return self._loaded.bundle.manifest
+
+    @property
+    def trust(self) -> Trust:
+        """What the signatures of the served bundle were worth when it was loaded."""
+        return self._loaded.bundle.trust
 
     @property
     def config(self) -> EngineConfig:

@@ -15,6 +15,7 @@ from recserve.engine.bundle.histories import histories_table
 from recserve.engine.bundle.manifest import InputContract, Lineage
 from recserve.engine.bundle.ranker_entry import ID, RankerEntry
 from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest
 from recserve.exporters.candidates import ALL, AUTO, Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
@@ -66,13 +67,14 @@ def export_run(
     ranker: Run | None = None,
     options: FormOptions | None = None,
     pipeline: PipelineConfig | None = None,
+    signing_key: SigningKey | None = None,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Exported:
     """Exports the best model of ``run`` to the bundle folder ``target``, with that of ``ranker`` behind it.
 
     ``histories``: whether the users' interactions go along, so that known users are served at once.
-    ``pipeline``: the rules that the bundle brings. ``on_progress`` gets the name of each form that is
-    measured.
+    ``pipeline``: the rules that the bundle brings. ``signing_key`` signs it. ``on_progress`` gets the name
+    of each form that is measured.
     Raises :class:`CheckFailed` when parity does not hold or a form asked for by name is refused,
     :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
     """
@@ -88,7 +90,7 @@ def export_run(
         forms = _write_forms(writer, run, model, variant, options, on_progress)
         entry = None if ranker is None else _write_ranker(writer, run, ranker, known)
         manifest = dataclasses.replace(_manifest(run, variant, forms, writer, entry), pipeline=pipeline)
-        writer.commit(manifest)
+        writer.commit(manifest, signing_key)
     return Exported(manifest, variant.parity)
 
 

@@ -57,15 +57,20 @@ def export(
     pipeline: Annotated[
         Path | None, typer.Option(help="TOML file whose section [pipeline] are the bundle's own rules.")
     ] = None,
+    sign_key: Annotated[
+        Path | None, typer.Option(help="File of a private key (`recserve bundle keygen`) to sign with.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Export a run to a bundle: ONNX graph or user table, parity check, other forms, vectors, catalogue."""
+    from recserve.engine.bundle.signing_keys import read_signing_key
     from recserve.exporters.assemble import FormOptions, export_run
     from recserve.exporters.gate import GateBudget
     from recserve.exporters.pipeline_file import read_pipeline
     from recserve.exporters.prune import PruneConfig
     from recserve.training.run import open_run
 
+    signing_key = None if sign_key is None else read_signing_key(sign_key)
     opened = open_run(run)
     second = None if ranker is None else open_run(ranker)
     options = FormOptions(
@@ -82,6 +87,7 @@ def export(
             ranker=second,
             options=options,
             pipeline=read_pipeline(pipeline) if pipeline is not None else None,
+            signing_key=signing_key,
             on_progress=lambda name: update(1, description=f"measuring {name}"),
         )
     _show(out, exported.manifest, exported.parity, json=json)

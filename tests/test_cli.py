@@ -95,8 +95,11 @@ def test_tables_are_for_people(run: Run, bundle_folder: Path) -> None:
 
 
 def test_export_writes_what_inspect_reads(run: Run, run_folder: Path, tmp_path: Path) -> None:
-    code, out, _ = run("export", run_folder, "--out", tmp_path / "bundle", "--json")
+    key = tmp_path / "key"
+    key_id = run("bundle", "keygen", key)[1].strip()
+    code, out, _ = run("export", run_folder, "--out", tmp_path / "bundle", "--sign-key", key, "--json")
     assert code == 0
+    assert key_id in run("bundle", "verify", tmp_path / "bundle", "--trusted-keys", f"{key}.pub")[1]
     assert json.loads(out)["parity"]["max_abs_error"] <= 1e-4
     rules = tmp_path / "rules.toml"
     rules.write_text("[pipeline]\ncaps = { category = 1 }\n")

@@ -6,6 +6,7 @@ escaped and cut: parts of them come from outside and must neither flood nor forg
 """
 
 import difflib
+import enum
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -102,10 +103,37 @@ class CheckFailed(RecserveError):
     """A check that guards a promise (parity, gate, SLO) did not hold."""
 
 
+class BundleReason(enum.StrEnum):
+    """Why a bundle is refused, for programs: a closed list."""
+
+    INVALID = "BUNDLE_INVALID"
+    """Anything that has no reason of its own."""
+    SIGNATURE_MISSING = "BUNDLE_SIGNATURE_MISSING"
+    """Nobody signed it."""
+    SIGNATURE_MALFORMED = "BUNDLE_SIGNATURE_MALFORMED"
+    """``signatures.json`` cannot be read."""
+    SIGNATURE_UNKNOWN_KEY = "BUNDLE_SIGNATURE_UNKNOWN_KEY"
+    """It is signed, but by no trusted key."""
+    SIGNATURE_WRONG = "BUNDLE_SIGNATURE_WRONG"
+    """The signature of a trusted key is not that of this manifest."""
+
+
 class BundleInvalid(RecserveError):
     """A bundle on disk is not complete, not consistent or not what its manifest says."""
 
     exit_code = 5
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        found: object,
+        expected: str,
+        cure: str = "",
+        reason: BundleReason = BundleReason.INVALID,
+    ) -> None:
+        super().__init__(name, found=found, expected=expected, cure=cure)
+        self.reason = reason
 
 
 class Overloaded(RecserveError):

@@ -1,7 +1,7 @@
 """The contract between the offline and the online half: an immutable directory that says what it holds.
 
-Needs numpy, pyarrow and the standard library only. Nothing in a bundle is ever executed or unpickled
-except its ONNX graphs, which ONNX Runtime interprets.
+Needs numpy, pyarrow, structlog and the standard library, and cryptography where signatures are asked for.
+Nothing in a bundle is ever executed or unpickled except its ONNX graphs, which ONNX Runtime interprets.
 """
 
 from recserve.engine.bundle.manifest import FORMAT_VERSION, FoldIn, Manifest, Refused, VariantEntry

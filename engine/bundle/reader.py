@@ -1,10 +1,7 @@
 """Opens a bundle after checking every byte of it; large parts stay memory-mapped."""
 
 import hashlib
-import os
-import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,13 +12,23 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
 from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
-from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, FileEntry, Manifest
+from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, Manifest
+from recserve.engine.bundle.plain_files import EXPORT_AGAIN, check_file, files_in, read_plain
+from recserve.engine.bundle.signatures import (
+    SIGNATURES_NAME,
+    SignaturePolicy,
+    Trust,
+    add_signature,
+    check_signatures,
+)
+from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.engine.bundle.vocabulary import LOOKUP_COLUMNS, Vocabulary
-from recserve.engine.bundle.writer import sha256_of
 from recserve.errors import BundleInvalid
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-EXPORT_AGAIN = "Export the bundle again."
+# A hundred thousand files have room.
+MAX_MANIFEST_BYTES = 16 << 20
+UNCHECKED = SignaturePolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Bundle:
     item_embeddings: NDArray[np.float32]
     popularity: NDArray[np.int64]
     user_embeddings: NDArray[np.float32] | None = None
+    trust: Trust = field(default_factory=Trust)
 
     def array(self, name: str, dtype: np.dtype[Scalar], shape: tuple[int, ...]) -> NDArray[Scalar]:
         """Maps the array of a listed file; raises :class:`BundleInvalid` for another type or shape."""
@@ -47,19 +55,24 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a listed file, checked against the manifest as they were read."""
-        data = _read(self.folder / name, name)
-        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+        entry = self.manifest.files[name]
+        data = read_plain(self.folder / name, name, entry.size_bytes)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BundleInvalid(f"file {name}", found="changed since it was checked", expected="unchanged")
         return data
 
 
-def open_bundle(folder: str | Path) -> Bundle:
+def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> Bundle:
     """Checks and opens the bundle in ``folder``.
 
-    Raises :class:`BundleInvalid` when a file is missing, extra, changed or not consistent with the rest.
+    Raises :class:`BundleInvalid` when a file is missing, extra, changed or not consistent with the rest, or
+    its signature is not what ``signatures`` requires.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    data = read_manifest_bytes(folder)
+    # Before anything of it is parsed.
+    trust = check_signatures(folder, data, signatures)
+    manifest = _parse(data)
     _check_files(folder, manifest)
     for name in (layout.ITEMS, layout.ITEM_LOOKUP, layout.ITEM_EMBEDDINGS, layout.POPULARITY):
         _require(manifest, name)
@@ -76,6 +89,7 @@ def open_bundle(folder: str | Path) -> Bundle:
         item_embeddings=_map_array(folder, layout.ITEM_EMBEDDINGS, np.dtype(np.float32), shape),
         popularity=_map_array(folder, layout.POPULARITY, np.dtype(np.int64), shape[:1]),
         user_embeddings=_open_user_embeddings(folder, manifest, len(histories)),
+        trust=trust,
     )
     _check_finite(layout.ITEM_EMBEDDINGS, bundle.item_embeddings)
     if bundle.popularity.min() < 0:
@@ -85,77 +99,46 @@ def open_bundle(folder: str | Path) -> Bundle:
     return bundle
 
 
+def sign_bundle(folder: Path, key: SigningKey) -> None:
+    """Checks the bundle in ``folder`` and adds the signature of ``key``."""
+    data = read_manifest_bytes(folder)
+    open_bundle(folder)
+    add_signature(folder, data, key)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Reads the manifest alone, without checking the files that it names."""
+    """Reads the manifest alone, without checking the files that it names, nor who signed it."""
+    return _parse(read_manifest_bytes(folder))
+
+
+def read_manifest_bytes(folder: Path) -> bytes:
+    """Returns the manifest as it lies on disk, what signatures are about."""
     path = folder / MANIFEST_NAME
-    # Not through a link, and not blocked by a pipe that nobody writes to.
-    if path.is_symlink() or not path.is_file():
+    if not path.is_file():
         raise BundleInvalid(
             f"bundle {folder}",
             found="a folder without a file manifest.json" if folder.is_dir() else "not a folder",
             expected="a folder that `recserve export` wrote",
             cure="Check the path.",
         )
+    return read_plain(path, MANIFEST_NAME, MAX_MANIFEST_BYTES)
+
+
+def _parse(data: bytes) -> Manifest:
     try:
-        return Manifest.from_json(_read(path, MANIFEST_NAME).decode("utf-8"))
+        return Manifest.from_json(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BundleInvalid(MANIFEST_NAME, found="not UTF-8", expected="JSON", cure=EXPORT_AGAIN) from error
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    present = set(_files_in(folder)) - {MANIFEST_NAME}
+    present = set(files_in(folder)) - {MANIFEST_NAME, SIGNATURES_NAME}
     for name in sorted(present - set(manifest.files)):
         raise BundleInvalid(f"file {name}", found="in the bundle", expected="only files of the manifest")
     for name, entry in sorted(manifest.files.items()):
         if name not in present:
             raise BundleInvalid(f"file {name}", found="missing", expected="present", cure=EXPORT_AGAIN)
-        _check_file(folder / name, name, entry)
-
-
-def _files_in(folder: Path) -> Iterator[str]:
-    """Yields the path of everything in ``folder`` but folders; a link to a folder counts as a file."""
-    for root, folders, names in os.walk(folder):
-        links = [name for name in folders if Path(root, name).is_symlink()]
-        for name in [*names, *links]:
-            yield str(Path(root, name).relative_to(folder))
-
-
-def _check_file(path: Path, name: str, entry: FileEntry) -> None:
-    status = path.lstat()
-    # A link, of either kind, or a pipe could point outside the bundle or change under us.
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise BundleInvalid(
-            f"file {name}",
-            found="a link or special file",
-            expected="a regular file with one name",
-            cure="Copy the bundle without links.",
-        )
-    if status.st_size != entry.size_bytes:
-        raise BundleInvalid(
-            f"size of {name}",
-            found=f"{status.st_size} bytes",
-            expected=f"{entry.size_bytes} bytes",
-            cure=EXPORT_AGAIN,
-        )
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    if found != entry.sha256:
-        raise BundleInvalid(
-            f"SHA-256 of {name}", found=found[:12] + "…", expected=entry.sha256[:12] + "…", cure=EXPORT_AGAIN
-        )
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: OSError) -> BundleInvalid:
-    return BundleInvalid(f"file {name}", found=f"not readable ({error.strerror})", expected="readable")
+        check_file(folder / name, name, entry)
 
 
 def _require(manifest: Manifest, name: str) -> None:

@@ -14,9 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from recserve.engine.bundle.signatures import SIGNATURES_NAME, signatures_with
+from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest
 
-HASH_BLOCK_BYTES = 1 << 20
 # Of Linux's renameat2, which Python does not offer.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -86,10 +87,15 @@ class BundleWriter:
         _fsync(path)
         self.files[name] = FileEntry(path.stat().st_size, sha256_of(path))
 
-    def commit(self, manifest: Manifest) -> None:
-        """Writes ``manifest`` (whose ``files`` must be :attr:`files`) and publishes the folder atomically."""
-        (self.folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-        _fsync(self.folder / MANIFEST_NAME)
+    def commit(self, manifest: Manifest, signing_key: SigningKey | None = None) -> None:
+        """Writes ``manifest`` (whose ``files`` must be :attr:`files`) and publishes the folder atomically.
+
+        With ``signing_key`` the bundle is signed from its first moment.
+        """
+        data = manifest.to_json().encode()
+        self._write_durably(MANIFEST_NAME, data)
+        if signing_key is not None:
+            self._write_durably(SIGNATURES_NAME, signatures_with({}, data, signing_key))
         for folder, _, _ in os.walk(self.folder):
             _fsync(Path(folder))
         if self._replace and self.target.exists():
@@ -98,6 +104,10 @@ class BundleWriter:
         else:
             self._rename()
         _fsync(self.target.parent)
+
+    def _write_durably(self, name: str, data: bytes) -> None:
+        (self.folder / name).write_bytes(data)
+        _fsync(self.folder / name)
 
     def _rename(self) -> None:
         try:
@@ -110,11 +120,8 @@ class BundleWriter:
 
 def sha256_of(path: Path) -> str:
     """Returns the SHA-256 of a file as hex, reading it in blocks."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _taken(target: Path) -> InvalidRequest:

@@ -19,13 +19,8 @@ log = structlog.get_logger("recserve.models")
 
 # The watcher holds a model for a moment when it looks: that is no conflict.
 PATIENCE_SECONDS = 0.2
-# Of a load that failed, for lists and metrics.
-REASON_BUNDLE, REASON_CONFIGURATION, REASON_MEMORY, REASON_OTHER = (
-    "BUNDLE_INVALID",
-    "CONFIGURATION",
-    "OUT_OF_MEMORY",
-    "INTERNAL",
-)
+# Of a load that failed, beside the reasons of BundleReason; for lists and metrics.
+REASON_CONFIGURATION, REASON_MEMORY, REASON_OTHER = "CONFIGURATION", "OUT_OF_MEMORY", "INTERNAL"
 
 
 class ModelManager:
@@ -297,7 +292,7 @@ class ModelManager:
 def reason_of(error: BaseException) -> str:
     """Returns the closed reason of a load that failed."""
     if isinstance(error, BundleInvalid):
-        return REASON_BUNDLE
+        return str(error.reason)
     if isinstance(error, RecserveError):
         return REASON_CONFIGURATION
     return REASON_MEMORY if isinstance(error, MemoryError) else REASON_OTHER

@@ -1,5 +1,6 @@
 """Looks at repository and source again and again: follows the pointer file, fetches and activates."""
 
+import contextlib
 import shutil
 import threading
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import structlog
 
 from recserve.engine.bundle.manifest import MANIFEST_NAME
-from recserve.engine.bundle.reader import open_bundle, read_manifest
+from recserve.engine.bundle.reader import UNCHECKED, open_bundle, read_manifest
+from recserve.engine.bundle.signatures import SIGNATURES_NAME, SignaturePolicy
 from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.models.feeds import Feed, FolderFeed, Place
-from recserve.engine.models.manager import ModelManager
+from recserve.engine.models.manager import ModelManager, reason_of
 from recserve.engine.models.repository import FoundBundle, check_name
 from recserve.engine.threads import Crew
 from recserve.errors import BundleInvalid, RecserveError
@@ -24,8 +26,16 @@ class Watcher:
     What failed is tried again when its files have changed, not before.
     """
 
-    def __init__(self, manager: ModelManager, config: RepositoryConfig, source: Feed | None = None) -> None:
+    def __init__(
+        self,
+        manager: ModelManager,
+        config: RepositoryConfig,
+        source: Feed | None = None,
+        signatures: SignaturePolicy = UNCHECKED,
+    ) -> None:
+        """``signatures``: what bundles of ``source`` must show before they get a place in the repository."""
         self._manager = manager
+        self._signatures = signatures
         self._config = config
         self._source = source
         self._repository = manager.repository
@@ -70,7 +80,12 @@ class Watcher:
                 self._fetch(self._source, place)
             except (RecserveError, OSError) as error:
                 # Half copied perhaps: the rest will change the fingerprint.
-                log.warning("bundle not fetched", place="/".join(place), error=str(error))
+                log.warning(
+                    "bundle not fetched",
+                    place="/".join(place),
+                    reason=reason_of(error),
+                    error=str(error),
+                )
 
     def _fetch(self, source: Feed, place: Place) -> None:
         """Copies one bundle to a private folder, checks every byte, and moves it into the repository."""
@@ -88,7 +103,10 @@ class Watcher:
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.copy(place, name, target)
-            open_bundle(folder)
+            # A store may have none; whether there must be one, opening tells.
+            with contextlib.suppress(FileNotFoundError):
+                source.copy(place, SIGNATURES_NAME, folder / SIGNATURES_NAME)
+            open_bundle(folder, self._signatures)
             self._repository.adopt(folder, place.model, version)
         log.info("bundle fetched", model=place.model, version=version)
 

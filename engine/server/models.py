@@ -48,7 +48,7 @@ class Models:
         remembering.router = self.router
         self.admin = AdminService(self.manager, self.router)
         source = open_feed(config.source) if config.source else None
-        self.watcher = Watcher(self.manager, config, source)
+        self.watcher = Watcher(self.manager, config, source, engine.signature_policy)
 
     def start(self) -> None:
         """Loads what shall answer, then watches; raises when nothing can answer."""

@@ -95,7 +95,8 @@ def status_of(error: RecserveError) -> status_pb2.Status:
     row = row_of(type(error))
     if row is None:
         return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, "The server failed; see its log.")
-    status = make_status(row.code, row.reason, str(error), field=error.name)
+    reason = str(error.reason) if isinstance(error, BundleInvalid) else row.reason
+    status = make_status(row.code, reason, str(error), field=error.name)
     if row.retry:
         pause = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS))
         status.details.append(_pack(pause))

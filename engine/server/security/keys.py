@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recserve.engine.server.security.files import Reloaded, check_secret, read_file
+from recserve.engine.server.security.files import Reloaded
 from recserve.engine.server.security.principals import NotAccepted, Principal, check_scopes
 from recserve.errors import ConfigError
+from recserve.permissions import check_secret, read_file
 
 KEY_PREFIX = "rsk_"
 SECRET_BYTES = 32

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from recserve.engine.server.scopes import ADMIN_SCOPES
-from recserve.engine.server.security.files import check_trusted, read_file
 from recserve.engine.server.security.keys import KeyRing
 from recserve.engine.server.security.principals import NotAccepted, Principal, check_scopes
 from recserve.engine.server.security.tokens import JwtConfig, TokenVerifier
 from recserve.errors import ConfigError, nearest
+from recserve.permissions import check_trusted, read_file
 
 IDENTITY_KINDS = ("uri:", "dns:", "subject:")
 

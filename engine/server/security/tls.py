@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 
 from recserve.engine.server.config import TlsConfig
-from recserve.engine.server.security.files import Reloaded, check_secret, read_file
+from recserve.engine.server.security.files import Reloaded
 from recserve.errors import ConfigError
+from recserve.permissions import check_secret, read_file
 
 # The names of gRPC's authentication context → how the policy writes them.
 IDENTITY_PROPERTIES = {"peer_uri": "uri:", "peer_dns": "dns:", "x509_subject": "subject:"}

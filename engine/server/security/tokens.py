@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recserve.engine.server.security.files import Reloaded, check_trusted, read_file
+from recserve.engine.server.security.files import Reloaded
 from recserve.engine.server.security.principals import NotAccepted, Principal
 from recserve.errors import ConfigError, shorten
+from recserve.permissions import check_trusted, read_file
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
 REQUIRED_CLAIMS = ("exp", "iss", "aud", "sub")

@@ -190,14 +190,16 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
             yield CounterMetricFamily(f"recserve_engine_{key}", f"Engine: {key.replace('_', ' ')}.", value)
         info = GaugeMetricFamily(
             "recserve_bundle_info",
-            "The bundles that are loaded.",
-            labels=("bundle_version", "model", "variant"),
+            "The bundles that are loaded; signature: TRUSTED, UNCHECKED, or why it is not trusted.",
+            labels=("bundle_version", "model", "variant", "signature"),
         )
         items = GaugeMetricFamily(
             "recserve_bundle_items", "Items of the catalogue.", labels=("bundle_version",)
         )
-        for manifest in (engine.manifest for engine in engines):
-            info.add_metric([manifest.bundle_version, manifest.model, manifest.default_variant], 1)
+        for engine in engines:
+            manifest = engine.manifest
+            labels = [manifest.bundle_version, manifest.model, manifest.default_variant, str(engine.trust)]
+            info.add_metric(labels, 1)
             items.add_metric([manifest.bundle_version], manifest.n_items)
         yield from (info, items) if engines else ()
 

@@ -99,6 +99,7 @@ def test_a_scrape_counts_what_happened(server: Server, engine: Engine) -> None:
             bundle_version=manifest.bundle_version,
             model=manifest.model,
             variant=manifest.default_variant,
+            signature="UNCHECKED",
         )
         == 1
     )
