@@ -35,7 +35,12 @@ def load(
     bundle: Annotated[Path | None, typer.Option(help="Whose users (and items) to ask for.")] = None,
     users: Annotated[int, typer.Option(help="Without --bundle: users 1 to N.")] = 1000,
     zipf: Annotated[float, typer.Option(help="Exponent of the users' popularity; 0: all alike.")] = 1.1,
-    mix: Annotated[str, typer.Option(help="Such as recommend:90,similar:10.")] = "recommend",
+    mix: Annotated[
+        str, typer.Option(help="Such as recommend:90,similar:10; feedback too, which needs --bundle.")
+    ] = "recommend",
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay what a server captured, at its own rate or at --rate.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", help="List length.")] = 10,
     variant: Annotated[str, typer.Option(help="Form of the model.")] = "",
     model: Annotated[str, typer.Option(help="One of the server's models.")] = "",
@@ -55,6 +60,7 @@ def load(
     stall costs what it costs its callers. --concurrency asks in a closed loop, which hides that.
     """
     from recserve.benchmarks.load import options as choices
+    from recserve.benchmarks.load.replay import read_replay
     from recserve.benchmarks.load.run import Load, read_ids, run_find_max, run_once, run_sweep
     from recserve.benchmarks.output import Output
 
@@ -63,14 +69,21 @@ def load(
         raise InvalidRequest(
             "load", found="of two kinds", expected="--rate, --concurrency, --rate-sweep or --find-max"
         )
+    if trace and (concurrency or mix != "recommend"):
+        raise InvalidRequest("--trace", found="with --concurrency or --mix", expected="alone: it says both")
     where, slos = choices.read_target(target), choices.read_slos(slo or ())
     asked = choices.Asked(k, choices.read_mix(mix), zipf, variant, model, choices.read_headers(header or ()))
     wanted = choices.read_percentiles(percentiles)
     rates = choices.read_sweep(rate_sweep) if rate_sweep else ()
+    ids = read_ids(where, bundle, users)
+    recorded = read_replay(trace, ids, seed) if trace else None
+    if recorded and not duration:
+        requests = requests or len(recorded.order)
+    own_rate = recorded.rate if recorded else DEFAULT_RATE
     pace = choices.Pace(
-        rate=0.0 if concurrency else rate or DEFAULT_RATE,
+        rate=0.0 if concurrency else rate or own_rate,
         concurrency=concurrency,
-        arrivals=choices.read_arrivals(arrivals),
+        arrivals=choices.Arrivals(choices.RECORDED) if recorded else choices.read_arrivals(arrivals),
         warm_up=warmup,
         duration=duration or (0.0 if requests else 10.0),
         requests=requests,
@@ -79,7 +92,7 @@ def load(
         seed=seed,
     )
     client = choices.Client(processes, connections)
-    generator = Load(where, read_ids(where, bundle, users), asked, client, wanted, slos, seed)
+    generator = Load(where, ids, asked, client, wanted, slos, seed, recorded)
     if find_max:
         result = run_find_max(generator, pace, slos, precision)
     else:

@@ -13,6 +13,7 @@ from recserve.benchmarks.load.process import Samples, join, to_samples
 from recserve.benchmarks.load.schedule import Schedule, schedules
 from recserve.benchmarks.load.sending import Journal
 from recserve.engine import Engine, EngineConfig, Request
+from recserve.engine.traces import FEEDBACK, RECOMMEND, SIMILAR
 from recserve.engine.types import Slate
 from recserve.engine.wire.status import code_number, row_of
 from recserve.errors import RecserveError
@@ -32,7 +33,7 @@ def run_embedded(
     """
     n_threads = pace.concurrency or client.connections
     with Engine.load(bundle, EngineConfig(provider="cpu")) as engine:
-        [schedule] = schedules(pace, 1)
+        [schedule] = schedules(pace, 1, workload.times)
         caller = _Caller(engine, asked, workload, schedule)
         cpu, start = time.process_time(), time.monotonic()
         threads = [threading.Thread(target=caller.run, args=(start,)) for _ in range(n_threads)]
@@ -44,7 +45,7 @@ def run_embedded(
                 on_tick(time.monotonic() - start)
         busy = (time.process_time() - cpu) / max(time.monotonic() - start, 1e-9)
     caller.check()
-    samples = join([to_samples(caller.journal, lambda reply: {}, busy)])
+    samples = join([to_samples(caller.journal, workload, lambda reply: {}, busy)])
     samples.stages = caller.stages
     return samples
 
@@ -53,9 +54,14 @@ class _Caller:
     def __init__(self, engine: Engine, asked: Asked, workload: Workload, schedule: Schedule) -> None:
         self._engine = engine
         self._ask = {
-            question: Request(user_id=question.id, k=asked.k, variant=asked.variant)
+            question: Request(
+                user_id=question.id,
+                k=question.k or asked.k,
+                history=question.items or None,
+                variant=asked.variant,
+            )
             for question in workload.questions
-            if question.kind == "recommend"
+            if question.kind == RECOMMEND
         }
         self._k, self._variant = asked.k, asked.variant
         self._questions = workload.questions
@@ -102,9 +108,13 @@ class _Caller:
             if slate is not None:
                 self.stages[number] = dict(slate.stage_ns)
 
-    def _answer(self, question: Question) -> Slate:
-        if question.kind == "similar":
-            return self._engine.similar_items(question.id, self._k, variant=self._variant)
+    def _answer(self, question: Question) -> Slate | None:
+        if question.kind == FEEDBACK:
+            for item in question.items:
+                self._engine.observe(user_id=question.id, item_id=item)
+            return None
+        if question.kind == SIMILAR:
+            return self._engine.similar_items(question.id, question.k or self._k, variant=self._variant)
         return self._engine.recommend(self._ask[question])
 
     def check(self) -> None:

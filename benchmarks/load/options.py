@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from recserve.engine.traces import KINDS
 from recserve.errors import InvalidRequest
 
 EMBED = "embed"
 SCHEMES = ("grpc", "oip", "http")
 ARRIVALS = ("poisson", "constant", "gamma")
-KINDS = ("recommend", "similar")
+# Those of a recorded trace.
+RECORDED = "recorded"
 DEFAULT_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 

@@ -18,6 +18,7 @@ from recserve.benchmarks.load.messages import STAGES, Workload, write_messages
 from recserve.benchmarks.load.options import Asked, Client, Pace, Target
 from recserve.benchmarks.load.schedule import Schedule, schedules, share
 from recserve.benchmarks.load.sending import Journal, Sender
+from recserve.engine.traces import FEEDBACK
 from recserve.errors import CheckFailed, RecserveError, Unavailable
 
 START_TIMEOUT_SECONDS = 60.0
@@ -29,7 +30,7 @@ KEEP_EVERY_CLOSED = 10
 
 @dataclass(slots=True)
 class Samples:
-    """What happened, in the order of due times of each process: seconds since the start, gRPC code.
+    """What happened, in the order of due times of each process: seconds since the start, gRPC code, kind.
 
     ``stages``: entry number → nanoseconds by stage, of a systematic sample of the replies; ``unreadable``
     replies of it were no slates.
@@ -41,6 +42,7 @@ class Samples:
     sent: NDArray[np.float64]
     done: NDArray[np.float64]
     code: NDArray[np.int16]
+    kind: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
     stages: dict[int, dict[str, int]] = field(default_factory=dict)
     unreadable: int = 0
     reconnects: int = 0
@@ -80,11 +82,9 @@ def run_processes(
     if pace.concurrency:
         n = min(n, pace.concurrency)
     try:
-        for i, schedule in enumerate(schedules(pace, n)):
-            own = Workload(workload.questions, workload.order[i::n])
-            task = Task(
-                target, asked, own, schedule, share(client.connections, i, n), pace.timeout, keep_every
-            )
+        for i, schedule in enumerate(schedules(pace, n, workload.times)):
+            own, connections = workload.part(i, n), share(client.connections, i, n)
+            task = Task(target, asked, own, schedule, connections, pace.timeout, keep_every)
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(task, theirs), daemon=True)
             process.start()
@@ -129,7 +129,7 @@ def work(task: Task, pipe: Pipe) -> None:
         cpu, began = time.process_time(), time.monotonic()
         journal = sender.run(start)
         busy = (time.process_time() - cpu) / max(time.monotonic() - began, 1e-9)
-        pipe.send(to_samples(journal, STAGES[task.target.scheme], busy))
+        pipe.send(to_samples(journal, task.workload, STAGES[task.target.scheme], busy))
     except RecserveError as error:
         pipe.send((type(error), error.name, error.found, error.expected, error.cure))
 
@@ -152,11 +152,16 @@ def _new_sender(task: Task) -> Sender:
         ) from error
 
 
-def to_samples(journal: Journal, read_stages: Callable[[bytes], dict[str, int]], busy: float) -> Samples:
+def to_samples(
+    journal: Journal, workload: Workload, read_stages: Callable[[bytes], dict[str, int]], busy: float
+) -> Samples:
     """Turns a journal into arrays and reads the stage times off the kept replies."""
     stages: dict[int, dict[str, int]] = {}
     unreadable = 0
+    kinds = workload.kinds(len(journal.due))
     for number, reply in journal.replies.items():
+        if kinds[number] == FEEDBACK:
+            continue  # Its answer is no slate.
         try:
             stages[number] = read_stages(reply)
         except ValueError:
@@ -167,6 +172,7 @@ def to_samples(journal: Journal, read_stages: Callable[[bytes], dict[str, int]],
         np.array(journal.sent),
         np.array(journal.done),
         np.array(journal.code, np.int16),
+        kinds,
         stages,
         unreadable,
         journal.reconnects,
@@ -179,7 +185,7 @@ def join(parts: list[Samples]) -> Samples:
     offsets = np.cumsum([0, *(len(part.due) for part in parts)]).tolist()
     arrays = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("due", "noticed", "sent", "done", "code")
+        for name in ("due", "noticed", "sent", "done", "code", "kind")
     }
     stages = {
         number + offset: times

@@ -52,7 +52,26 @@ def _show_one(target: str, point: Point) -> None:
     console.stdout.print(f"{point['requests']:,} requests, errors: {error_text(point['errors'])}{goodput}")
     for slo, held in point.get("slos", {}).items():
         console.stdout.print(f"  {slo} {'held' if held else 'BROKEN'}", markup=False)
+    _show_kinds(point)
     _show_stages(point)
+
+
+def _show_kinds(point: Point) -> None:
+    if kinds := point["kinds"]:
+        names = list(point["latency_ms"])
+        console.print_table(
+            "by kind, ms",
+            ["kind", "requests", *names, "errors"],
+            [
+                [
+                    kind,
+                    f"{found['requests']:,}",
+                    *(_figure(found["latency_ms"][name]) for name in names),
+                    error_text(found["errors"]),
+                ]
+                for kind, found in kinds.items()
+            ],
+        )
 
 
 def _show_many(target: str, points: Sequence[Point]) -> None:

@@ -49,13 +49,15 @@ class Load:
         percentiles: Sequence[float] = DEFAULT_PERCENTILES,
         slos: Sequence[Slo] = (),
         seed: int = 7,
+        recorded: Workload | None = None,
     ) -> None:
+        """``recorded``: what is asked, and when, instead of what ``asked`` draws from ``ids``."""
         self.target = target
         self._asked = asked
         self._client = client
         self._percentiles = percentiles
         self._slos = slos
-        self._workload: Workload = draw(asked, ids.users, ids.items, seed)
+        self._workload = recorded or draw(asked, ids.users, ids.items, seed)
 
     def measure(self, pace: Pace) -> dict[str, Any]:
         """Asks at one pace and returns its figures (summary.py)."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.benchmarks.load.options import Arrivals, Pace
+from recserve.errors import InvalidRequest
 
 # Of users and gaps that are drawn ahead; longer runs go round.
 N_DRAWN = 1 << 16
@@ -42,6 +43,11 @@ def arrival_times(arrivals: Arrivals, rate: float, seconds: float, seed: int) ->
         gaps = rng.gamma(shape, 1 / (rate * shape), int(rate * seconds * 0.1) + 1000)
         times = np.append(times, (times[-1] if len(times) else 0.0) + np.cumsum(gaps))
     return times[times < seconds]
+
+
+def recorded_times(times: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    """Returns recorded due times with all gaps scaled alike, so that their mean rate is ``rate``."""
+    return times * ((len(times) - 1) / max(float(times[-1]), 1e-9) / rate)
 
 
 @dataclass(slots=True)
@@ -89,14 +95,28 @@ class ClosedLoop:
         heapq.heappush(self._due, now + self._pauses[self._n % len(self._pauses)])
 
 
-def schedules(pace: Pace, processes: int) -> list[Schedule]:
-    """Returns the schedule of each process; together they are ``pace``."""
+def schedules(pace: Pace, processes: int, recorded: NDArray[np.float64] | None = None) -> list[Schedule]:
+    """Returns the schedule of each process; together they are ``pace``.
+
+    ``recorded``: due times of a trace, which ``pace.rate`` stretches or shortens.
+    """
     if pace.rate:
         # What ends the run by count is the due times themselves: a server cannot stretch them.
         measured = pace.duration or math.inf
         if pace.requests:
             measured = min(measured, 1.2 * pace.requests / pace.rate + 10 / pace.rate)
-        times = arrival_times(pace.arrivals, pace.rate, pace.warm_up + measured, pace.seed)
+        seconds = pace.warm_up + measured
+        if recorded is None:
+            times = arrival_times(pace.arrivals, pace.rate, seconds, pace.seed)
+        else:
+            times = recorded_times(recorded, pace.rate)
+            times = times[times < seconds]
+            if not len(times) or times[-1] < pace.warm_up:
+                raise InvalidRequest(
+                    "--trace",
+                    found=f"{times[-1] if len(times) else 0:.2f} s long at this rate",
+                    expected=f"longer than the {pace.warm_up:g} s of warm-up",
+                )
         if pace.requests:
             times = times[: np.searchsorted(times, pace.warm_up) + pace.requests]
         return [OpenLoop(times[i::processes].tolist()) for i in range(processes)]

@@ -52,6 +52,7 @@ def summarise(
         "latency_ms": _figures(latency[good], wanted),
         "interval_ms": _intervals(latency[good], samples.due[good], wanted),
         "service_ms": _figures(1e3 * (samples.done - samples.sent)[good], wanted),
+        "kinds": _by_kind(samples, latency, ~warm, wanted),
         "stages_ms": stage_times(samples, good),
         "spread": spread(latency[good], samples.due[good]) if good.any() else None,
         "cdf": _cdf(latency[good]),
@@ -73,6 +74,24 @@ def summarise(
         point["goodput_per_second"] = float(within.sum() / seconds)
     point["warnings"] = warnings(point, embedded=embedded)
     return point
+
+
+def _by_kind(
+    samples: Samples, latency: NDArray[np.float64], counted: NDArray[np.bool_], wanted: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """Returns the figures of each kind of request, where there are several."""
+    kinds = np.unique(samples.kind).tolist()
+    if len(kinds) < 2:
+        return {}
+    found = {}
+    for kind in kinds:
+        own = counted & (samples.kind == kind)
+        found[kind] = {
+            "requests": int(own.sum()),
+            "errors": _errors(samples.code[own]),
+            "latency_ms": _figures(latency[own & (samples.code == OK)], wanted),
+        }
+    return found
 
 
 def warnings(point: dict[str, Any], *, embedded: bool) -> list[str]:

@@ -123,6 +123,13 @@ def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) 
             expected="one worker",
             cure="One process writes the log.",
         )
+    if work.telemetry.capture and work.server.workers > 1:
+        raise ConfigError(
+            "telemetry.capture",
+            found=f"given with {work.server.workers} workers",
+            expected="one worker",
+            cure="Each process would write the file.",
+        )
     if work.server.workers == 1:
         work(announce)
         return

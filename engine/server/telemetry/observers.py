@@ -14,4 +14,8 @@ def new_observers(config: TelemetryConfig) -> list[Observer]:
         from recserve.engine.server.telemetry.tracing import new_tracer
 
         observers.append(new_tracer())
+    if config.capture:
+        from recserve.engine.server.telemetry.capture import Capture
+
+        observers.append(Capture(config.capture, config.capture_share, config.capture_requests))
     return observers
