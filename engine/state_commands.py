@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from recserve.engine.state.estimators import Estimate
     from recserve.engine.state.state import LoggedEvent
 
-StateOption = Annotated[str, typer.Option("--state", help="sqlite:///PATH of the log.")]
-KeyFileOption = Annotated[Path | None, typer.Option(help="Its master keys. Default: PATH.master.")]
+StateOption = Annotated[
+    str, typer.Option("--state", help="The log: sqlite:///PATH, redis://…, postgresql://…")
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(help="Its master keys. Default: PATH.master of sqlite:///PATH.")
+]
 SHOWN = 20
 # Fewer are too few to tell anything, and near to a person.
 MIN_USERS = 10
@@ -40,7 +44,8 @@ def events(
     from recserve.engine.state.config import StateConfig
     from recserve.engine.state.state import read_log
 
-    found = read_log(StateConfig(url=state, key_file=key_file), user_id=user, after=after)
+    config = StateConfig(url=state, key_file=key_file)
+    found = read_log(config, user_id=user, after=after)
     if json:
         for event in itertools.islice(found, limit or None):
             line = json_module.dumps(as_json(event), ensure_ascii=False)
@@ -58,7 +63,9 @@ def events(
         ]
         for event in itertools.islice(found, limit or SHOWN)
     ]
-    console.print_table(f"{state}", ["number", "user (pseudonym)", "action", "item", "value", "time"], rows)
+    console.print_table(
+        config.shown_url, ["number", "user (pseudonym)", "action", "item", "value", "time"], rows
+    )
 
 
 def report(
@@ -81,7 +88,8 @@ def report(
     from recserve.engine.state.state import read_log
 
     start = since.replace(tzinfo=datetime.UTC).timestamp() if since else 0
-    logged = read_log(StateConfig(url=state, key_file=key_file))
+    config = StateConfig(url=state, key_file=key_file)
+    logged = read_log(config)
     impressions = attribute(one.event for one in logged if one.received >= start)
     rows = reports.report(impressions, min_users=min_users)
     if json:
@@ -92,7 +100,7 @@ def report(
     cells = [
         [*row[:4], *(_percent(one) for one in (row.ctr, row.conversion, row.ips, row.snips))] for row in rows
     ]
-    console.print_table(f"{state}: clicks and purchases per impression", columns, cells)
+    console.print_table(f"{config.shown_url}: clicks and purchases per impression", columns, cells)
     by_rank = [
         [row.arm, row.variant, one.rank, one.n_impressions, _percent(one.ctr)]
         for row in rows

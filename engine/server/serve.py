@@ -116,12 +116,11 @@ class ServeRepository:
 
 def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) -> None:
     """Serves with as many processes as the settings say."""
-    if work.state.url and work.server.workers > 1:
+    if work.state.url and not work.state.is_shared and work.server.workers > 1:
         raise ConfigError(
             "state.url",
-            found=f"given with {work.server.workers} workers",
-            expected="one worker",
-            cure="One process writes the log.",
+            found=f"{work.state.scheme}:// with {work.server.workers} workers",
+            expected="one worker, or a log that several processes may write (redis://, postgresql://)",
         )
     if work.telemetry.capture and work.server.workers > 1:
         raise ConfigError(

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 from recserve.errors import ConfigError, nearest
 
-SCHEMES = ("sqlite", "memory")
+SHARED_SCHEMES = ("redis", "rediss", "postgresql")
+SCHEMES = ("sqlite", "memory", *SHARED_SCHEMES)
 DURABILITIES = ("power", "process")
 SQLITE_PREFIX = "sqlite:///"
 
@@ -16,15 +17,16 @@ class StateConfig:
     """Where events of users are kept, how safely and for how long."""
 
     url: str = ""
-    """sqlite:///PATH (four slashes: an absolute one) or memory://. Not set: no feedback service."""
+    """sqlite:///PATH (four slashes: an absolute one), memory://, or for several servers redis://HOST:PORT/NUMBER,
+    rediss://… (TLS) or postgresql://USER@HOST:PORT/NAME. Not set: no feedback service."""
 
     durability: str = "power"
     """What an event that was answered with OK survives: power (a power failure), process (the server's death;
-    a power failure may cost the last moments)."""
+    a power failure may cost the last moments). Redis is asked for its own settings instead."""
 
     key_file: Path | None = None
     """The master keys (engine/state/master.py), unless the environment has RECSERVE_STATE_KEY. Not set:
-    PATH.master beside the log, made at the first start."""
+    PATH.master beside an SQLite log, made at the first start."""
 
     retention_days: int = 90
     """How long events are kept: older ones are removed every hour."""
@@ -45,11 +47,11 @@ class StateConfig:
     """Whether RecordStream is served. Not set: where the transport can (grpcio)."""
 
     def __post_init__(self) -> None:
-        scheme = urlsplit(self.url).scheme
+        scheme = self.scheme
         if self.url and scheme not in SCHEMES:
             raise ConfigError(
                 "state.url",
-                found=self.url,
+                found=self.shown_url,
                 expected=f"one of {', '.join(f'{name}://…' for name in SCHEMES)}",
                 cure=nearest(scheme, SCHEMES),
             )
@@ -64,11 +66,32 @@ class StateConfig:
                 raise ConfigError(f"state.{name}", found=getattr(self, name), expected="1 or more")
 
     @property
+    def scheme(self) -> str:
+        """What the URL begins with."""
+        return urlsplit(self.url).scheme
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether the log ends with the server."""
+        return self.scheme == "memory"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several servers may use the log."""
+        return self.scheme in SHARED_SCHEMES
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without user, password and options: they may be secrets."""
+        place = urlsplit(self.url).netloc
+        return self.url.partition("?")[0].replace(place, place.rpartition("@")[2], 1)
+
+    @property
     def path(self) -> str:
         """The file of a log on this machine, "" for none."""
         return self.url.removeprefix(SQLITE_PREFIX) if self.url.startswith(SQLITE_PREFIX) else ""
 
     @property
     def master_file(self) -> Path:
-        """The file of the master keys."""
+        """The file of the master keys; it need not be there when the environment has them."""
         return self.key_file or Path(f"{self.path}.master")

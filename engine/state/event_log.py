@@ -20,9 +20,9 @@ import structlog
 
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.events import EVERY_PURPOSE, HISTORY_ACTIONS, SERVE, Event, check_event, pack_event
+from recserve.engine.state.follower import Follower, Interaction
 from recserve.engine.state.keys import NONCE_BYTES, KeyStore
-from recserve.engine.state.observed import ObservedEvents
-from recserve.engine.state.store import EventStore
+from recserve.engine.state.store import EventRow, EventStore
 from recserve.errors import (
     AlreadyRecorded,
     Overloaded,
@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 # A commit that takes longer is a disk in trouble: callers are refused instead of queued behind it.
 MAX_COMMIT_SECONDS = 1.0
+# How often a server that has nothing to write looks for what others wrote.
+FOLLOW_SECONDS = 0.02
 # Bytes before an event's action: its timestamp, which the server may have set.
 TIMESTAMP_BYTES = 8
 
@@ -73,7 +75,7 @@ class Candidate(NamedTuple):
     event: Event
     purposes: int
     plain: bytes
-    row: tuple[bytes, bytes, int, bytes]
+    row: EventRow
 
 
 class EventLog:
@@ -83,14 +85,14 @@ class EventLog:
         self,
         store: EventStore,
         keys: KeyStore,
-        observed: ObservedEvents,
+        follower: Follower,
         config: StateConfig,
         *,
         on_failed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """``on_failed`` is called when nothing will be written any more."""
-        self._store, self._keys, self._observed = store, keys, observed
+        self._store, self._keys, self._follower = store, keys, follower
         self._config = config
         self._default_purposes = 0 if config.require_consent else EVERY_PURPOSE
         self._on_failed = on_failed
@@ -101,6 +103,7 @@ class EventLog:
         self._lock = threading.Lock()
         self._busy_since: float | None = None
         self.failure: RecserveError | None = None
+        self._is_behind = False
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="recserve-events", daemon=True)
         self._thread.start()
@@ -161,7 +164,11 @@ class EventLog:
     def _work(self) -> None:
         waiting: deque[Entry | Callable[[], None] | None] = deque()
         while True:
-            waiting.append(self._queue.get())
+            try:
+                waiting.append(self._queue.get(timeout=FOLLOW_SECONDS if self._store.is_shared else None))
+            except Empty:
+                self._follow()
+                continue
             with suppress(Empty):
                 while True:
                     waiting.append(self._queue.get_nowait())
@@ -179,6 +186,16 @@ class EventLog:
                     waiting.popleft()
                 self._write(group)
 
+    def _follow(self) -> None:
+        """Looks for what other servers wrote while there is nothing to write here."""
+        try:
+            self._follower.catch_up()
+            self._is_behind = False
+        except RecserveError as error:
+            if not self._is_behind:
+                log.error("the event log cannot be followed", error=str(error))
+            self._is_behind = True
+
     def _write(self, group: Sequence[Entry]) -> None:
         self._busy_since = time.monotonic()
         answers = self._commit(group)
@@ -195,13 +212,12 @@ class EventLog:
     def _commit(self, group: Sequence[Entry]) -> Sequence[Outcome | Exception]:
         if self.failure is not None:
             return [self.failure] * len(group)
-        answers: list[Outcome | Exception] = []
-        candidates: list[Candidate] = []
         try:
-            for entry in group:
-                answers.append(self._prepare(entry, candidates))
+            answers, candidates = self._prepare_all(group)
+            while not self._keys.commit():
+                self._follower.catch_up()
+                answers, candidates = self._prepare_all(group)
             if candidates:
-                self._keys.commit()
                 added = self._store.append([candidate.row for candidate in candidates])
                 self._apply(candidates, added)
         except Exception as error:  # noqa: BLE001 - the callers get it
@@ -216,6 +232,10 @@ class EventLog:
         log.critical("the event log failed, nothing more is written", exc_info=error)
         self.failure = error
         self._on_failed()
+
+    def _prepare_all(self, group: Sequence[Entry]) -> tuple[list[Outcome | Exception], list[Candidate]]:
+        candidates: list[Candidate] = []
+        return [self._prepare(entry, candidates) for entry in group], candidates
 
     def _prepare(self, entry: Entry, candidates: list[Candidate]) -> Outcome | Exception:
         """Checks and closes the events of a call; adds those that can be written to ``candidates``."""
@@ -245,7 +265,7 @@ class EventLog:
 
     def _close_event(
         self, event: Event, purposes: int, received: int, nonce: bytes
-    ) -> tuple[bytes, tuple[bytes, bytes, int, bytes]]:
+    ) -> tuple[bytes, EventRow]:
         check_event(event)
         plain = pack_event(event, purposes)
         user_key, event_key = self._keys.user_key(event.user_id), self._keys.event_key(event.event_id)
@@ -255,7 +275,7 @@ class EventLog:
         return plain, (event_key, user_key, received, body)
 
     def _apply(self, candidates: Sequence[Candidate], added: Iterable[bool]) -> None:
-        fresh = []
+        fresh: list[Interaction] = []
         for candidate, is_new in zip(candidates, added, strict=True):
             outcome, position, event, purposes, plain, row = candidate
             if is_new:
@@ -268,9 +288,9 @@ class EventLog:
                     outcome.duplicates.append(position)
                 except RecserveError as error:
                     outcome.refused.append((position, error))
-        self._observed.add(fresh)
+        self._follower.written(fresh)
 
-    def _check_same(self, row: tuple[bytes, bytes, int, bytes], plain: bytes) -> None:
+    def _check_same(self, row: EventRow, plain: bytes) -> None:
         """Raises :class:`AlreadyRecorded` unless the log has this very event, whatever its time."""
         event_key, user_key = row[0], row[1]
         known = self._store.get(event_key)

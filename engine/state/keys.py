@@ -1,20 +1,16 @@
-"""Every user's own key, closed with the master key, in a file of its own; who deletes it shreds the user.
+"""Every user's own key, closed with the master key; who deletes it shreds the user.
 
-The file is separate from the log, so that a copy of the log, however old, does not open what was erased
-since. ``secure_delete`` and a truncated write-ahead log leave no key bytes in it; backups of this file must
-be short-lived.
+Backups of the keys must be short-lived: with one of them, a copy of the log opens what was erased since.
 """
 
 import hmac
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from recserve.engine.state.database import open_database, storage_errors
 from recserve.engine.state.master import MasterKeys
+from recserve.engine.state.store import KeyRow, KeyTable
 from recserve.errors import ConfigError, DataError
 
 USER_KEY_BYTES = 16
@@ -22,15 +18,6 @@ NONCE_BYTES = 12
 KEY_BYTES = 32
 # Ciphers of users that wrote lately; a new one costs a row and two decryptions.
 MAX_CIPHERS = 100_000
-REWRAP_AT_ONCE = 500
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS pseudonym (id INTEGER PRIMARY KEY CHECK (id = 1), master TEXT, wrapped BLOB)
-    STRICT;
-CREATE TABLE IF NOT EXISTS keys (user_key BLOB PRIMARY KEY, master TEXT NOT NULL, wrapped BLOB NOT NULL)
-    STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS erased (user_key BLOB PRIMARY KEY, time INTEGER NOT NULL, is_done INTEGER NOT NULL)
-    STRICT, WITHOUT ROWID;
-"""
 PSEUDONYM_NAME = b"recserve pseudonym"
 USER_NAME = b"recserve user"
 ID_NAME = b"recserve event id"
@@ -44,27 +31,28 @@ class KeyStore:
     """
 
     def __init__(
-        self, path: str | Path, masters: MasterKeys, *, durability: str, read_only: bool = False
+        self, table: KeyTable, read_masters: Callable[[], MasterKeys], *, read_only: bool = False
     ) -> None:
-        """``path``: a file or ":memory:". Raises :class:`ConfigError` when the master key is another one."""
+        """``read_masters`` is asked again when a key was closed with a newer master key.
+
+        Raises :class:`ConfigError` when the master key is another one.
+        """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         self._cipher, self._invalid = AESGCM, InvalidTag
-        self._path = path
-        self._database = open_database(path, SCHEMA, durability=durability, read_only=read_only)
-        if not read_only:
-            self._database.execute("PRAGMA secure_delete=ON")
-        self.use_masters(masters)
+        self._table = table
+        self._read_masters = read_masters
+        self.use_masters(read_masters())
         # The secret behind the pseudonyms stays the same when the master key is rotated.
         secret = self._open_pseudonym_secret(read_only)
         self._user_secret = hmac.digest(secret, USER_NAME, "sha256")
         self._id_secret = hmac.digest(secret, ID_NAME, "sha256")
         self._ciphers: OrderedDict[bytes, Any] = OrderedDict()
-        self._pending: list[tuple[bytes, str, bytes]] = []
-        self.erased: set[bytes] = {
-            user_key for (user_key,) in self._database.execute("SELECT user_key FROM erased")
-        }
+        self._pending: list[KeyRow] = []
+        self.erased: set[bytes] = set()
+        self._last_erasure = 0
+        self.new_erasures()
 
     def user_key(self, user_id: str) -> bytes:
         """Returns the pseudonym of a user, 16 bytes: HMAC-SHA-256 under a secret of this store."""
@@ -101,13 +89,17 @@ class KeyStore:
             raise DataError("event in the log", found="changed", expected="as it was written") from error
         return plain
 
-    def commit(self) -> None:
-        """Makes the keys of new users durable: before the events that they close."""
-        if not self._pending:
-            return
-        with storage_errors(), self._database:
-            self._database.executemany("INSERT INTO keys VALUES (?, ?, ?)", self._pending)
+    def commit(self) -> bool:
+        """Makes the keys of new users durable: before the events that they close.
+
+        Returns False where another server was first, with a key or an erasure: what was sealed since the last
+        commit must be sealed again.
+        """
+        if self._pending and not self._table.add(self._pending):
+            self.discard()
+            return False
         self._pending.clear()
+        return True
 
     def discard(self) -> None:
         """Forgets keys that were made and not committed."""
@@ -117,24 +109,29 @@ class KeyStore:
 
     def erase(self, user_key: bytes) -> None:
         """Destroys a user's key for good; durable when it returns."""
-        with storage_errors(), self._database:
-            self._database.execute("DELETE FROM keys WHERE user_key = ?", (user_key,))
-            self._database.execute(
-                "INSERT INTO erased VALUES (?, ?, 0) ON CONFLICT DO NOTHING", (user_key, int(time.time()))
-            )
+        self._table.erase(user_key)
         self._ciphers.pop(user_key, None)
         self.erased.add(user_key)
-        with storage_errors():
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def new_erasures(self) -> list[bytes]:
+        """Returns the users that others have erased since the last call; from now on they are erased."""
+        found = self._table.erasures(self._last_erasure)
+        if not found:
+            return []
+        self._last_erasure = found[-1][0]
+        users = [user_key for _, user_key in found if user_key not in self.erased]
+        for user_key in users:
+            self._ciphers.pop(user_key, None)
+        self.erased.update(users)
+        return users
 
     def unfinished_erasures(self) -> list[bytes]:
         """Returns erased users whose rows may still be in the log."""
-        return [key for (key,) in self._database.execute("SELECT user_key FROM erased WHERE NOT is_done")]
+        return self._table.unfinished_erasures()
 
     def finish_erasure(self, user_key: bytes) -> None:
         """Notes that the user's rows are gone."""
-        with storage_errors():
-            self._database.execute("UPDATE erased SET is_done = 1 WHERE user_key = ?", (user_key,))
+        self._table.finish_erasure(user_key)
 
     def use_masters(self, masters: MasterKeys) -> None:
         """Takes other master keys from now on; :meth:`rewrap` then moves every user to the current one."""
@@ -142,39 +139,22 @@ class KeyStore:
         self._masters = {key_id: self._cipher(key) for key_id, key in masters.keys.items()}
 
     def rewrap(self) -> Iterator[int]:
-        """Closes what older master keys closed with the current one; yields after each few hundred users.
+        """Closes what older master keys closed with the current one; yields how many users after each step.
 
         A process that ends in between leaves all of them readable, by one key or the other.
         """
-        current = self.masters.current
-        row = self._database.execute("SELECT master, wrapped FROM pseudonym").fetchone()
-        if row[0] != current:
-            secret = self._unwrap(PSEUDONYM_NAME, *row)
-            self._database.execute(
-                "UPDATE pseudonym SET master = ?, wrapped = ?", self._wrap(PSEUDONYM_NAME, secret)
-            )
         n_done = 0
-        while rows := self._database.execute(
-            "SELECT user_key, master, wrapped FROM keys WHERE master != ? LIMIT ?", (current, REWRAP_AT_ONCE)
-        ).fetchall():
-            with self._database:
-                for user_key, master, wrapped in rows:
-                    again = self._wrap(user_key, self._unwrap(user_key, master, wrapped))
-                    self._database.execute(
-                        "UPDATE keys SET master = ?, wrapped = ? WHERE user_key = ?", (*again, user_key)
-                    )
-            n_done += len(rows)
+        for rows in self._table.closed_by_others(self.masters.current):
+            self._table.replace([(row[0], *self._wrap(row[0], self._unwrap(*row))) for row in rows])
+            n_done += sum(name != PSEUDONYM_NAME for name, _, _ in rows)
             yield n_done
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
-        """Closes the file."""
-        self._database.close()
+        """Closes the table."""
+        self._table.close()
 
     def _load(self, user_key: bytes) -> Any:
-        row = self._database.execute(
-            "SELECT master, wrapped FROM keys WHERE user_key = ?", (user_key,)
-        ).fetchone()
+        row = self._table.get(user_key)
         return None if row is None else self._keep(user_key, self._unwrap(user_key, *row))
 
     def _create(self, user_key: bytes) -> Any:
@@ -196,6 +176,8 @@ class KeyStore:
 
     def _unwrap(self, name: bytes, master: str, wrapped: bytes) -> bytes:
         if master not in self._masters:
+            self.use_masters(self._read_masters())
+        if master not in self._masters:
             raise ConfigError(
                 "state.key_file",
                 found=f"without master key {master}",
@@ -206,7 +188,7 @@ class KeyStore:
             key: bytes = self._masters[master].decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], name)
         except self._invalid as error:
             raise ConfigError(
-                f"key in {self._path}",
+                f"key in {self._table.name}",
                 found="not openable",
                 expected=f"closed with master key {master}",
                 cure="The master key is another one of the same name, or the file was changed.",
@@ -214,14 +196,14 @@ class KeyStore:
         return key
 
     def _open_pseudonym_secret(self, read_only: bool) -> bytes:
-        row = self._database.execute("SELECT master, wrapped FROM pseudonym").fetchone()
-        if row is not None:
-            return self._unwrap(PSEUDONYM_NAME, *row)
-        if read_only:
-            raise ConfigError(f"keys {self._path}", found="empty", expected="the keys of a log")
-        secret = os.urandom(KEY_BYTES)
-        self._database.execute("INSERT INTO pseudonym VALUES (1, ?, ?)", self._wrap(PSEUDONYM_NAME, secret))
-        return secret
+        row = self._table.get(PSEUDONYM_NAME)
+        if row is None and not read_only:
+            self._table.add([(PSEUDONYM_NAME, *self._wrap(PSEUDONYM_NAME, os.urandom(KEY_BYTES)))])
+            # Not what was just made: another server may have been first.
+            row = self._table.get(PSEUDONYM_NAME)
+        if row is None:
+            raise ConfigError(f"keys {self._table.name}", found="empty", expected="the keys of a log")
+        return self._unwrap(PSEUDONYM_NAME, *row)
 
 
 def _bound(user_key: bytes, event_key: bytes, received: int) -> bytes:

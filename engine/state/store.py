@@ -1,26 +1,15 @@
-"""The log of events: rows that are only ever appended, found again by number or by user.
-
-:class:`EventStore` is what a place for rows must do; what stands in them is closed before it gets there.
-"""
+"""What a place for the log and its keys must do; what stands in them is closed before it gets there."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from recserve.engine.state.database import open_database, storage_errors
+# Rows that are read, or removed, in one step.
+PAGE = 1000
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_key BLOB NOT NULL UNIQUE,
-    user_key BLOB NOT NULL,
-    received INTEGER NOT NULL,
-    body BLOB NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS events_by_user ON events (user_key, seq);
-"""
-COLUMNS = "seq, event_key, user_key, received, body"
-EXPIRE_AT_ONCE = 1000
+EventRow = tuple[bytes, bytes, int, bytes]
+"""A row without its number: event key, user key, received, body."""
+KeyRow = tuple[bytes, str, bytes]
+"""What a key is for (a user key, or another name), the master key that closed it, the closed key."""
 
 
 class Row(NamedTuple):
@@ -34,15 +23,24 @@ class Row(NamedTuple):
 
 
 class EventStore(Protocol):
-    """A place for rows. One thread calls it."""
+    """A place for rows, which are only ever appended and found again by number or by user.
 
-    durability: str
+    One thread calls it. Every method raises :class:`StorageFull` or :class:`Unavailable` where that may get
+    better by itself, :class:`StorageFailed` where nobody knows any more what is stored.
+    """
 
-    def append(self, rows: Iterable[tuple[bytes, bytes, int, bytes]]) -> list[bool]:
-        """Adds rows (all but their numbers) in order, as one step that is durable when it returns.
+    is_shared: bool
+    """Whether other servers may write at the same time."""
 
-        Returns for each whether it was added; else a row of the same event key was there. Raises
-        :class:`StorageFull` or :class:`StorageFailed`, and then none was.
+    @property
+    def durability(self) -> str:
+        """What a row survives: power, process or memory."""
+
+    def append(self, rows: Sequence[EventRow]) -> list[bool]:
+        """Adds rows in order, as one step that is durable when it returns; readers see them in that order.
+
+        Returns for each whether it was added; else a row of the same event key was there. An error says that
+        none was, or, :class:`Unavailable`, that nobody knows: all of them or none.
         """
 
     def get(self, event_key: bytes) -> Row | None:
@@ -64,74 +62,38 @@ class EventStore(Protocol):
         """Closes the place."""
 
 
-class SqliteStore:
-    """Rows in one SQLite file, or in memory."""
+class KeyTable(Protocol):
+    """A place for closed keys, and for who was erased. Every method raises what those of EventStore do."""
 
-    def __init__(self, path: str | Path, *, durability: str, read_only: bool = False) -> None:
-        """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened."""
-        self.durability = durability
-        self._database: Any = open_database(path, SCHEMA, durability=durability, read_only=read_only)
+    name: str
+    """For messages."""
 
-    def append(self, rows: Iterable[tuple[bytes, bytes, int, bytes]]) -> list[bool]:
-        """As :meth:`EventStore.append`."""
-        database, added = self._database, []
-        with storage_errors():
-            execute, changes = database.cursor().execute, database.changes
-            execute("BEGIN IMMEDIATE")
-            try:
-                for row in rows:
-                    execute(
-                        "INSERT INTO events (event_key, user_key, received, body) VALUES (?, ?, ?, ?)"
-                        " ON CONFLICT DO NOTHING",
-                        row,
-                    )
-                    added.append(changes() == 1)
-                execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors.
-                if database.in_transaction:
-                    execute("ROLLBACK")
-                raise
-        return added
+    def get(self, name: bytes) -> tuple[str, bytes] | None:
+        """Returns the master key and the closed key of a name."""
 
-    def get(self, event_key: bytes) -> Row | None:
-        """As :meth:`EventStore.get`."""
-        found = self._database.execute(
-            f"SELECT {COLUMNS} FROM events WHERE event_key = ?", (event_key,)
-        ).fetchone()
-        return None if found is None else Row(*found)
+    def add(self, keys: Sequence[KeyRow]) -> bool:
+        """Adds keys, durable when it returns; returns whether all were.
 
-    def rows(self, after: int = 0) -> Iterator[Row]:
-        """As :meth:`EventStore.rows`."""
-        return map(
-            Row._make,
-            self._database.execute(f"SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq", (after,)),
-        )
+        Those that are there stay as they are, and an erased user gets none.
+        """
 
-    def rows_of(self, user_key: bytes, *, after: int, limit: int) -> list[Row]:
-        """As :meth:`EventStore.rows_of`."""
-        found: Sequence[Any] = self._database.execute(
-            f"SELECT {COLUMNS} FROM events WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (user_key, after, limit),
-        ).fetchall()
-        return [Row(*row) for row in found]
+    def replace(self, keys: Iterable[KeyRow]) -> None:
+        """Writes the keys of names that are there."""
 
-    def delete_user(self, user_key: bytes) -> int:
-        """As :meth:`EventStore.delete_user`."""
-        with storage_errors():
-            self._database.execute("DELETE FROM events WHERE user_key = ?", (user_key,)).fetchall()
-            return int(self._database.changes())
+    def closed_by_others(self, master: str) -> Iterator[list[KeyRow]]:
+        """Yields, some at a time, the keys that another master key closed, while they are being replaced."""
 
-    def delete_before(self, received: int) -> int:
-        """As :meth:`EventStore.delete_before`: looks at the oldest rows only."""
-        with storage_errors():
-            self._database.execute(
-                "DELETE FROM events WHERE received < ?1 AND seq <= (SELECT max(seq) FROM"
-                " (SELECT seq FROM events ORDER BY seq LIMIT ?2))",
-                (received, EXPIRE_AT_ONCE),
-            ).fetchall()
-            return int(self._database.changes())
+    def erase(self, user_key: bytes) -> None:
+        """Destroys a user's key and notes that, once; durable when it returns."""
+
+    def erasures(self, after: int) -> list[tuple[int, bytes]]:
+        """Returns the erased users with larger numbers than ``after``, in their order."""
+
+    def unfinished_erasures(self) -> list[bytes]:
+        """Returns erased users whose rows may still be in the log."""
+
+    def finish_erasure(self, user_key: bytes) -> None:
+        """Notes that the user's rows are gone."""
 
     def close(self) -> None:
-        """Closes the file."""
-        self._database.close()
+        """Closes the place."""

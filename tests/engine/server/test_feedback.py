@@ -23,7 +23,7 @@ from recserve.engine.server.health import NOT_SERVING, SERVING
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.remembering import Remembering
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.store import SqliteStore
+from recserve.engine.state.sqlite_store import SqliteStore
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import ConfigError, StorageFailed, StorageFull
 from tests.engine.server.conftest import RunningServer

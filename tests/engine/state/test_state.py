@@ -13,49 +13,19 @@ import pytest
 from recserve.engine import Engine, Request
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.event_log import Outcome
-from recserve.engine.state.events import SERVE, Event
-from recserve.engine.state.state import State, open_state, read_log
-from recserve.engine.state.store import SqliteStore
+from recserve.engine.state.events import Event
+from recserve.engine.state.sqlite_store import SqliteStore
+from recserve.engine.state.state import State, open_state
 from recserve.errors import (
-    AlreadyRecorded,
     ConfigError,
-    InvalidRequest,
     Overloaded,
     StorageFailed,
     StorageFull,
     Unavailable,
 )
-from tests.engine.state.conftest import event
+from tests.engine.state.conftest import event, items, logged, opened
 
 TIMEOUT_SECONDS = 30
-
-
-def opened(config: StateConfig) -> State:
-    state = open_state(config)
-    state.load()
-    return state
-
-
-def items(state: State, user: str = "u") -> list[str]:
-    found = state.observed.get(user)
-    assert found is not None
-    return [state.observed.item_ids(0)[code] for code in found["code"]]
-
-
-def logged(config: StateConfig) -> list[str]:
-    return [one.event.event_id for one in read_log(config)]
-
-
-def test_events_survive_the_process_in_their_order(config: StateConfig) -> None:
-    with opened(config) as state:
-        outcome = state.record([event(1), event(2, action="impression"), event(3, purposes=2)])
-        assert outcome == Outcome("power", n_stored=3)
-        state.record([event(4)])
-        # What was shown, and what slates must not know, is in the log and not in the history.
-        assert items(state) == ["i1", "i4"]
-    assert logged(config) == ["e1", "e2", "e3", "e4"]
-    with opened(config) as state:
-        assert items(state) == ["i1", "i4"]
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
@@ -65,45 +35,6 @@ def test_the_promise_is_named(config: StateConfig, durability: str) -> None:
     with opened(StateConfig(url="memory://")) as state:
         assert state.record([event(1)]) == Outcome("memory", n_stored=1)
         assert items(state) == ["i1"]
-
-
-def test_an_event_counts_once_however_often_it_comes(config: StateConfig) -> None:
-    for _ in range(3):
-        with opened(config) as state:
-            for _ in range(2):
-                outcome = state.record([event(1), event(2), event(1)])
-                assert outcome.n_stored + len(outcome.duplicates) == 3
-            assert items(state) == ["i1", "i2"]
-    assert logged(config) == ["e1", "e2"]
-
-
-@pytest.mark.parametrize(
-    "other", [event(1, item_id="x"), event(1, user="v"), event(1, value=2.0), event(1, action="view")]
-)
-def test_another_event_of_the_same_id_is_refused(config: StateConfig, other: Event) -> None:
-    with opened(config) as state:
-        state.record([event(1)])
-        [(position, error)] = state.record([event(2), other]).refused
-        assert (position, type(error)) == (1, AlreadyRecorded)
-        # A time that the server set differs when the event is sent again.
-        assert state.record([event(1, timestamp=5)]).duplicates == [0]
-    assert logged(config) == ["e1", "e2"]
-
-
-def test_a_bad_event_is_refused_alone(config: StateConfig) -> None:
-    with opened(config) as state:
-        outcome = state.record([event(1), event(2, action="clik"), event(3)])
-        assert outcome.n_stored == 2
-        [(position, error)] = outcome.refused
-        assert (position, type(error)) == (1, InvalidRequest)
-        assert "Did you mean 'click'?" in str(error)
-
-
-def test_an_event_without_consent_is_not_kept(config: StateConfig) -> None:
-    with opened(config) as state:
-        outcome = state.record([event(1, purposes=0), event(2, purposes=SERVE)])
-        assert (outcome.n_stored, outcome.n_withheld) == (1, 1)
-    assert logged(config) == ["e2"]
 
 
 def test_one_process_uses_a_log(config: StateConfig) -> None:

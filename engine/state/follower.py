@@ -1,0 +1,102 @@
+"""What memory knows of the log: loaded at the start, then kept up with it.
+
+Alone, a server adds what it has written. Where others write too, every server reads the log in its order,
+what it has written itself included: all of them, and a restarted one, know the same.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import structlog
+
+from recserve.engine.state.events import unpack_interaction
+from recserve.engine.state.keys import KeyStore
+from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.state.store import EventStore
+from recserve.errors import DataError
+
+log = structlog.get_logger("recserve.state")
+
+Interaction = tuple[bytes, str, int]
+"""User key, item id, timestamp."""
+
+
+class Loaded(NamedTuple):
+    """What a start found in the log. ``n_unreadable``: rows that were changed or whose key is missing."""
+
+    n_events: int
+    n_unreadable: int
+    seconds: float
+
+
+class Follower:
+    """Brings rows of the log to memory; the thread of the log calls it."""
+
+    def __init__(self, store: EventStore, keys: KeyStore, observed: ObservedEvents) -> None:
+        self._store, self._keys, self._observed = store, keys, observed
+        # Memory knows the rows up to ``seen``; while they are being read, up to ``read``.
+        self._seen = self._read = 0
+        self._to_erase: list[bytes] = []
+        self._is_loaded = False
+        self._n_events = self._n_unreadable = 0
+
+    def load(self) -> Loaded:
+        """Builds the histories from the log, and ends erasures that an earlier process left half done."""
+        start = time.perf_counter()
+        for user_key in self._keys.unfinished_erasures():
+            self._delete(user_key)
+        self._observed.load(self._interactions())
+        for user_key in self._keys.erased:
+            self._observed.erase(user_key)
+        self._seen, self._is_loaded = self._read, True
+        if self._n_unreadable:
+            log.error("events of the log are not readable", events=self._n_unreadable, of=self._n_events)
+        return Loaded(self._n_events, self._n_unreadable, time.perf_counter() - start)
+
+    def written(self, fresh: Iterable[Interaction]) -> None:
+        """Lets memory know of events that this server has just written."""
+        if self._store.is_shared:
+            self.catch_up()
+        else:
+            self._observed.add(fresh)
+
+    def catch_up(self) -> None:
+        """Lets memory know of what all servers wrote and whom they erased since the last time."""
+        if not self._is_loaded:
+            return
+        self._to_erase += self._keys.new_erasures()
+        while self._to_erase:
+            # Once more: until now this server may have written events of them.
+            self.erase(self._to_erase[0])
+            del self._to_erase[0]
+        self._observed.add(list(self._interactions()))
+        self._seen = self._read
+
+    def erase(self, user_key: bytes) -> int:
+        """Erases a user for good; returns how many events they had.
+
+        The key is destroyed first: from then on nothing opens their events, wherever copies of the log are.
+        """
+        self._keys.erase(user_key)
+        self._observed.erase(user_key)
+        return self._delete(user_key)
+
+    def _delete(self, user_key: bytes) -> int:
+        n_events = self._store.delete_user(user_key)
+        self._keys.finish_erasure(user_key)
+        return n_events
+
+    def _interactions(self) -> Iterator[Interaction]:
+        open_ = self._keys.open
+        for seq, event_key, user_key, received, body in self._store.rows(self._seen):
+            self._read = seq
+            self._n_events += 1
+            try:
+                plain = open_(user_key, event_key, received, body)
+            except DataError:
+                plain = None
+            if plain is None:
+                self._n_unreadable += not self._keys.is_erased(user_key)
+            elif (interaction := unpack_interaction(plain)) is not None:
+                yield user_key, *interaction

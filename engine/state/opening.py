@@ -1,0 +1,119 @@
+"""Where a log and its keys lie, opened by URL."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from recserve.engine.state.config import StateConfig
+from recserve.engine.state.keys import KeyStore
+from recserve.engine.state.master import ENVIRONMENT, MasterKeys, add_key, new_line, parse, read_master_keys
+from recserve.engine.state.postgres_store import PostgresDatabase, PostgresKeys, PostgresStore
+from recserve.engine.state.redis_store import RedisDatabase, RedisKeys, RedisStore
+from recserve.engine.state.sqlite_store import SqliteKeys, SqliteStore
+from recserve.engine.state.store import EventStore, KeyTable
+from recserve.errors import ConfigError
+
+log = structlog.get_logger("recserve.state")
+
+MEMORY = ":memory:"
+
+
+class Places(NamedTuple):
+    """An opened log. ``lock``: the descriptor that keeps other processes away, where they must be."""
+
+    lock: int | None
+    store: EventStore
+    keys: KeyStore
+
+
+def open_places(config: StateConfig, *, read_only: bool = False) -> Places:
+    """Opens what ``config.url`` names; ``read_only``: beside the servers that write.
+
+    Raises :class:`ConfigError` when it cannot be used, :class:`Unavailable` when nobody answers there.
+    """
+    with ExitStack() as opened:
+        lock = None
+        if config.path and not read_only:
+            lock = _lock(Path(f"{config.path}.lock"))
+            opened.callback(os.close, lock)
+        read_masters = _masters(config, may_make=not read_only)
+        store, table = _open_tables(config, read_only=read_only)
+        opened.callback(store.close)
+        opened.callback(table.close)
+        places = Places(lock, store, KeyStore(table, read_masters, read_only=read_only))
+        # Nothing failed: all of it stays open.
+        opened.pop_all()
+    return places
+
+
+def _open_tables(config: StateConfig, *, read_only: bool) -> tuple[EventStore, KeyTable]:
+    if config.scheme == "postgresql":
+        postgres = PostgresDatabase(config.url, durability=config.durability, read_only=read_only)
+        return PostgresStore(postgres), PostgresKeys(postgres)
+    if config.is_shared:
+        redis = RedisDatabase(config.url)
+        return RedisStore(redis), RedisKeys(redis)
+    durability = "memory" if config.is_memory else config.durability
+    table = SqliteKeys(_keys_file(config), durability=durability, read_only=read_only)
+    return SqliteStore(config.path or MEMORY, durability=durability, read_only=read_only), table
+
+
+def _masters(config: StateConfig, *, may_make: bool) -> Callable[[], MasterKeys]:
+    """Returns what reads the master keys; they are there, made now where that is right."""
+    if config.is_memory:
+        masters = parse(new_line(), "fresh key")
+        return lambda: masters
+    file = config.master_file
+    if config.key_file is None and ENVIRONMENT not in os.environ:
+        if config.is_shared:
+            raise ConfigError(
+                "state.key_file",
+                found="not set",
+                expected=f"a file with a master key, the same for every server, or {ENVIRONMENT}",
+            )
+        if may_make and not file.exists():
+            _make_master(file, Path(_keys_file(config)))
+    read_master_keys(file)
+    return lambda: read_master_keys(file)
+
+
+def _make_master(file: Path, keys_file: Path) -> None:
+    # Only where no key closes anything yet: a lost key must be noticed, not replaced.
+    if keys_file.exists():
+        raise ConfigError(
+            f"key file {file}", found="missing", expected="the keys of this log", cure="Bring it back."
+        )
+    add_key(file)
+    log.info("made a master key: keep a copy in a safe place", file=str(file))
+
+
+def _keys_file(config: StateConfig) -> str:
+    return f"{config.path}.keys" if config.path else MEMORY
+
+
+def _lock(path: Path) -> int:
+    """Returns the descriptor of a lock on the log; raises :class:`ConfigError` when another has it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            "state.url", found=f"in a folder that is not writable ({error.strerror})", expected="writable"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(descriptor, 20, 0).decode(errors="replace")
+        os.close(descriptor)
+        raise ConfigError(
+            f"event log {path.with_suffix('')}",
+            found=f"in use by process {owner}",
+            expected="used by one server",
+        ) from error
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor

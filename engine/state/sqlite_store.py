@@ -1,0 +1,175 @@
+"""The log and its keys in two SQLite files, or in memory.
+
+The files are separate, so that a copy of the log, however old, does not open what was erased since.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from recserve.engine.state.database import open_database, storage_errors
+from recserve.engine.state.store import PAGE, EventRow, KeyRow, Row
+
+EVENTS = """
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    event_key BLOB NOT NULL UNIQUE,
+    user_key BLOB NOT NULL,
+    received INTEGER NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS events_by_user ON events (user_key, seq);
+"""
+KEYS = """
+CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, master TEXT NOT NULL, wrapped BLOB NOT NULL)
+    STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erased (user_key BLOB PRIMARY KEY, time INTEGER NOT NULL, is_done INTEGER NOT NULL)
+    STRICT, WITHOUT ROWID;
+"""
+COLUMNS = "seq, event_key, user_key, received, body"
+
+
+class SqliteStore:
+    """Rows in one file that one process writes, or in memory."""
+
+    is_shared = False
+
+    def __init__(self, path: str | Path, *, durability: str, read_only: bool = False) -> None:
+        """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened."""
+        self.durability = durability
+        self._database: Any = open_database(path, EVENTS, durability=durability, read_only=read_only)
+
+    def append(self, rows: Sequence[EventRow]) -> list[bool]:
+        """As :meth:`EventStore.append`."""
+        database, added = self._database, []
+        with storage_errors():
+            execute, changes = database.cursor().execute, database.changes
+            execute("BEGIN IMMEDIATE")
+            try:
+                for row in rows:
+                    execute(
+                        "INSERT INTO events (event_key, user_key, received, body) VALUES (?, ?, ?, ?)"
+                        " ON CONFLICT DO NOTHING",
+                        row,
+                    )
+                    added.append(changes() == 1)
+                execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself after some errors.
+                if database.in_transaction:
+                    execute("ROLLBACK")
+                raise
+        return added
+
+    def get(self, event_key: bytes) -> Row | None:
+        """As :meth:`EventStore.get`."""
+        found = self._database.execute(
+            f"SELECT {COLUMNS} FROM events WHERE event_key = ?", (event_key,)
+        ).fetchone()
+        return None if found is None else Row(*found)
+
+    def rows(self, after: int = 0) -> Iterator[Row]:
+        """As :meth:`EventStore.rows`."""
+        return map(
+            Row._make,
+            self._database.execute(f"SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq", (after,)),
+        )
+
+    def rows_of(self, user_key: bytes, *, after: int, limit: int) -> list[Row]:
+        """As :meth:`EventStore.rows_of`."""
+        found: Sequence[Any] = self._database.execute(
+            f"SELECT {COLUMNS} FROM events WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
+            (user_key, after, limit),
+        ).fetchall()
+        return [Row(*row) for row in found]
+
+    def delete_user(self, user_key: bytes) -> int:
+        """As :meth:`EventStore.delete_user`."""
+        with storage_errors():
+            self._database.execute("DELETE FROM events WHERE user_key = ?", (user_key,)).fetchall()
+            return int(self._database.changes())
+
+    def delete_before(self, received: int) -> int:
+        """As :meth:`EventStore.delete_before`: looks at the oldest rows only."""
+        with storage_errors():
+            self._database.execute(
+                "DELETE FROM events WHERE received < ?1 AND seq <= (SELECT max(seq) FROM"
+                " (SELECT seq FROM events ORDER BY seq LIMIT ?2))",
+                (received, PAGE),
+            ).fetchall()
+            return int(self._database.changes())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()
+
+
+class SqliteKeys:
+    """Keys in one file. ``secure_delete`` and a truncated write-ahead log leave no destroyed key in it."""
+
+    def __init__(self, path: str | Path, *, durability: str, read_only: bool = False) -> None:
+        """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened."""
+        self.name = str(path)
+        self._database: Any = open_database(path, KEYS, durability=durability, read_only=read_only)
+        if not read_only:
+            self._database.execute("PRAGMA secure_delete=ON")
+
+    def get(self, name: bytes) -> tuple[str, bytes] | None:
+        """As :meth:`KeyTable.get`."""
+        found: tuple[str, bytes] | None = self._database.execute(
+            "SELECT master, wrapped FROM keys WHERE name = ?", (name,)
+        ).fetchone()
+        return found
+
+    def add(self, keys: Sequence[KeyRow]) -> bool:
+        """As :meth:`KeyTable.add`; nobody else adds any."""
+        with storage_errors(), self._database:
+            self._database.executemany("INSERT INTO keys VALUES (?, ?, ?)", keys)
+        return True
+
+    def replace(self, keys: Iterable[KeyRow]) -> None:
+        """As :meth:`KeyTable.replace`."""
+        with storage_errors(), self._database:
+            self._database.executemany("UPDATE keys SET master = ?2, wrapped = ?3 WHERE name = ?1", keys)
+
+    def closed_by_others(self, master: str) -> Iterator[list[KeyRow]]:
+        """As :meth:`KeyTable.closed_by_others`."""
+        while rows := self._database.execute(
+            "SELECT name, master, wrapped FROM keys WHERE master != ? LIMIT ?", (master, PAGE)
+        ).fetchall():
+            yield rows
+        self._truncate()
+
+    def erase(self, user_key: bytes) -> None:
+        """As :meth:`KeyTable.erase`."""
+        with storage_errors(), self._database:
+            self._database.execute("DELETE FROM keys WHERE name = ?", (user_key,))
+            self._database.execute(
+                "INSERT INTO erased VALUES (?, ?, 0) ON CONFLICT DO NOTHING", (user_key, int(time.time()))
+            )
+        self._truncate()
+
+    def erasures(self, after: int) -> list[tuple[int, bytes]]:
+        """As :meth:`KeyTable.erasures`, counted from 1."""
+        rows = self._database.execute(
+            "SELECT user_key FROM erased ORDER BY time LIMIT -1 OFFSET ?", (after,)
+        ).fetchall()
+        return [(number, user_key) for number, (user_key,) in enumerate(rows, after + 1)]
+
+    def unfinished_erasures(self) -> list[bytes]:
+        """As :meth:`KeyTable.unfinished_erasures`."""
+        return [key for (key,) in self._database.execute("SELECT user_key FROM erased WHERE NOT is_done")]
+
+    def finish_erasure(self, user_key: bytes) -> None:
+        """As :meth:`KeyTable.finish_erasure`."""
+        with storage_errors():
+            self._database.execute("UPDATE erased SET is_done = 1 WHERE user_key = ?", (user_key,))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()
+
+    def _truncate(self) -> None:
+        with storage_errors():
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
