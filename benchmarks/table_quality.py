@@ -1,12 +1,12 @@
-"""Our ALS and BPR against implicit's: same splits, same width, same metric code.
+"""Our ALS and BPR against implicit's, our LightGCN against RecBole's: same splits, width and metric code.
 
     python -m recserve.benchmarks.table_quality --seeds 0 1 2 --out result.json
 
 Random 8:1:1 split of each user on ml-100k, full ranking, known items filtered, NDCG@10 on test; a seed is
 that of the split and of the model. Ours runs with its defaults, early stopping on validation among them.
-implicit is trained with every setting of a grid around its defaults and takes the one with the best
-validation NDCG@10. At test time both know the validation items: ALS computes the users anew from them, BPR
-only leaves them out.
+The peer is trained with every setting of a grid around its defaults and takes the one with the best
+validation NDCG@10. At test time both know the validation items: ALS computes the users anew from them, the
+others only leave them out. GraphSAGE, whose users and items start from their attributes, has no peer.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from recserve import console
@@ -57,8 +58,23 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         {"factors": WIDTH - 1, "learning_rate": rate, "regularization": reg, "iterations": iterations}
         for rate, reg, iterations in product([0.003, 0.01, 0.03], [0.01, 0.03, 0.1], [100, 300])
     ],
+    "lightgcn": [
+        {
+            "embedding_size": WIDTH,
+            "n_layers": 3,
+            "reg_weight": 1e-4,
+            "learning_rate": rate,
+            "epochs": 300,
+            "eval_step": 5,
+            "stopping_step": 5,
+        }
+        for rate in (0.002, 0.005)
+    ],
 }
-LIBRARIES = ("recserve", "implicit")
+# model: its peer, that one's script and environment.
+PEER_OF = {"als": "implicit", "bpr": "implicit", "lightgcn": "recbole"}
+SCRIPTS = {"implicit": "implicit_quality.py", "recbole": "recbole_lightgcn.py"}
+MODELS = (*PEER_OF, "graphsage")
 # Every contender on one thread: the seconds compare, and a busy core beside does not decide.
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 Lists = NDArray[np.int64]
@@ -70,22 +86,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default="ml-100k")
-    parser.add_argument("--models", nargs="+", default=list(GRIDS), choices=list(GRIDS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     arguments = parser.parse_args()
     dataset = load_dataset(arguments.data, on_note=console.note)
-    python = peer_python("implicit", default_cache_dir() / "peers")
+    torch.set_num_threads(1)
+    pythons = {
+        peer: peer_python(peer, default_cache_dir() / "peers")
+        for peer in {PEER_OF[model] for model in arguments.models if model in PEER_OF}
+    }
     rows: dict[str, list[dict[str, Any]]] = {}
     values: dict[str, list[NDArray[np.float64]]] = {}
     for seed in arguments.seeds:
         split = random_split(dataset, seed)
         for name in contenders(arguments.models):
             start = time.perf_counter()
-            if name.startswith("implicit"):
-                lists, chosen = _implicit(python, name.split()[1], split, dataset, seed)
+            library, model = name.split()
+            if library == "recserve":
+                lists, chosen = _ours(model, dataset, split, seed)
             else:
-                lists, chosen = _ours(name.split()[-1], dataset, split, seed)
+                lists, chosen = _theirs(pythons[library], library, model, split, dataset, seed)
             seconds = time.perf_counter() - start
             values.setdefault(name, []).append(_ndcg_per_user(lists, split.test))
             rows.setdefault(name, []).append({"seconds": round(seconds, 1), "chosen": chosen})
@@ -97,14 +118,24 @@ def main() -> None:
 
 
 def contenders(models: list[str]) -> list[str]:
-    """Returns the names of the rows: popularity, then each model by each library."""
-    return ["popularity", *(f"{library} {model}" for model in models for library in LIBRARIES)]
+    """Returns the names of the rows, library and model: popularity, then each model and its peer's."""
+    pairs = [("recserve", "popularity")]
+    for model in models:
+        pairs.append(("recserve", model))
+        if model in PEER_OF:
+            pairs.append((PEER_OF[model], model))
+    return [" ".join(pair) for pair in pairs]
 
 
 def _ours(model: str, dataset: Dataset, split: Split, seed: int) -> tuple[Lists, dict[str, Any]]:
     width = {} if model == "popularity" else {"embedding_size": WIDTH}
     config = run_config(model, "random", {**width, "seed": seed})
-    trained = family_of(model).create(config.shape, dataset.n_users, dataset.n_items)
+    torch.manual_seed(seed)
+    family = family_of(model)
+    if family.create_from_data is None:
+        trained = family.create(config.shape, dataset.n_users, dataset.n_items)
+    else:
+        trained = family.create_from_data(config.shape, dataset, split)
     with tempfile.TemporaryDirectory() as folder:
         progress = Trainer(trained, split, Path(folder), config.loop).fit()
         load_checkpoint(Path(folder) / BEST, trained)
@@ -122,8 +153,8 @@ def _lists(scorer: Any, held_out: EvaluationSet) -> Lists:
     return lists
 
 
-def _implicit(
-    python: Path, model: str, split: Split, dataset: Dataset, seed: int
+def _theirs(
+    python: Path, library: str, model: str, split: Split, dataset: Dataset, seed: int
 ) -> tuple[Lists, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {
@@ -136,12 +167,14 @@ def _implicit(
         }
         np.savez(settings["arrays"], **_arrays(split))  # type: ignore[arg-type]
         Path(folder, "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-        command = [str(python), str(PEERS / "implicit_quality.py"), str(Path(folder, "settings.json"))]
+        command = [str(python), str(PEERS / SCRIPTS[library]), str(Path(folder, "settings.json"))]
         with Path(folder, "log.txt").open("w", encoding="utf-8") as log:
-            finished = subprocess.run(command, check=False, stdout=log, stderr=log, env=ONE_THREAD)
+            finished = subprocess.run(
+                command, check=False, stdout=log, stderr=log, env=ONE_THREAD, cwd=folder
+            )
         if finished.returncode != 0:
             sys.stderr.write(Path(folder, "log.txt").read_text(encoding="utf-8"))
-            raise CheckFailed("implicit", found=f"exit code {finished.returncode}", expected="0; see above")
+            raise CheckFailed(library, found=f"exit code {finished.returncode}", expected="0; see above")
         with np.load(settings["output"]) as output:
             return output["lists"].astype(np.int64), json.loads(str(output["chosen"]))
 
@@ -174,19 +207,19 @@ def _summary(
     seeds: list[int],
 ) -> dict[str, Any]:
     gains = {}
-    for model in GRIDS:
+    for model, peer in PEER_OF.items():
         if f"recserve {model}" not in values:
             continue
         # Users are the sample: each one's gain is the mean over the seeds.
-        gain = np.mean(values[f"recserve {model}"], axis=0) - np.mean(values[f"implicit {model}"], axis=0)
+        gain = np.mean(values[f"recserve {model}"], axis=0) - np.mean(values[f"{peer} {model}"], axis=0)
         estimate = metrics.bootstrap(gain)
         gains[model] = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
     return {
         "environment": environment(("numpy", "numba", "polars", "torch")),
         "dataset": dataset.name,
-        "n_users": len(values["popularity"][0]),
+        "n_users": len(values["recserve popularity"][0]),
         "embedding_size": WIDTH,
-        "implicit_grids": {model: GRIDS[model] for model in gains},
+        "peer_grids": {model: GRIDS[model] for model in gains},
         "seeds": seeds,
         "ndcg@10": {
             name: {
@@ -196,7 +229,7 @@ def _summary(
             }
             for name in values
         },
-        "gain_over_implicit": gains,
+        "gain_over_peer": gains,
     }
 
 
@@ -210,9 +243,9 @@ def _show(result: dict[str, Any]) -> None:
             for name, row in result["ndcg@10"].items()
         ],
     )
-    for model, gain in result["gain_over_implicit"].items():
+    for model, gain in result["gain_over_peer"].items():
         console.stdout.print(
-            f"{model}: gain over implicit {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
+            f"{model}: gain over its peer {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}]",
             markup=False,
         )
 

@@ -17,6 +17,8 @@ SERVED = {
     "bert4rec": ["--embedding-size", "8", "--epochs", "1", "--blocks", "1", "--max-history", "5"],
     "gru4rec": ["--embedding-size", "8", "--epochs", "1", "--hidden-size", "8", "--max-history", "5"],
     "hstu": ["--size", "tiny", "--epochs", "1", "--max-history", "5"],
+    "graphsage": ["--embedding-size", "8", "--epochs", "2", "--layers", "1", "--unknown-rate", "0.2"],
+    "lightgcn": ["--embedding-size", "8", "--epochs", "2", "--layers", "2"],
     "popularity": [],
     "svd": ["--embedding-size", "8", "--epochs", "3"],
     "svdpp": ["--embedding-size", "8", "--epochs", "3"],

@@ -52,12 +52,15 @@ def train(
         str | None, typer.Option(help="tiny, small, base or large, where the shape is not given (hstu).")
     ] = None,
     blocks: Annotated[int | None, typer.Option(help="Blocks or layers (sequence models).")] = None,
+    layers: Annotated[int | None, typer.Option(help="Steps over the graph (lightgcn, graphsage).")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads (sasrec, bert4rec, hstu).")] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of the recurrent state (gru4rec).")] = None,
     max_history: Annotated[
         int | None, typer.Option(help="Newest items that the model sees (sequence models).")
     ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout rate (sequence models, dssm).")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Dropout rate (sequence models, dssm, graphsage).")
+    ] = None,
     mask_rate: Annotated[
         float | None, typer.Option(help="Share of a history's items hidden in training (bert4rec).")
     ] = None,
@@ -67,7 +70,9 @@ def train(
     weight: Annotated[
         float | None, typer.Option(help="Confidence of an interaction above that of none (als).")
     ] = None,
-    reg: Annotated[float | None, typer.Option(help="Regularisation (als, bpr, svd, svdpp, ease).")] = None,
+    reg: Annotated[
+        float | None, typer.Option(help="Regularisation (als, bpr, svd, svdpp, ease, graphs).")
+    ] = None,
     reg_exponent: Annotated[
         float | None, typer.Option(help="How regularisation grows with the interactions, 0 to 1 (als).")
     ] = None,
@@ -77,7 +82,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Users (rankers: examples; dssm: interactions) per step.")
+        int | None, typer.Option(help="Users (rankers: examples; dssm, graphs: interactions) per step.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the gradient steps.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
@@ -105,7 +110,8 @@ def train(
         int | None, typer.Option(help="Items at random for each click, with sampled labels (rankers).")
     ] = None,
     unknown_rate: Annotated[
-        float | None, typer.Option(help="How often training hides an id (rankers, dssm) or the moment.")
+        float | None,
+        typer.Option(help="How often training hides an id (rankers, dssm, graphsage) or the moment."),
     ] = None,
     normalisation: Annotated[
         str | None, typer.Option(help="Of numbers: min-max, z-score, log or quantile (rankers).")
@@ -133,6 +139,7 @@ def train(
         "embedding_size": embedding_size,
         "size": size,
         "n_blocks": blocks,
+        "n_layers": layers,
         "n_heads": heads,
         "hidden_size": hidden_size,
         "max_history": max_history,

@@ -47,8 +47,9 @@ def test_the_peer_gets_no_test_item() -> None:
 def test_the_gain_is_over_the_peer_of_the_same_model() -> None:
     dataset = load_dataset(SHOP)
     names = contenders(["als", "bpr"])
+    assert names == ["recserve popularity", "recserve als", "implicit als", "recserve bpr", "implicit bpr"]
     quality = dict(zip(names, (0.05, 0.3, 0.2, 0.1, 0.4), strict=True))
     values = {name: [np.full(20, mean)] * 2 for name, mean in quality.items()}
     result = _summary(dataset, values, {name: [] for name in names}, [0, 1])
-    assert result["gain_over_implicit"]["als"]["mean"] == pytest.approx(0.1)
-    assert result["gain_over_implicit"]["bpr"]["mean"] == pytest.approx(-0.3)
+    assert result["gain_over_peer"]["als"]["mean"] == pytest.approx(0.1)
+    assert result["gain_over_peer"]["bpr"]["mean"] == pytest.approx(-0.3)

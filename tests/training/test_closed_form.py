@@ -14,6 +14,7 @@ from recserve.training.loop import LAST, Trainer
 from recserve.training.models import item_knn
 from recserve.training.models.bpr import BPR, BPRConfig
 from recserve.training.models.ease import EASE, EASEConfig
+from recserve.training.models.interactions import Pairs
 from recserve.training.models.item_knn import ItemKNN, ItemKNNConfig
 from recserve.training.models.popularity import Popularity, PopularityConfig
 from recserve.training.run import create_run, open_run, resume_run
@@ -116,18 +117,13 @@ def test_bpr_folds_in_who_was_not_trained(train: Histories) -> None:
     np.testing.assert_array_equal(queries[1], model.user_embeddings[0])
 
 
-def test_bpr_never_draws_what_a_user_had() -> None:
-    model = BPR(BPRConfig(), 2, 4)
-    users, had = np.array([0, 0, 0, 1, 1, 1, 1]), np.array([0, 1, 3, 0, 1, 2, 3])
-    pairs = (users * 4 + had).astype(np.int64)
-    asked = np.repeat(np.array([0, 1], np.int32), 50)
-    who, positives, negatives = model._with_negatives(
-        asked, np.zeros(100, np.int32), pairs, np.random.default_rng(0)
-    )
-    # User 1 had everything: its triples are left out.
-    assert who.tolist() == [0] * 50
-    assert len(positives) == 50
-    assert set(negatives.tolist()) == {2}
+def test_what_is_drawn_for_a_pair_is_never_had() -> None:
+    pairs = Pairs(histories([[0, 1, 3], [0, 1, 2, 3]]), 4)
+    rows = np.repeat(np.array([0, 3]), 50)
+    users, items, others = pairs.triples(rows, np.random.default_rng(0))
+    # User 1 had everything: its pairs are left out.
+    assert users.tolist() == items.tolist() == [0] * 50
+    assert set(others.tolist()) == {2}
 
 
 def test_a_resumed_bpr_equals_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recserve.errors import DataError
-from recserve.training.features.text import TextEncoder, unit_rows
+from recserve.training.data import Dataset, Split
+from recserve.training.features.text import HashingEncoder, TextEncoder, unit_rows
 from recserve.training.ranking.normalise import Normaliser
 
 TEXT_COLUMNS = ("title", "description")
@@ -19,6 +20,16 @@ MIN_ROWS_PER_VALUE = 2
 MAX_VALUES = 500
 # A price far outside what training saw must not carry an item away.
 MAX_Z_SCORE = 5.0
+
+
+def known_attributes(dataset: Dataset, split: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns the matrices of the users and of the items of ``dataset``, fitted on what train knows."""
+    encoder = HashingEncoder()
+    known_items = np.bincount(split.train.item_index, minlength=dataset.n_items) > 0
+    return (
+        attribute_matrix(dataset.users, split.train.lengths > 0, encoder),
+        attribute_matrix(dataset.items, known_items, encoder),
+    )
 
 
 def attribute_matrix(

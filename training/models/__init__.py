@@ -18,6 +18,8 @@ MODULES = {
     "svd": "svd",
     "svdpp": "svdpp",
     "dssm": "dssm",
+    "lightgcn": "lightgcn",
+    "graphsage": "graphsage",
     "ease": "ease",
     "item-knn": "item_knn",
     "popularity": "popularity",

@@ -19,16 +19,12 @@ from torch.nn import functional as F
 from recserve.errors import InvalidRequest
 from recserve.kernels import count_repeats
 from recserve.training.data import Dataset, Histories, Split
-from recserve.training.features.attributes import attribute_matrix
-from recserve.training.features.text import HashingEncoder
+from recserve.training.features.attributes import known_attributes
 from recserve.training.loss import FULL_SOFTMAX_MAX_ITEMS, full_softmax, softmax_over_sample
 from recserve.training.models.base import EPOCH_OPTIONS, Family
-from recserve.training.models.tables import FoldInSettings, TableModel
+from recserve.training.models.tables import LearnedTables
 
 INITIAL_SCALE = 0.05
-# Of users that the bundle does not know, as for BPR: the items were not made for least squares.
-FOLD_IN_WEIGHT, FOLD_IN_REG = 5.0, 10.0
-MIN_EIGENVALUE = 1e-6
 # Rows of a tower computed at once outside of training: bounds the memory.
 ROWS_PER_STEP = 8192
 
@@ -67,7 +63,7 @@ class DSSMConfig:
                 raise InvalidRequest(name, found=getattr(self, name), expected="0 to below 1")
 
 
-class DSSM(TableModel):
+class DSSM(LearnedTables):
     """Both towers; ``item_embeddings`` are the outputs of the item tower after the last epoch.
 
     user_features: (n_users, f) float32, item_features: (n_items, g) float32; f and g may be 0. They follow
@@ -101,13 +97,6 @@ class DSSM(TableModel):
         self.optimizer = torch.optim.AdamW(
             self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-
-    @property
-    def fold_in_settings(self) -> FoldInSettings:
-        """Least squares onto the item table as it is now."""
-        items = self.item_embeddings.numpy()
-        mean_eigenvalue = float(np.vdot(items, items)) / items.shape[1]
-        return FoldInSettings(FOLD_IN_WEIGHT, FOLD_IN_REG * max(mean_eigenvalue, MIN_EIGENVALUE))
 
     @torch.inference_mode()
     def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
@@ -232,14 +221,7 @@ def create(config: DSSMConfig, n_users: int, n_items: int) -> DSSM:
 
 def create_from_data(config: DSSMConfig, dataset: Dataset, split: Split) -> DSSM:
     """Returns the untrained towers over the attributes of ``dataset``, fitted on what train knows."""
-    known_users = split.train.lengths > 0
-    known_items = np.bincount(split.train.item_index, minlength=dataset.n_items) > 0
-    encoder = HashingEncoder()
-    return DSSM(
-        config,
-        attribute_matrix(dataset.users, known_users, encoder),
-        attribute_matrix(dataset.items, known_items, encoder),
-    )
+    return DSSM(config, *known_attributes(dataset, split))
 
 
 def _table(n_rows: int, size: int) -> nn.Parameter:

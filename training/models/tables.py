@@ -16,6 +16,12 @@ from recserve.training.models.base import FittedModel
 
 # Newest interactions that a fold-in reads, here and in serving.
 MAX_HISTORY = 1000
+# Of tables that gradient steps learned. They were not made for least squares, whose solution would follow
+# their weakest directions: with a ridge of this many times the gram matrix' mean eigenvalue, validation
+# NDCG@10 of users folded in is 0.228 for BPR on ml-100k (0.230 looked up), with one time 0.186.
+FOLD_IN_WEIGHT, FOLD_IN_REG = 5.0, 10.0
+# Of a table that nothing was learned into: a fold-in needs some regularisation.
+MIN_EIGENVALUE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +81,22 @@ class TableModel(FittedModel):
         """Returns the scores (len(rows), n_items) of users whose history is that of ``held_out``."""
         scores: NDArray[np.float32] = self.query_rows(held_out, rows) @ self.item_embeddings.numpy().T
         return scores
+
+
+class LearnedTables(TableModel):
+    """Tables that gradient steps learned; a user without training interactions has a row of zeros."""
+
+    @property
+    def fold_in_settings(self) -> FoldInSettings:
+        """Least squares onto the item table as it is now."""
+        items = self.item_embeddings.numpy()
+        mean_eigenvalue = float(np.vdot(items, items)) / items.shape[1]
+        return FoldInSettings(FOLD_IN_WEIGHT, FOLD_IN_REG * max(mean_eigenvalue, MIN_EIGENVALUE))
+
+    def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
+        """Returns the rows of the users that were trained and the fold-in of the others."""
+        queries = self.user_embeddings.numpy()[users]
+        new = np.flatnonzero(~queries.any(axis=1))
+        if len(new):
+            queries[new] = self.fold(histories.take(new))
+        return queries
