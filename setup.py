@@ -19,6 +19,7 @@ setup(
     package_data={
         "recserve": ["py.typed"],
         "recserve.proto": ["*.proto", "*.pyi", "*.json"],
+        "recserve.engine.explain": ["messages/*.toml"],
         "recserve.engine.server.http": ["*.css", "*.js"],
     },
 )

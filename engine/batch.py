@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.explain.explained import Explained
 from recserve.engine.features import ResolvedRequest
 from recserve.engine.ranking import Objective, RankStage
 from recserve.engine.retrieval import Retriever
@@ -68,6 +69,8 @@ class Batch:
     stage_ns: dict[str, int] = field(default_factory=dict)
     # By row: what it is ranked by; rows that keep the order of retrieval are not in it.
     objectives: dict[int, Objective] = field(default_factory=dict)
+    # By row: why its items are in the slate; of the rows that ask for it.
+    explained: dict[int, Explained] = field(default_factory=dict)
     # The rows that the model can answer; the others are cold starts.
     model_rows: list[int] = field(default_factory=list)
 

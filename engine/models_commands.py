@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from recserve import console
+from recserve.engine.options import JsonOption
 
 ServerOption = Annotated[
     str,
@@ -21,7 +22,6 @@ ServerOption = Annotated[
         help="HOST:PORT of the admin address. RECSERVE_TOKEN and RECSERVE_CA say who asks, and whom.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelArgument = Annotated[str, typer.Argument(help="Model.")]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for the answer.")]
 DEFAULT_SERVER = "127.0.0.1:50052"

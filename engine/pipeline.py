@@ -1,4 +1,4 @@
-"""One batch from requests to ranked items: resolve → encode → retrieve → (rank → rerank →) assemble.
+"""One batch through the stages: resolve → encode → retrieve → (rank → rerank → explain →) assemble.
 
 Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.batch import Batch
+from recserve.engine.explain.explained import Explained
+from recserve.engine.explain.explanation import EXPLAIN_NONE
+from recserve.engine.explain.stage import explain
 from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
@@ -58,6 +61,8 @@ def _finish(batch: Batch, rows: Sequence[int]) -> None:
         _timed(batch, "rank", lambda: _rank(batch, [i for i in rows if i in batch.objectives]))
     if any(batch.resolved[i].plan for i in rows):
         _timed(batch, "rerank", lambda: _rerank(batch, rows))
+    if explained := [i for i in rows if batch.requests[i].explain != EXPLAIN_NONE]:
+        _timed(batch, "explain", lambda: explain(batch, explained))
 
 
 def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
@@ -209,12 +214,13 @@ def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ra
             variant,
             source,
             stage_ns,
-            _warnings(one, items),
+            _warnings(one, items, batch.explained.get(i)),
             degraded=degraded,
             slate_id=slate_id,
+            explained=batch.explained.get(i),
         )
-        for slate_id, one, (source, scores, items) in zip(
-            new_slate_ids(len(batch.requests)), batch.resolved, batch.found, strict=True
+        for i, (slate_id, one, (source, scores, items)) in enumerate(
+            zip(new_slate_ids(len(batch.requests)), batch.resolved, batch.found, strict=True)
         )
     ]
     for i, request in enumerate(batch.requests):
@@ -239,8 +245,11 @@ def _with_token(batch: Batch, i: int, answer: Ranked, on_page: NDArray[np.int32]
     return replace(answer, next_page_token=token)
 
 
-def _warnings(resolved: ResolvedRequest, items: NDArray[np.int32]) -> tuple[str, ...]:
-    """Adds that filter and rules left fewer items than were asked for."""
+def _warnings(
+    resolved: ResolvedRequest, items: NDArray[np.int32], explained: Explained | None
+) -> tuple[str, ...]:
+    """Adds that filter and rules left fewer items than were asked for, and what was not explained."""
+    warnings = resolved.warnings if explained is None else (*resolved.warnings, *explained.warnings)
     if resolved.allowed is None and resolved.plan is None:
-        return resolved.warnings
-    return (*resolved.warnings, *few_left(resolved.k, int((items[: resolved.k] >= 0).sum())))
+        return warnings
+    return (*warnings, *few_left(resolved.k, int((items[: resolved.k] >= 0).sum())))

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
+from recserve.engine.explain.explained import Explained
 from recserve.engine.types import Slate, SlateItem
 
 
@@ -29,6 +30,7 @@ class Ranked:
     degraded: tuple[str, ...] = ()
     next_page_token: str = ""
     slate_id: str = ""
+    explained: Explained | None = None
 
 
 def new_slate_ids(n: int) -> list[str]:
@@ -46,7 +48,7 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
     """Gives the items of each answer their names."""
     return [
         Slate(
-            items=slate_items(answer.bundle, answer.scores, answer.items),
+            items=_items(answer),
             bundle_version=answer.bundle.manifest.bundle_version,
             variant=answer.variant,
             source=answer.source,
@@ -59,6 +61,15 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
         )
         for answer in ranked
     ]
+
+
+def _items(answer: Ranked) -> tuple[SlateItem, ...]:
+    items = slate_items(answer.bundle, answer.scores, answer.items)
+    if answer.explained is None:
+        return items
+    explanations = answer.explained.explanations(answer.bundle)
+    pairs = zip(items, explanations, strict=True)
+    return tuple(replace(item, explanation=explanation) for item, explanation in pairs)
 
 
 def slate_items(

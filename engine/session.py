@@ -64,6 +64,9 @@ class QueryEncoder:
             queries[rows] = self._encode_group([histories[row] for row in rows], now)
         return queries
 
+    def shares(self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]) -> None:
+        """Returns None: what a network reads is no sum over the items."""
+
     def _encode_group(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
         padded = pad_histories([history.items for history in histories], self.max_history)
         with self._counting:

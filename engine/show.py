@@ -5,31 +5,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from recserve import console
-from recserve.engine.types import Slate
+from recserve.engine.explain.texts import reason_text
+from recserve.engine.types import Slate, SlateItem
 
 LABELS = ("title", "genres", "category", "year", "price")
 
 
+def named_items(slate: Slate) -> list[str]:
+    """Returns the ids of the items of ``slate``, and of those that its reasons name."""
+    explanations = [item.explanation for item in slate.items if item.explanation is not None]
+    reasons = [reason for explanation in explanations for reason in explanation.reasons]
+    named = [item_id for reason in reasons for item_id in reason.item_ids]
+    return list(dict.fromkeys([*(item.item_id for item in slate.items), *named]))
+
+
 def show_slate(
-    title: str, slate: Slate, attributes: Mapping[str, Mapping[str, Any]], *, json: bool = False
+    title: str,
+    slate: Slate,
+    attributes: Mapping[str, Mapping[str, Any]],
+    *,
+    json: bool = False,
+    language: str = "en",
 ) -> None:
-    """Prints a slate with the attributes of its items to stdout, as a table or as JSON."""
+    """Prints a slate with the attributes of its items to stdout, as a table or as JSON.
+
+    ``language``: of the reasons, where the slate has them. Raises :class:`InvalidRequest` for an unknown one.
+    """
     if json:
         value = dataclasses.asdict(dataclasses.replace(slate, stage_ns=dict(slate.stage_ns)))
         for item in value["items"]:
             item["attributes"] = dict(attributes.get(item["item_id"], {}))
         console.print_json(value)
         return
+    is_explained = any(item.explanation for item in slate.items)
     labels = [label for label in LABELS if any(label in values for values in attributes.values())]
     console.print_table(
         title,
-        ["rank", "item", *labels, "score"],
+        ["rank", "item", *labels, "score", *(["why"] if is_explained else [])],
         [
             [
                 item.rank,
                 item.item_id,
                 *(attribute_text(attributes.get(item.item_id, {}).get(label)) for label in labels),
                 f"{item.score:.4g}",
+                *([_why(item, attributes, language)] if is_explained else []),
             ]
             for item in slate.items
         ],
@@ -37,6 +56,12 @@ def show_slate(
     console.note(f"{slate.source}, {slate.bundle_version}, {slate.variant}: {stage_text(slate)}")
     for warning in slate.warnings:
         console.note(f"warning: {warning}")
+
+
+def _why(item: SlateItem, attributes: Mapping[str, Mapping[str, Any]], language: str) -> str:
+    reasons = () if item.explanation is None else item.explanation.reasons
+    names = {item_id: str(values["title"]) for item_id, values in attributes.items() if "title" in values}
+    return "; ".join(reason_text(reason, language, names) for reason in reasons)
 
 
 def stage_text(slate: Slate) -> str:

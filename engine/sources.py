@@ -28,6 +28,15 @@ class QuerySource(Protocol):
         """
         ...
 
+    def shares(
+        self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]
+    ) -> NDArray[np.float64] | None:
+        """Returns (n_items, n): what the n items ``of`` the history add to the score of each of ``items``.
+
+        Over the whole history they sum to the score. None where the score is no such sum.
+        """
+        ...
+
     def stats(self) -> dict[str, int]:
         """Returns counts since the load."""
         ...

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from recserve.engine.bundle.rules import Rules
+from recserve.engine.explain.explanation import EXPLAIN_NONE, Explanation
 
 # Where the items of a slate come from.
 SOURCE_MODEL = "model"
@@ -28,8 +29,10 @@ class Request:
     whatever the moment; "rating": expected rating; "retrieval": that of the first stage; "": the first of
     these that the bundle has. ``weights`` instead: the score is the weighted sum of targets of the ranker,
     "retrieval" and numeric attributes of the items.
-    ``rules``: pins, boosts, caps and diversity, on top of the server's own. ``page_token``: "" for the first
-    page of a list, then the ``next_page_token`` of the slate before; None: no further page is wanted.
+    ``rules``: pins, boosts, caps and diversity, on top of the server's own. ``explain``: whether every item
+    comes with its reasons, "fast" or "exact" (docs/explanations.md); "none" for nothing. ``page_token``: ""
+    for the first page of a list, then the ``next_page_token`` of the slate before; None: no further page is
+    wanted.
     """
 
     user_id: str = ""
@@ -44,16 +47,21 @@ class Request:
     predict: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
     rules: Rules | None = None
+    explain: str = EXPLAIN_NONE
     page_token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SlateItem:
-    """One item of a slate: 1-based ``rank``, ``score`` (higher is better, comparable within the slate)."""
+    """One item of a slate: 1-based ``rank``, ``score`` (higher is better, comparable within the slate).
+
+    ``explanation``: where the request asked for it.
+    """
 
     rank: int
     item_id: str
     score: float
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

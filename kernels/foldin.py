@@ -56,6 +56,31 @@ def fold_in(
     return users
 
 
+def fold_in_shares(
+    vectors: Vectors,
+    item_indices: npt.NDArray[np.int32],
+    weights: Vectors,
+    targets: npt.NDArray[np.int32],
+    reg: float,
+    *,
+    reg_exponent: float = 0.0,
+    gram: Gram,
+) -> npt.NDArray[np.float64]:
+    """Returns (n_targets, n): what each item of one history adds to the scores that :func:`fold_in` gives.
+
+    item_indices, weights: (n,) of the history, each item once · targets: (n_targets,) the scored items. The
+    solution is linear in the right side, a sum over the history: the share of y in the score of t is
+    (1 + w) · tᵀ(YᵀY + Σ w yyᵀ + λ·I)⁻¹y, and each row sums to the score (section 5 of the same paper).
+    The one caller checks the arguments.
+    """
+    history, weights64 = vectors[item_indices].astype(np.float64), weights.astype(np.float64)
+    left = gram + (history.T * weights64) @ history
+    left.flat[:: len(left) + 1] += reg * (len(vectors) + weights64.sum()) ** reg_exponent
+    solved = np.linalg.solve(left, vectors[targets].T.astype(np.float64))
+    shares: npt.NDArray[np.float64] = (history @ solved).T * (1.0 + weights64)
+    return shares
+
+
 def gram_matrix(vectors: Vectors) -> Gram:
     """Returns YᵀY (d, d) float64 of the item vectors Y (n_items, d) float32, for :func:`fold_in`."""
     vectors = checks.check_matrix("vectors", vectors)

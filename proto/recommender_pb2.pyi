@@ -13,6 +13,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
@@ -82,6 +83,7 @@ class RecommendRequest(_message.Message):
     PREDICT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     RULES_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
@@ -101,6 +103,10 @@ class RecommendRequest(_message.Message):
     """What the score is, of a bundle with a ranker: "context" (click probability at this moment), "click"
     (whatever the moment), "rating" (expected rating) or "retrieval" (no second stage). Empty: the first of
     these that the bundle has.
+    """
+    explain: _builtins.str
+    """Whether every item comes with the reasons for it: "fast" (from the vectors of the items), "exact" (what the
+    score loses without each item of the history: as much work as 50 requests) or "none". Empty: none.
     """
     page_token: _builtins.str
     """For long lists. Empty, but set: the first page. Then `next_page_token` of the slate before: what comes
@@ -151,11 +157,12 @@ class RecommendRequest(_message.Message):
         predict: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         rules: Global___Rules | None = ...,
+        explain: _builtins.str = ...,
         page_token: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "k", b"k", "page_token", b"page_token", "rules", b"rules"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "context", b"context", "exclude", b"exclude", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -823,25 +830,159 @@ class SlateItem(_message.Message):
     ITEM_ID_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     score: _builtins.float
     """Higher is better. Comparable within one slate only."""
     rank: _builtins.int
     """1-based."""
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Where RecommendRequest.explain asks for it."""
+
     def __init__(
         self,
         *,
         item_id: _builtins.str = ...,
         score: _builtins.float = ...,
         rank: _builtins.int = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "item_id", b"item_id", "rank", b"rank", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SlateItem: _TypeAlias = SlateItem  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Why an item is in a slate. It names items of the user's own history only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASONS_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """What the contributions are: "leave_one_out" (what the score loses without the item), "share" (of a score that
+    is a sum over the history) or "similarity" (cosine to the item; no part of the score). Empty: none.
+    """
+    base: _builtins.float
+    """The score without the contributions; all of it where they are no parts of it."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reason]:
+        """At least one."""
+
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Contribution]:
+        """The largest first; all that were computed under "exact", the three largest under "fast"."""
+
+    def __init__(
+        self,
+        *,
+        reasons: _abc.Iterable[Global___Reason] | None = ...,
+        contributions: _abc.Iterable[Global___Contribution] | None = ...,
+        method: _builtins.str = ...,
+        base: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "contributions", b"contributions", "method", b"method", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Reason(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Code:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Reason._Code.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CODE_UNSPECIFIED: Reason._Code.ValueType  # 0
+        PINNED: Reason._Code.ValueType  # 1
+        """A rule put it at its rank."""
+        BOOSTED: Reason._Code.ValueType  # 2
+        """A rule added to its score."""
+        BECAUSE_YOU_HAD: Reason._Code.ValueType  # 3
+        """`item_ids` add to its score."""
+        SIMILAR_TO: Reason._Code.ValueType  # 4
+        """It is like `item_ids`."""
+        POPULAR: Reason._Code.ValueType  # 5
+        """An answer without the model: most interactions are with it."""
+        NEW: Reason._Code.ValueType  # 6
+        """Nobody had it yet when the model was trained."""
+        FOR_YOU: Reason._Code.ValueType  # 7
+        """The model's choice, and nothing more can be said."""
+
+    class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
+    CODE_UNSPECIFIED: Reason.Code.ValueType  # 0
+    PINNED: Reason.Code.ValueType  # 1
+    """A rule put it at its rank."""
+    BOOSTED: Reason.Code.ValueType  # 2
+    """A rule added to its score."""
+    BECAUSE_YOU_HAD: Reason.Code.ValueType  # 3
+    """`item_ids` add to its score."""
+    SIMILAR_TO: Reason.Code.ValueType  # 4
+    """It is like `item_ids`."""
+    POPULAR: Reason.Code.ValueType  # 5
+    """An answer without the model: most interactions are with it."""
+    NEW: Reason.Code.ValueType  # 6
+    """Nobody had it yet when the model was trained."""
+    FOR_YOU: Reason.Code.ValueType  # 7
+    """The model's choice, and nothing more can be said."""
+
+    CODE_FIELD_NUMBER: _builtins.int
+    ITEM_IDS_FIELD_NUMBER: _builtins.int
+    code: Global___Reason.Code.ValueType
+    @_builtins.property
+    def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of the user's history; at most two."""
+
+    def __init__(
+        self,
+        *,
+        code: Global___Reason.Code.ValueType = ...,
+        item_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "item_ids", b"item_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reason: _TypeAlias = Reason  # noqa: Y015
+
+@_typing.final
+class Contribution(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """Of the user's history."""
+    value: _builtins.float
+    """Below 0: it speaks against the item."""
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contribution: _TypeAlias = Contribution  # noqa: Y015
 
 @_typing.final
 class StageTime(_message.Message):

@@ -77,6 +77,14 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
     code, out, _ = run("recommend", bundle_folder, "--json", "--caps", "category=1", "--diversity", "0.3")
     assert code == 0
     assert len({item["attributes"]["category"] for item in json.loads(out)["items"]}) == 10
+    history = ",".join(item["item_id"] for item in json.loads(out)["items"][:3])
+    code, out, _ = run("recommend", bundle_folder, "--json", "--explain", "exact", "--history", history)
+    assert code == 0
+    for item in json.loads(out)["items"]:
+        found = item["explanation"]
+        assert len(found["contributions"]) == 3
+        total = found["base"] + sum(one["value"] for one in found["contributions"])
+        assert total == pytest.approx(item["score"], abs=1e-4)
     code, _, err = run("recommend", bundle_folder, "--caps", "category")
     assert code == 2
     code, _, err = run("recommend", bundle_folder, "--filter", "price < 30 and")
@@ -92,6 +100,12 @@ def test_tables_are_for_people(run: Run, bundle_folder: Path) -> None:
     assert code == 0
     assert "title" in out
     assert "warning: 1 of 1 history items are not in the catalogue" in err
+    code, out, _ = run("recommend", bundle_folder, "--explain", "fast", "--language", "es")
+    assert code == 0
+    assert "personas" in out
+    code, _, err = run("recommend", bundle_folder, "--explain", "fast", "--language", "xx")
+    assert code == 2
+    assert "language is xx; expected one of en, es, zh" in err
 
 
 def test_export_writes_what_inspect_reads(run: Run, run_folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Observer:
         """The server has stopped: no call comes any more."""
 
 
-def everybody(call: Call) -> Any:
+def everybody(call: Call, scope: str = "") -> Any:
     """The authorising hook of a server without authentication."""
     return ANONYMOUS
 
@@ -44,7 +44,8 @@ def everybody(call: Call) -> Any:
 class Chain:
     """Authorises, admits, decodes and hands over calls; watches their deadlines.
 
-    ``principal_of(call)`` returns who calls, or raises (Unauthenticated, PermissionDenied).
+    ``principal_of(call)`` returns who calls, or raises (Unauthenticated, PermissionDenied); with a second
+    argument, another scope than the method's is asked for.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Chain:
         *,
         default_deadline_seconds: float,
         max_message_bytes: int,
-        principal_of: Callable[[Call], Any] = everybody,
+        principal_of: Callable[..., Any] = everybody,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.methods = methods
@@ -72,6 +73,9 @@ class Chain:
         try:
             self._enter(call)
             call.request = request = self._decode(call, data)
+            also = call.method.also_scope
+            if also is not None and (scope := also(request)):
+                self._principal_of(call, scope)
             call.method.handler(request, call)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
             call.fail(error)

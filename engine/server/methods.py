@@ -39,7 +39,7 @@ What a call carries
 Scopes
     ``scope`` is what a principal needs, one of scopes.py; those in ``ADMIN_SCOPES`` are served on the admin
     address only, and audited. The chain asks ``principal_of(call)`` (security/authoriser.py) before anything
-    else.
+    else. ``also_scope(request)`` names the scope that some messages of the method need besides, "" for none.
 
 Streams (``shape``)
     - SERVER_STREAM: the handler keeps the call and uses ``call.send(message)`` (any thread; False: the caller
@@ -116,6 +116,7 @@ class Method:
     is_admitted: bool = True
     is_batched: bool = False
     http: str = ""
+    also_scope: Callable[[Any], str] | None = None
     decode: Callable[[bytes], Any] = _that_of_the_message
     encode: Callable[[Any], bytes] = _that_of_the_message
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from recserve.engine.batcher import Batcher, Entry
+from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.models.router import Router
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.server.call import Call
@@ -117,6 +118,7 @@ class RecommenderService:
                 http="/v1/recommend",
                 is_batched=True,
                 encode=bytes,  # The batch writes them: encode_ranked.
+                also_scope=lambda message: _explain_scope([message]),
             ),
             Method(
                 path=PREFIX + "RecommendMany",
@@ -125,6 +127,7 @@ class RecommenderService:
                 handler=self._pool.plain(self._recommend_many),
                 scope="recommend",
                 http="/v1/recommend-many",
+                also_scope=lambda message: _explain_scope(message.requests),
             ),
             Method(
                 path=PREFIX + "RecommendPage",
@@ -133,6 +136,7 @@ class RecommenderService:
                 handler=self._pool.plain(self._recommend_page),
                 scope="recommend",
                 http="/v1/recommend-page",
+                also_scope=lambda message: _explain_scope(row.request for row in message.rows),
             ),
             Method(
                 path=PREFIX + "SimilarItems",
@@ -244,6 +248,11 @@ class Asked(NamedTuple):
     version: str
     request: Request
     key: str
+
+
+def _explain_scope(messages: Iterable[pb.RecommendRequest]) -> str:
+    """Explanations name items of a stored history: more than a slate tells."""
+    return "explain" if any(message.explain not in ("", EXPLAIN_NONE) for message in messages) else ""
 
 
 def _asked(entry: Call | Row) -> Asked:

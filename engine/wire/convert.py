@@ -7,7 +7,9 @@ from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
 from recserve.engine.bundle.rules import Boost, Pin, Rules
+from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.types import DEFAULT_K, RankedItem, Ranking, Request, Slate, SlateItem
+from recserve.engine.wire.explanations import explanation_from_message, explanation_to_message
 from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
 
@@ -41,6 +43,7 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         weights=dict(message.weights),
         filter=message.filter,
         rules=_rules_from_message(message.rules) if message.HasField("rules") else None,
+        explain=message.explain or EXPLAIN_NONE,
         page_token=message.page_token if message.HasField("page_token") else None,
     )
 
@@ -61,6 +64,7 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         weights=request.weights,
         filter=request.filter,
         rules=None if request.rules is None else _rules_to_message(request.rules),
+        explain="" if request.explain == EXPLAIN_NONE else request.explain,
         page_token=request.page_token,
     )
 
@@ -98,7 +102,7 @@ def _rules_to_message(rules: Rules) -> pb.Rules:
 def slate_to_message(slate: Slate) -> pb.Slate:
     """Writes a slate."""
     return pb.Slate(
-        items=[pb.SlateItem(item_id=item.item_id, score=item.score, rank=item.rank) for item in slate.items],
+        items=[_item_to_message(item) for item in slate.items],
         bundle_version=slate.bundle_version,
         variant=slate.variant,
         source=slate.source,
@@ -114,7 +118,7 @@ def slate_to_message(slate: Slate) -> pb.Slate:
 def slate_from_message(message: pb.Slate) -> Slate:
     """Reads a slate."""
     return Slate(
-        items=tuple(SlateItem(item.rank, item.item_id, item.score) for item in message.items),
+        items=tuple(_item_from_message(item) for item in message.items),
         bundle_version=message.bundle_version,
         variant=message.variant,
         source=message.source,
@@ -125,6 +129,17 @@ def slate_from_message(message: pb.Slate) -> Slate:
         slate_id=message.slate_id,
         next_page_token=message.next_page_token,
     )
+
+
+def _item_to_message(item: SlateItem) -> pb.SlateItem:
+    explanation = None if item.explanation is None else explanation_to_message(item.explanation)
+    return pb.SlateItem(item_id=item.item_id, score=item.score, rank=item.rank, explanation=explanation)
+
+
+def _item_from_message(message: pb.SlateItem) -> SlateItem:
+    explained = message.HasField("explanation")
+    explanation = explanation_from_message(message.explanation) if explained else None
+    return SlateItem(message.rank, message.item_id, message.score, explanation)
 
 
 def page_from_message(message: pb.RecommendPageRequest) -> dict[str, Request]:

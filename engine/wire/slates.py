@@ -6,7 +6,8 @@ import numpy as np
 
 from recserve import kernels
 from recserve.engine.bundle import Bundle
-from recserve.engine.ranked import Ranked
+from recserve.engine.ranked import Ranked, slates
+from recserve.engine.wire.convert import slate_to_message
 from recserve.proto import recommender_pb2 as pb
 
 # The stage of a call before its batch began.
@@ -32,7 +33,11 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
         key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns), answer.next_page_token)
         if key not in rest:
             rest[key] = _encode_rest(answer)
-        encoded.append(b"".join((items, rest[key], _encode_id(answer.slate_id))))
+        if answer.explained is None:
+            encoded.append(b"".join((items, rest[key], _encode_id(answer.slate_id))))
+        else:
+            # A field that repeats cannot be added to later: explained items are written the plain way.
+            encoded.append(_encode_plain(answer))
     if queue_ns is None:
         return encoded
     # A message may have its fields in any order; repeated ones keep theirs.
@@ -52,6 +57,10 @@ def _encode_queue(ns: int) -> bytes:
 def _encode_id(slate_id: str) -> bytes:
     text = slate_id.encode()
     return _ID % (len(text), text)
+
+
+def _encode_plain(answer: Ranked) -> bytes:
+    return slate_to_message(slates([answer])[0]).SerializeToString()
 
 
 def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:

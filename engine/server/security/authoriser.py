@@ -26,9 +26,12 @@ class Authoriser:
         self._policy_of = policy_of
         self._auditor = auditor
 
-    def __call__(self, call: Call) -> Principal:
-        """Returns who calls; raises Unauthenticated or PermissionDenied, in one wording each."""
-        scope = call.method.scope
+    def __call__(self, call: Call, scope: str = "") -> Principal:
+        """Returns who calls; raises Unauthenticated or PermissionDenied, in one wording each.
+
+        ``scope``: what is asked for, where that is not the method's.
+        """
+        scope = scope or call.method.scope
         principal = NOBODY
         rule = "no policy"
         if self._policy_of is not None:

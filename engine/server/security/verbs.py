@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from recserve import console
+from recserve.engine.options import JsonOption
 
 KeyFileOption = Annotated[Path, typer.Option("--file", help="The key file that the policy names.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(add: Callable[..., Any]) -> None:

@@ -67,6 +67,10 @@ def test_answers_are_the_engine_s_on_one_connection(caller: HttpCaller, engine: 
     assert (code, headers["content-type"]) == (200, "application/json")
     assert [item["itemId"] for item in slate["items"]] == [item.item_id for item in ours.items]
     assert (slate["bundleVersion"], slate["warnings"]) == (ours.bundle_version, [])
+    _, _, explained = caller.post("/v1/recommend", {"userId": user, "k": 1, "explain": "fast"})
+    [why] = explained["items"]
+    assert why["explanation"]["method"] == "similarity"
+    assert {reason["code"] for reason in why["explanation"]["reasons"]} <= set(pb.Reason.Code.keys())
     item = ours.items[0].item_id
     _, _, similar = caller.post("/v1/similar-items", {"item_id": item, "k": 2})
     assert [found["itemId"] for found in similar["items"]] == [

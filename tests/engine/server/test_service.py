@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from recserve.engine import Boost, Engine, Pin, Request, Rules
+from recserve.engine import Boost, Engine, Pin, Request, Rules, Slate
 from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
 from recserve.engine.wire.convert import request_from_message, request_to_message
 from recserve.engine.wire.slates import QUEUE
@@ -92,6 +92,23 @@ def test_history_exclude_and_warnings_travel(client: RecommenderClient, engine: 
     assert len(ours.warnings) == 2
     assert [item.item_id for item in ours.items] == [item.item_id for item in theirs.items]
     assert client.recommend(Request(history=["gone"])).source == "popularity"
+
+
+def test_explanations_travel(client: RecommenderClient, engine: Engine) -> None:
+    for level in ("fast", "exact"):
+        request = Request(user_id=engine.user_ids()[3], k=3, explain=level)
+        [ours, many], theirs = (
+            (client.recommend(request), client.recommend_many([request])[0]),
+            engine.recommend(request),
+        )
+        assert isinstance(many, Slate)
+        for slate in (ours, many):
+            for item, expected in zip(slate.items, theirs.items, strict=True):
+                assert item.explanation is not None
+                assert expected.explanation is not None
+                assert item.explanation.reasons == expected.explanation.reasons
+                assert item.explanation.base == pytest.approx(expected.explanation.base, abs=1e-4)
+    assert client.recommend(Request(k=1)).items[0].explanation is None
 
 
 def test_filters_travel(client: RecommenderClient, engine: Engine) -> None:

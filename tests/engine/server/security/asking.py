@@ -20,10 +20,10 @@ def open_channel(address: str, credentials: Credentials) -> Any:
     return grpc.secure_channel(address, tls, credentials.options())
 
 
-def outcome(channel: Any, method: Method, metadata: Sequence[tuple[str, str]] = ()) -> str:
-    """Returns "allowed", "no connection", or the code of the refusal."""
+def outcome(channel: Any, method: Method, metadata: Sequence[tuple[str, str]] = (), data: bytes = b"") -> str:
+    """Returns "allowed", "no connection", or the code of the refusal; ``data``: of a unary request."""
     try:
-        _ask(channel, method, metadata)
+        _ask(channel, method, metadata, data)
     except grpc.RpcError as error:
         refusal = error_from_call(error)
         if refusal.code is grpc.StatusCode.UNIMPLEMENTED:
@@ -36,10 +36,10 @@ def outcome(channel: Any, method: Method, metadata: Sequence[tuple[str, str]] = 
     return ALLOWED
 
 
-def _ask(channel: Any, method: Method, metadata: Sequence[tuple[str, str]]) -> None:
+def _ask(channel: Any, method: Method, metadata: Sequence[tuple[str, str]], data: bytes) -> None:
     settings: dict[str, Any] = {"timeout": TIMEOUT_SECONDS, "metadata": metadata}
     if method.shape is Shape.UNARY:
-        channel.unary_unary(method.path)(b"", **settings)
+        channel.unary_unary(method.path)(data, **settings)
     elif method.shape is Shape.SERVER_STREAM:
         answers = channel.unary_stream(method.path)(b"", **settings)
         next(answers)

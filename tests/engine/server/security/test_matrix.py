@@ -9,6 +9,7 @@ from typing import Any
 import jwt
 import pytest
 from google.protobuf import empty_pb2
+from google.protobuf.message import Message
 
 from recserve.engine.credentials import Credentials
 from recserve.engine.server.app import Server
@@ -16,6 +17,7 @@ from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.methods import Method
 from recserve.engine.server.scopes import ADMIN_SCOPES, SCOPES
+from recserve.proto import recommender_pb2 as pb
 from tests.engine.server.security.asking import ALLOWED, NO_CONNECTION, TIMEOUT_SECONDS, open_channel, outcome
 from tests.engine.server.security.certificates import Authority
 from tests.engine.server.security.conftest import EVERYTHING, NOW, Estate
@@ -164,6 +166,38 @@ def test_certificates_are_principals(estate: Estate, transport: str) -> None:
     shown = certified(estate)
     with serving(estate, transport, mutual=True) as (server, address):
         assert check(estate, server, address, transport, shown) == len(shown) * 2 * len(server.chain.methods)
+
+
+def test_explanations_need_a_scope_of_their_own(estate: Estate) -> None:
+    plain, fast = pb.RecommendRequest(explain="none"), pb.RecommendRequest(explain="fast")
+    asked: dict[str, tuple[Message, Message]] = {
+        "/recserve.v1.Recommender/Recommend": (plain, fast),
+        "/recserve.v1.Recommender/RecommendMany": (
+            pb.RecommendManyRequest(requests=[plain]),
+            pb.RecommendManyRequest(requests=[plain, fast]),
+        ),
+        "/recserve.v1.Recommender/RecommendPage": (
+            pb.RecommendPageRequest(rows=[pb.PageRow(name="a", request=plain)]),
+            pb.RecommendPageRequest(rows=[pb.PageRow(name="a", request=fast)]),
+        ),
+    }
+    credentials = Credentials(ca=estate.authority.ca, server_name="server.test")
+    keys = {
+        scopes: [("authorization", f"Bearer {estate.new_key(*scopes)}")]
+        for scopes in (("recommend",), ("explain",), ("recommend", "explain"))
+    }
+    with serving(estate, "tcp") as (server, address), open_channel(address, credentials) as channel:
+        methods = {method.path: method for method in server.chain.methods}
+        for path, messages in asked.items():
+            found = {
+                scopes: [outcome(channel, methods[path], key, one.SerializeToString()) for one in messages]
+                for scopes, key in keys.items()
+            }
+            assert found == {
+                ("recommend",): [ALLOWED, "PERMISSION_DENIED"],
+                ("explain",): ["PERMISSION_DENIED", "PERMISSION_DENIED"],
+                ("recommend", "explain"): [ALLOWED, ALLOWED],
+            }
 
 
 def test_the_json_gateway_asks_the_same(estate: Estate) -> None:

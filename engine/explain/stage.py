@@ -1,0 +1,137 @@
+"""The stage ``explain``: what the user's own history contributes to each item of a finished slate.
+
+Two ways. *Fast* looks at vectors: of a model whose score is a sum over the history (a fold-in) it gives the
+share of each item, of others how alike the items are. *Exact* asks the whole model again, without each item
+in turn.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recserve.engine.batch import Batch
+from recserve.engine.bundle.histories import History
+from recserve.engine.explain.explained import Explained
+from recserve.engine.explain.explanation import (
+    EXPLAIN_EXACT,
+    LEAVE_ONE_OUT,
+    SHARE,
+    SIMILARITY,
+    ReasonCode,
+)
+from recserve.engine.types import SOURCE_POPULARITY
+
+# Of the history, the newest: what an exact explanation costs is so many runs of the model.
+MAX_ITEMS = 50
+# How far back they are looked for, where items repeat.
+MAX_EVENTS = 200
+# The fast way names the strongest only: a reply of 20 items and 50 numbers each would cost more than it says.
+N_FAST = 3
+
+Items = NDArray[np.int32]
+Scores = NDArray[np.float32]
+
+
+def explain(batch: Batch, rows: Sequence[int]) -> None:
+    """Explains the finished slates of ``rows``."""
+    for i in rows:
+        batch.explained[i] = _explain(batch, i)
+
+
+def _explain(batch: Batch, i: int) -> Explained:
+    source, scores, items = batch.found[i]
+    scores, items = scores[: batch.resolved[i].k], items[: batch.resolved[i].k]
+    if len(items) and items[-1] < 0:
+        scores, items = scores[items >= 0], items[items >= 0]
+    marks = _marks(batch, i, source, items)
+    history = _newest(batch.resolved[i].history.items, batch.loaded.bundle.manifest.inputs.max_history)
+    is_model = i in batch.model_rows
+    exact = batch.requests[i].explain == EXPLAIN_EXACT
+    if not len(items) or not len(history) or not (is_model or (exact and i in batch.objectives)):
+        return Explained(scores.astype(np.float64), marks)
+    if not exact:
+        method, values = _fast(batch, i, items, history)
+    elif (exact_values := _leave_one_out(batch, i, items, history)) is not None:
+        method, values = LEAVE_ONE_OUT, exact_values
+    else:
+        warning = "this model has no score for a history that it has not seen: explanations have no numbers"
+        return Explained(scores.astype(np.float64), marks, warnings=(warning,))
+    n = len(history) if exact else min(N_FAST, len(history))
+    order = np.argsort(-values, axis=1, kind="stable")[:, :n]
+    values = np.take_along_axis(values, order, axis=1).astype(np.float32)
+    base = scores.astype(np.float64)
+    if method != SIMILARITY:
+        base -= values.sum(axis=1, dtype=np.float64)
+    return Explained(base, marks, method, history[order], values)
+
+
+def _newest(items: Items, max_history: int) -> Items:
+    """Returns the items that the model sees, each once, the newest first."""
+    seen = dict.fromkeys(items[-min(max_history, MAX_EVENTS) :][::-1].tolist())
+    return np.array(list(seen)[:MAX_ITEMS], np.int32)
+
+
+def _marks(batch: Batch, i: int, source: str, items: Items) -> dict[ReasonCode, NDArray[np.bool_]]:
+    plan, popularity = batch.resolved[i].plan, batch.loaded.bundle.popularity
+    marks = {}
+    if plan is not None:
+        marks[ReasonCode.PINNED] = np.isin(items, [item for _, item in plan.pins])
+        if plan.recipe.boosts is not None:
+            marks[ReasonCode.BOOSTED] = plan.recipe.boosts[items] > 0
+    marks[ReasonCode.POPULAR] = np.full(len(items), source == SOURCE_POPULARITY)
+    marks[ReasonCode.NEW] = popularity[items] == 0
+    return marks
+
+
+def _fast(batch: Batch, i: int, items: Items, history: Items) -> tuple[str, NDArray[np.floating]]:
+    """Returns what the values (n, m) are, and they."""
+    # What a ranker makes of the score is not the sum that the source knows.
+    if i not in batch.objectives:
+        source = batch.loaded.sources[batch.variant]
+        shares = source.shares(batch.resolved[i].history, history, items)
+        if shares is not None:
+            return SHARE, shares
+    vectors = batch.loaded.bundle.item_embeddings
+    cosines: Scores = _unit(vectors[items]) @ _unit(vectors[history]).T
+    return SIMILARITY, cosines
+
+
+def _unit(vectors: Scores) -> Scores:
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    # A zero vector is like nothing.
+    unit: Scores = vectors / np.maximum(norms, np.float32(1e-30))[:, None]
+    return unit
+
+
+def _leave_one_out(batch: Batch, i: int, items: Items, history: Items) -> Scores | None:
+    """Returns (n, m): what the score of each of ``items`` loses without each item of ``history``.
+
+    None where the model cannot tell. All histories go through the model in one run.
+    """
+    whole = batch.resolved[i].history
+    histories = [History(whole.items, whole.timestamps)]
+    for item in history.tolist():
+        kept = whole.items != item
+        histories.append(History(whole.items[kept], whole.timestamps[kept]))
+    scores = _scores(batch, i, histories, items)
+    return None if scores is None else (scores[:1] - scores[1:]).T
+
+
+def _scores(batch: Batch, i: int, histories: list[History], items: Items) -> Scores | None:
+    """Returns (n_histories, n_items): the scores of request ``i``, had the user one of these histories.
+
+    The retrieval score of nothing is 0. Boosts are left out: they are the same for all.
+    """
+    loaded, source = batch.loaded, batch.loaded.sources[batch.variant]
+    retrieval = np.zeros((len(histories), len(items)), np.float32)
+    rows = [row for row, history in enumerate(histories) if source.answers(history)]
+    if rows:
+        queries = source.encode([histories[row] for row in rows], batch.now)
+        retrieval[rows] = queries @ loaded.bundle.item_embeddings[items].T
+    ranking, objective, n = loaded.ranking, batch.objectives.get(i), len(histories)
+    if ranking is None or objective is None:
+        return retrieval if rows else None
+    predictions = ranking.predict([batch.requests[i]] * n, [objective] * n, histories, [items] * n, batch.now)
+    scores = [ranking.score(objective, predictions[row], items, retrieval[row]) for row in range(n)]
+    return np.stack(scores)

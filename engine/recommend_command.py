@@ -1,0 +1,105 @@
+"""The verb ``recommend``."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recserve.engine.options import ConfigOption, JsonOption
+
+if TYPE_CHECKING:
+    from recserve.engine.types import Request, Slate
+
+
+def register(add: Callable[..., Any]) -> None:
+    """Adds the verb to the command line."""
+    add(recommend)
+
+
+def recommend(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder; not with --server.")] = None,
+    user: Annotated[str, typer.Option(help="User id; unknown or none: a cold start.")] = "",
+    history: Annotated[
+        str, typer.Option(help="Item ids, comma-separated, newest last; wins over the stored one.")
+    ] = "",
+    exclude: Annotated[str, typer.Option(help="Item ids that must not come back, comma-separated.")] = "",
+    filter: Annotated[
+        str, typer.Option(help="""Which items may come back: 'price < 50 and category in ("a", "b")'.""")
+    ] = "",
+    caps: Annotated[
+        str, typer.Option(help="Most items of one value of an attribute: brand=2,category=4.")
+    ] = "",
+    diversity: Annotated[
+        float | None, typer.Option(help="Weight of diversity against the scores, 0 to 1.")
+    ] = None,
+    explain: Annotated[str, typer.Option(help="Say why: fast, exact or none.")] = "none",
+    language: Annotated[str, typer.Option(help="Of the reasons: en, es, zh.")] = "en",
+    k: Annotated[int, typer.Option("--k", "-k", help="Length of the slate.")] = 10,
+    variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
+    server: Annotated[
+        str, typer.Option(help="Ask a running server, HOST:PORT, instead of loading a bundle.")
+    ] = "",
+    ca: Annotated[
+        str, typer.Option(help="PEM file of the server's authority, or system. Turns TLS on.")
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with an API key or token. Default: RECSERVE_TOKEN in the environment."),
+    ] = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Recommend items to one user, from a bundle or a running server."""
+    from recserve.engine.bundle.rules import Rules
+    from recserve.engine.show import named_items, show_slate
+    from recserve.engine.types import Request
+
+    request = Request(
+        user_id=user,
+        k=k,
+        history=history.split(",") if history else None,
+        exclude=exclude.split(",") if exclude else (),
+        variant=variant,
+        filter=filter,
+        rules=Rules(caps=_caps(caps), diversity=diversity) if caps or diversity is not None else None,
+        explain=explain,
+    )
+    if bool(server) == (bundle is not None):
+        raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
+    if server:
+        token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
+        slate, attributes = _ask_server(request, server, ca, token)
+    else:
+        from recserve.engine.engine import Engine
+        from recserve.engine.settings import load_settings
+
+        with Engine.load(bundle or "", load_settings(config, {}).engine) as engine:
+            slate = engine.recommend(request)
+            attributes = engine.get_items(named_items(slate))
+    show_slate(f"for {user}" if user else "for a new user", slate, attributes, json=json, language=language)
+
+
+def _ask_server(
+    request: "Request", server: str, ca: str, token: str
+) -> tuple["Slate", dict[str, dict[str, Any]]]:
+    """Returns the slate of a running server and the attributes of its items."""
+    from recserve.engine.client import RecommenderClient
+    from recserve.engine.credentials import Credentials
+    from recserve.engine.show import named_items
+
+    with RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token)) as client:
+        slate = client.recommend(request)
+        return slate, client.get_items(named_items(slate))
+
+
+def _caps(text: str) -> dict[str, int]:
+    """Reads "brand=2,category=4"."""
+    caps = {}
+    for part in text.split(",") if text else ():
+        attribute, _, limit = part.partition("=")
+        if not attribute or not limit.isdecimal():
+            raise typer.BadParameter(f"--caps is {part!r}; expected ATTRIBUTE=NUMBER,...")
+        caps[attribute] = int(limit)
+    return caps
