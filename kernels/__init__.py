@@ -14,6 +14,7 @@ from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
+from recserve.kernels.online import ftrl_steps, linear_steps, linear_widths
 from recserve.kernels.svd import svd_steps
 from recserve.kernels.warmup import warmup
 
@@ -29,7 +30,10 @@ __all__ = [
     "encode_slate_items",
     "exact_top_k",
     "fold_in",
+    "ftrl_steps",
     "gram_matrix",
+    "linear_steps",
+    "linear_widths",
     "mmr",
     "svd_steps",
     "warmup",

@@ -10,6 +10,7 @@ from recserve.kernels.checks import Exclude
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
+Numbers = npt.NDArray[np.float64]
 
 
 def exact_top_k(
@@ -262,6 +263,65 @@ def _has_room(i: int, items: Indices, chosen: list[int], caps: Caps | None) -> b
         return True
     groups = [caps.groups[caps.indptr[item] : caps.indptr[item + 1]].tolist() for item in items]
     return all(caps.limits[group] > sum(groups[j].count(group) for j in chosen) for group in groups[i])
+
+
+def ftrl_steps(
+    state: tuple[Numbers, Numbers],
+    weights: Scores,
+    examples: Exclude,
+    values: Numbers,
+    labels: npt.NDArray[np.bool_],
+    *,
+    alpha: float,
+    beta: float,
+    l1: float,
+    l2: float,
+) -> Numbers:
+    """Writes Algorithm 1 of the paper down: the twin of recserve.kernels.ftrl_steps."""
+    (z, n), (indptr, indices) = state, examples
+
+    def weight(feature: int) -> float:
+        shrunk = np.sign(z[feature]) * max(abs(z[feature]) - l1, 0.0)
+        return float(-shrunk / ((beta + np.sqrt(n[feature])) / alpha + l2))
+
+    losses = np.empty(len(labels))
+    for example, label in enumerate(labels):
+        part = range(indptr[example], indptr[example + 1])
+        margin = sum(weight(indices[position]) * values[position] for position in part)
+        losses[example] = np.logaddexp(0.0, -margin if label else margin)
+        slope = 1.0 / (1.0 + np.exp(-margin)) - label
+        for position in part:
+            feature, gradient = indices[position], slope * values[position]
+            rate = (np.sqrt(n[feature] + gradient**2) - np.sqrt(n[feature])) / alpha
+            z[feature] += gradient - rate * weight(feature)
+            n[feature] += gradient**2
+            weights[feature] = weight(feature)
+    return losses
+
+
+def linear_steps(
+    state: tuple[Numbers, Numbers], features: Numbers, clicked: npt.NDArray[np.bool_]
+) -> Numbers:
+    """Inverts A anew for every impression: the twin of recserve.kernels.linear_steps."""
+    inverse, theta = state
+    losses = np.empty(len(features))
+    for row, x in enumerate(features):
+        mean = x @ theta
+        if clicked[row]:
+            losses[row] = 1.0 - 2.0 * mean
+            theta += inverse @ x
+        else:
+            losses[row] = mean * mean
+            moments = np.linalg.inv(inverse)
+            clicks = moments @ theta
+            inverse[:] = np.linalg.inv(moments + np.outer(x, x))
+            theta[:] = inverse @ clicks
+    return losses
+
+
+def linear_widths(inverse: Numbers, features: Numbers) -> Numbers:
+    """Is the twin of recserve.kernels.linear_widths."""
+    return np.array([np.sqrt(max(x @ inverse @ x, 0.0)) for x in features])
 
 
 def warmup() -> None:

@@ -1,0 +1,129 @@
+"""What the learner knows of each user: newest items, the last slates, and how much of the hour counted."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
+
+from recserve.engine.online.config import OnlineConfig
+from recserve.engine.state.events import HISTORY_ACTIONS, LEARN, SERVE
+from recserve.engine.state.state import LoggedEvent
+
+IMPRESSION = "impression"
+CLICKS = ("click", "add-to-cart", "purchase")
+# A click on a slate before these came too late to be learned.
+MAX_SLATES = 4
+HOUR_SECONDS = 3600
+
+
+class Example(NamedTuple):
+    """An impression, or the click on one, with what was known when it was shown.
+
+    ``recent``: item indices of the user's newest items, newest last · ``context``: hashes of its entries.
+    """
+
+    recent: tuple[int, ...]
+    item: int
+    rank: int
+    context: tuple[int, ...]
+    clicked: bool
+
+
+@dataclass(slots=True)
+class _Shown:
+    """One slate: the user's newest items when it was shown, and its impressions that were not clicked."""
+
+    recent: tuple[int, ...]
+    waiting: dict[int, Example] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _User:
+    recent: tuple[int, ...] = ()
+    slates: OrderedDict[str, _Shown] = field(default_factory=OrderedDict)
+    hour: int = -1
+    n_impressions: int = 0
+    n_clicks: int = 0
+
+
+class Users:
+    """Follows the log event by event; :meth:`recent` may be called by any thread."""
+
+    def __init__(self, config: OnlineConfig) -> None:
+        self._config = config
+        self._users: OrderedDict[str, _User] = OrderedDict()
+        self._erased: set[str] = set()
+
+    def recent(self, user_key: str) -> tuple[int, ...]:
+        """Returns the item indices of the newest items of a user, newest last."""
+        user = self._users.get(user_key)
+        return () if user is None else user.recent
+
+    def erase(self, user_key: str) -> None:
+        """Forgets a user for good."""
+        self._erased.add(user_key)
+        self._users.pop(user_key, None)
+
+    def follow(self, logged: LoggedEvent, item: int) -> Example | None:
+        """Takes the next event, of ``item`` (−1: not in the catalogue), and returns what is to be learned.
+
+        A click counts once, on an impression that counted, among the last slates of its user; and each user
+        counts so often in an hour only: that bounds what one of them, or a robot, can teach.
+        """
+        event = logged.event
+        purposes = event.purposes or 0
+        if item < 0 or event.user_id in self._erased:
+            return None
+        user = self._user(event.user_id, logged.received // HOUR_SECONDS)
+        example = None
+        if purposes & LEARN and event.slate_id:
+            if event.action == IMPRESSION:
+                context = tuple(hash_of(*entry) for entry in sorted(event.context.items()))
+                example = self._impression(user, event.slate_id, item, event.rank, context)
+            elif event.action in CLICKS:
+                example = self._click(user, event.slate_id, item)
+        if purposes & SERVE and event.action in HISTORY_ACTIONS:
+            user.recent = (*user.recent, item)[-self._config.recent :]
+        return example
+
+    def _user(self, user_key: str, hour: int) -> _User:
+        user = self._users.get(user_key)
+        if user is None:
+            user = self._users[user_key] = _User()
+            if len(self._users) > self._config.max_users:
+                self._users.popitem(last=False)
+        self._users.move_to_end(user_key)
+        if user.hour != hour:
+            user.hour, user.n_impressions, user.n_clicks = hour, 0, 0
+        return user
+
+    def _impression(
+        self, user: _User, slate_id: str, item: int, rank: int, context: tuple[int, ...]
+    ) -> Example | None:
+        slate = user.slates.get(slate_id)
+        if user.n_impressions >= self._config.impressions_per_hour or (slate and item in slate.seen):
+            return None
+        if slate is None:
+            slate = user.slates[slate_id] = _Shown(user.recent)
+            if len(user.slates) > MAX_SLATES:
+                user.slates.popitem(last=False)
+        user.n_impressions += 1
+        slate.seen.add(item)
+        example = slate.waiting[item] = Example(slate.recent, item, rank, context, clicked=False)
+        return example
+
+    def _click(self, user: _User, slate_id: str, item: int) -> Example | None:
+        slate = user.slates.get(slate_id)
+        if slate is None or item not in slate.waiting or user.n_clicks >= self._config.clicks_per_hour:
+            return None
+        user.n_clicks += 1
+        return slate.waiting.pop(item)._replace(clicked=True)
+
+
+@lru_cache(maxsize=1 << 16)
+def hash_of(key: str, value: str) -> int:
+    """Returns 64 bits that stand for a context entry, the same in every process."""
+    data = f"{key}\0{value}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
