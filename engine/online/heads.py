@@ -4,6 +4,7 @@ Both answer with lifts: by how much more, relatively, an item is clicked than an
 learns; any thread may ask meanwhile.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.online.config import LINUCB, OnlineConfig
-from recserve.engine.online.features import ItemVectors, Items, Numbers
+from recserve.engine.online.features import Items, ItemVectors, Numbers
 from recserve.engine.online.users import Example
 from recserve.kernels import ftrl_steps, linear_steps, linear_widths
 
@@ -38,6 +39,9 @@ class Head(Protocol):
 
     def learn(self, examples: Sequence[Example]) -> Numbers:
         """Learns from examples in order; returns how much loss each added before that, (n,)."""
+
+    def constant_loss(self, clicked: bool, impressions: float, clicks: float) -> float:
+        """Returns what an example adds to the loss of one who knows only how many were clicked so far."""
 
     def lifts(self, asked: Asked, items: Items) -> Numbers:
         """Returns the lift of each of ``items``, (n,)."""
@@ -81,11 +85,16 @@ class FtrlHead:
         """As :meth:`Head.learn`: the logarithmic loss."""
         return self._steps(examples, self._vectors.products_of(examples))
 
+    def constant_loss(self, clicked: bool, impressions: float, clicks: float) -> float:
+        """As :meth:`Head.constant_loss`; a click is an example beside its impression."""
+        share = (clicks + 1) / (impressions + clicks + 2)
+        return -math.log(share if clicked else 1 - share)
+
     def lifts(self, asked: Asked, items: Items) -> Numbers:
         """As :meth:`Head.lifts`: differences of the logarithm of the odds."""
         weights = self._weights
         query = self._vectors.query(asked.recent)
-        total = weights[self._items + items].astype(np.float64)
+        total: Numbers = weights[self._items + items].astype(np.float64)
         if asked.recent:
             by_product = weights[self._products : self._items].astype(np.float64) * self._vectors.dim
             total += self._vectors.unit(items) @ (query * (by_product + weights[1]))
@@ -152,9 +161,9 @@ class FtrlHead:
 class LinearHead:
     """The click rate as a linear function of query ⊙ item, with what is not known of it.
 
-    LinUCB: an item's score is its mean plus ``width`` deviations. Thompson sampling: scores are drawn from the
-    posterior, ``width`` times as wide (Chapelle, Li, "An Empirical Evaluation of Thompson Sampling", 2011;
-    Agrawal, Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", 2013, arXiv:1209.3352).
+    LinUCB: an item's score is its mean plus ``width`` deviations. Thompson sampling: scores are drawn from
+    the posterior, ``width`` times as wide (Chapelle, Li, "An Empirical Evaluation of Thompson Sampling",
+    2011; Agrawal, Goyal, "Thompson Sampling for Contextual Bandits with Linear Payoffs", 2013).
     """
 
     def __init__(self, vectors: ItemVectors, config: OnlineConfig) -> None:
@@ -174,6 +183,11 @@ class LinearHead:
         self._counts += (~clicked).sum(), clicked.sum()
         self._publish()
         return losses
+
+    def constant_loss(self, clicked: bool, impressions: float, clicks: float) -> float:
+        """As :meth:`Head.constant_loss`."""
+        rate = (clicks + 1) / (impressions + 2)
+        return 1 - 2 * rate if clicked else rate * rate
 
     def lifts(self, asked: Asked, items: Items) -> Numbers:
         """As :meth:`Head.lifts`, by LinUCB's upper bound or by the mean."""

@@ -6,7 +6,7 @@ what it has written itself included: all of them, and a restarted one, know the 
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -30,6 +30,16 @@ class Loaded(NamedTuple):
     seconds: float
 
 
+class LogListener(Protocol):
+    """Who wants to hear of a log. Called on the log's thread: must be quick and must not raise."""
+
+    def stored(self) -> None:
+        """Hears that there may be new events."""
+
+    def erased(self, user_key: bytes) -> None:
+        """Hears that a user is to be forgotten."""
+
+
 class Follower:
     """Brings rows of the log to memory; the thread of the log calls it."""
 
@@ -40,6 +50,7 @@ class Follower:
         self._to_erase: list[bytes] = []
         self._is_loaded = False
         self._n_events = self._n_unreadable = 0
+        self.listeners: list[LogListener] = []
 
     def load(self) -> Loaded:
         """Builds the histories from the log, and ends erasures that an earlier process left half done."""
@@ -60,6 +71,7 @@ class Follower:
             self.catch_up()
         else:
             self._observed.add(fresh)
+            self._tell_stored()
 
     def catch_up(self) -> None:
         """Lets memory know of what all servers wrote and whom they erased since the last time."""
@@ -71,7 +83,9 @@ class Follower:
             self.erase(self._to_erase[0])
             del self._to_erase[0]
         self._observed.add(list(self._interactions()))
-        self._seen = self._read
+        if self._read > self._seen:
+            self._seen = self._read
+            self._tell_stored()
 
     def erase(self, user_key: bytes) -> int:
         """Erases a user for good; returns how many events they had.
@@ -80,7 +94,13 @@ class Follower:
         """
         self._keys.erase(user_key)
         self._observed.erase(user_key)
+        for listener in tuple(self.listeners):
+            listener.erased(user_key)
         return self._delete(user_key)
+
+    def _tell_stored(self) -> None:
+        for listener in tuple(self.listeners):
+            listener.stored()
 
     def _delete(self, user_key: bytes) -> int:
         n_events = self._store.delete_user(user_key)

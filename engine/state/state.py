@@ -5,9 +5,10 @@
 ...     state.record([Event(user_id="u42", item_id="i7", event_id="…", timestamp=1750000000)])
 """
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +18,7 @@ import structlog
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.event_log import EventLog, Outcome, blocking
 from recserve.engine.state.events import Event, unpack_event
-from recserve.engine.state.follower import Follower, Loaded
+from recserve.engine.state.follower import Follower, Loaded, LogListener
 from recserve.engine.state.keys import KeyStore
 from recserve.engine.state.master import MasterKeys, read_master_keys
 from recserve.engine.state.observed import ObservedEvents
@@ -96,6 +97,32 @@ class State:
 
         return self.log.do(read)
 
+    def events_after(self, after: int, *, limit: int) -> Future[tuple[list[LoggedEvent], int]]:
+        """Reads the next events of the log, of at most ``limit`` rows with larger numbers than ``after``.
+
+        With them comes the number of the last row, 0 when there is none. Rows that do not open are left out.
+        """
+
+        def read() -> tuple[list[LoggedEvent], int]:
+            rows = list(itertools.islice(self._store.rows(after), limit))
+            return list(_open_rows(rows, self._keys)), rows[-1].seq if rows else 0
+
+        return self.log.do(read)
+
+    def user_key(self, user_id: str) -> str:
+        """Returns the pseudonym of a user, as ``event.user_id`` of logged events has it."""
+        return self._keys.user_key(user_id).hex()
+
+    @property
+    def identity(self) -> str:
+        """A name of this log, that another log does not have."""
+        return self._keys.event_key("identity of the log").hex()
+
+    @property
+    def listeners(self) -> list[LogListener]:
+        """Who hears of new events and of erased users."""
+        return self._follower.listeners
+
     def erase(self, user_id: str) -> Future[int]:
         """Erases a user for good: key, rows, history; returns how many events they had.
 
@@ -152,6 +179,18 @@ def open_row(row: Row, keys: KeyStore) -> LoggedEvent | None:
     return LoggedEvent(row.seq, row.received, unpack_event(plain, row.user_key.hex()))
 
 
+def _open_rows(rows: Iterable[Row], keys: KeyStore) -> Iterator[LoggedEvent]:
+    """Opens rows; what was changed is logged and left out, as is what has no key any more."""
+    for row in rows:
+        try:
+            event = open_row(row, keys)
+        except DataError as error:
+            log.error("event left out", seq=row.seq, error=str(error))
+            continue
+        if event is not None:
+            yield event
+
+
 def open_state(config: StateConfig, *, max_users: int = 100_000, max_items: int = 1000) -> State:
     """Opens what ``config.url`` names, and loads nothing yet.
 
@@ -173,15 +212,8 @@ def read_log(config: StateConfig, *, user_id: str = "", after: int = 0) -> Itera
     _, store, keys = open_places(config, read_only=True)
     wanted = keys.user_key(user_id) if user_id else None
     try:
-        for row in store.rows(after):
-            if wanted is None or row.user_key == wanted:
-                try:
-                    event = open_row(row, keys)
-                except DataError as error:
-                    log.error("event left out", seq=row.seq, error=str(error))
-                    continue
-                if event is not None:
-                    yield event
+        rows = store.rows(after)
+        yield from _open_rows((row for row in rows if wanted in (None, row.user_key)), keys)
     finally:
         store.close()
         keys.close()

@@ -1,0 +1,72 @@
+"""Snapshots on disk: one file, whole or not there."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from recserve.engine.online.learner import Snapshot
+from recserve.errors import ConfigError
+
+log = structlog.get_logger("recserve.online")
+
+DRIFT, POSITION = "drift", "position"
+
+
+class SnapshotFile:
+    """The newest snapshot of one model. It holds what items are worth, and nothing of single users."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes the folder; raises :class:`ConfigError` where that is not possible."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "online.folder", found=f"{path.parent} ({error.strerror})", expected="one that can be written"
+            ) from error
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Replaces the file; a full or failing disk is logged, and the snapshot before stays."""
+        buffer = io.BytesIO()
+        position = np.array([snapshot.applied_seq, snapshot.n_examples, snapshot.n_rollbacks])
+        # The names of the model's own arrays get a prefix: they may be any.
+        arrays = {f"model.{name}": array for name, array in snapshot.arrays.items()}
+        np.savez(buffer, **{POSITION: position, DRIFT: snapshot.drift}, **arrays)  # type: ignore[arg-type]
+        partial = self.path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            log.error("online model not saved", file=str(self.path), error=str(error))
+
+    def read(self) -> Snapshot | None:
+        """Returns the snapshot, None where there is none.
+
+        One that is damaged is logged and not used: the log makes the model anew.
+        """
+        try:
+            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as found:
+                applied_seq, n_examples, n_rollbacks = found[POSITION].tolist()
+                arrays = {name.removeprefix("model."): found[name] for name in found if "." in name}
+                return Snapshot(applied_seq, n_examples, n_rollbacks, found[DRIFT], arrays)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            log.error("online model not readable: it is learned again", file=str(self.path), error=str(error))
+            return None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
