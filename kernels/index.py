@@ -15,7 +15,7 @@ from recserve.kernels.checks import FLOAT32, INT32, Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
 from recserve.kernels.isa import PORTABLE, Isa, choose
 from recserve.kernels.metrics import Metric
-from recserve.kernels.search import search_planes, search_rows, search_tiles
+from recserve.kernels.search import search_forms
 from recserve.kernels.snapshot import Snapshot
 from recserve.kernels.table import BIAS, BIAS_BOUNDS, WORDS, Table, put
 
@@ -47,6 +47,7 @@ class ItemIndex:
         self._snapshot = snapshot  # replaced as a whole, read once per search
         self._dim = int(snapshot.base.vectors.shape[1])
         self._isa = isa
+        self._search_few, self._search_many = search_forms(isa)
         self._change_lock = threading.Lock()  # one change at a time; searches do not take it
         self._counters = np.zeros(3, np.int64)  # kernels add to it, atomically
 
@@ -257,14 +258,8 @@ class ItemIndex:
             queries = metrics.prepare(self._metric, queries)
         scores = np.empty((len(queries), k), FLOAT32)
         indices = np.empty((len(queries), k), INT32)
-        arguments = (table, queries, reach, scores, indices, counters)
-        isa = self._isa
-        if isa is None:
-            refused = search_rows(*arguments)
-        elif len(queries) <= MAX_FEW:
-            refused = search_planes(isa.single, isa.query_limit, *arguments)
-        else:
-            refused = search_tiles(isa.block, isa.query_limit, *arguments)
+        search = self._search_few if len(queries) <= MAX_FEW else self._search_many
+        refused = search(table, queries, reach, scores, indices, counters)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
         return scores, indices
