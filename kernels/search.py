@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import config, types, typeof
+from numba import config, typeof, types
 
 from recserve.kernels.floats import scan_vectors
 from recserve.kernels.isa import Blocking, Isa

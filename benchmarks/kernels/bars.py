@@ -81,6 +81,17 @@ def _speed_up(data: str, batch: int) -> Measured:
     return measured
 
 
+def _exclusion(kind: str) -> Measured:
+    """A search with 1,000 excluded items per query by the same one without, see the exclusions module."""
+
+    def measured(result: Result) -> float | None:
+        rows = result["exclusions"]
+        values = [row["ratio"] for row in rows if (row["kind"], row["count"]) == (kind, 1_000)]
+        return max(values, default=None)
+
+    return measured
+
+
 def _fp32_share(result: Result) -> float | None:
     """Percent of the FMA peak."""
     rate = result["fp32_kernel_gflops"]
@@ -126,6 +137,8 @@ BARS = (
     Bar("fp32 micro-kernel, of FMA peak", "%", 90, 96, _fp32_share),
     Bar("2 threads, gaussian 100k B64", "×", 1.8, 1.95, _speed_up("gaussian", 64)),
     Bar("2 threads, gaussian 100k B256", "×", 1.8, 1.95, _speed_up("gaussian", 256)),
+    Bar("1,000 excluded per query, B64", "×", 1.2, None, _exclusion("any"), at_least=False),
+    Bar("  the best 1,000, by an index without", "×", 1.2, None, _exclusion("best"), at_least=False),
     Bar("dispatch of search at B1", "µs", 10, 3, _dispatch, at_least=False),
     Bar(
         "memory, d = 64",

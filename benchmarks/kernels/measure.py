@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from recserve import console
-from recserve.benchmarks.kernels import approximate, data, limits, peers, timing
+from recserve.benchmarks.kernels import approximate, data, exclusions, limits, peers, timing
 from recserve.benchmarks.kernels.options import APPROXIMATE_DATA, Grid, Options
 from recserve.errors import RecserveError
 from recserve.kernels import ItemIndex, warmup
@@ -61,6 +61,7 @@ def run(options: Options, threads: int, cache: Path) -> dict[str, Any]:
         "catalogues": [],
         "cases": [],
         "approximate": [],
+        "exclusions": [],
         "dispatch_us": {},
         "fp32_kernel_gflops": limits.fp32_kernel_gflops() if threads == 1 else None,
     }
@@ -102,6 +103,13 @@ def _run_catalogue(
             case["limit_ms"] = limit and limit.bound_ms(n_items, grid.dim, batch, case["scanned"])
             result["cases"].append(case)
             console.note(f"{kind} {n_items} × {grid.dim}  B{batch} K{k}  {_summary(case)}")
+    if (
+        grid.threads == 1
+        and (kind, n_items) == exclusions.CATALOGUE
+        and max(grid.batches) >= exclusions.BATCH
+    ):
+        rows = exclusions.measure(vectors, queries, index, options)
+        result["exclusions"] += [{**key, **row} for row in rows]
     if grid.threads == 1 and kind in APPROXIMATE_DATA and n_items <= options.approximate_up_to:
         result["approximate"] += _approximate(key, vectors, queries, index, options)
 

@@ -24,6 +24,8 @@ def show(result: Result) -> None:
         show_catalogue(catalogue, result["cases"])
     if result["approximate"]:
         _show_approximate(result["approximate"])
+    if result["exclusions"]:
+        _show_exclusions(result["exclusions"])
     if result["start"]:
         show_start(result["start"])
     show_bars(result["bars"])
@@ -102,14 +104,14 @@ def show_start(start: dict[str, Any]) -> None:
         ["  of that: importing the kernels", f"{start['import_s']:.2f} s"],
         ["  of that: warm-up", f"{start['warmup_s']:.2f} s"],
         [
-            f"  of that: index of {start['n_items']:,} × {start['dim']}, one search",
+            f"  of that: index of {start['n_items']:,} × {start['dim']}, first batch",
             f"{start['index_s']:.2f} s",
         ],
         ["kernels compiled by it", start["compiled"]],
         ["first search after it", f"{start['first_ms']:.3f} ms"],
         ["median search", f"{start['median_ms']:.3f} ms"],
         ["first by median", f"{start['first_by_median']:.2f}×"],
-        ["the one search that made it ready", f"{start['untouched_ms']:.3f} ms"],
+        ["the batch that made it ready", f"{start['untouched_ms']:.3f} ms"],
     ]
     if "cold_ready_s" in start:
         compiled = f"{start['cold_ready_s']:.1f} s, {start['cold_compiled']} forms compiled"
@@ -161,6 +163,25 @@ def _show_approximate(rows: Sequence[dict[str, Any]]) -> None:
                 for row in own
             ],
         )
+
+
+def _show_exclusions(rows: Sequence[dict[str, Any]]) -> None:
+    first = rows[0]
+    console.print_table(
+        f"items excluded per query, {first['data']} {first['n_items']:,} × {first['dim']}, B{first['batch']}",
+        ["items", "which", "K", "ms", "without", "ratio"],
+        [
+            [
+                f"{row['count']:,}",
+                row["kind"],
+                row["k"],
+                _ms(row["ms"]),
+                _ms(row["without_ms"]),
+                f"{row['ratio']:.2f}×",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _ms(value: float) -> str:

@@ -47,6 +47,7 @@ def run(options: Options, cache: Path, *, start_processes: int) -> dict[str, Any
         "catalogues": [],
         "cases": [],
         "approximate": [],
+        "exclusions": [],
         "dispatch_us": {},
         "fp32_kernel_gflops": None,
     }
@@ -56,7 +57,7 @@ def run(options: Options, cache: Path, *, start_processes: int) -> dict[str, Any
         result["dispatch_us"] |= measured["dispatch_us"]
         if threads == 1:
             result["fp32_kernel_gflops"] = measured["fp32_kernel_gflops"]
-        for name in ("catalogues", "cases", "approximate"):
+        for name in ("catalogues", "cases", "approximate", "exclusions"):
             result[name] += measured[name]
     result["start"] = start.measure(start_processes) if start_processes else None
     result["bars"] = bars.judge(result)

@@ -31,7 +31,7 @@ def catalogue() -> tuple[Any, Any]:
 def result_with(**fields: Any) -> dict[str, Any]:
     """A result without anything measured but ``fields``."""
     empty = {"limits": {}, "catalogues": [], "cases": [], "approximate": [], "dispatch_us": {}, "start": None}
-    empty |= {"fp32_kernel_gflops": None}
+    empty |= {"exclusions": [], "fp32_kernel_gflops": None}
     return {**empty, **fields}
 
 
@@ -264,7 +264,9 @@ def test_the_default_run_measures_every_bar_but_the_fp32_kernel() -> None:
     ]
     catalogues = [{**case, "build_s": 1.0, "bytes_per_item": 1.0} for case in cases]
     start = {"ready_s": 1.0, "first_by_median": 1.0}
-    judged = bars.judge(result_with(cases=cases, catalogues=catalogues, dispatch_us={"64": 1.0}, start=start))
+    excluded = [{"kind": kind, "count": 1_000, "ratio": 1.0} for kind in ("any", "best")]
+    measured = {"cases": cases, "catalogues": catalogues, "exclusions": excluded, "start": start}
+    judged = bars.judge(result_with(**measured, dispatch_us={"64": 1.0}))
     assert [bar["case"] for bar in judged if bar["measured"] is None] == ["fp32 micro-kernel, of FMA peak"]
 
 
