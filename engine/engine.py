@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from recserve import kernels
 from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Manifest, open_bundle
@@ -23,16 +21,17 @@ from recserve.engine.features import (
     check_variant,
 )
 from recserve.engine.pipeline import run, run_page
-from recserve.engine.ranked import Ranked, few_left, new_slate_ids, slate_items, slates
+from recserve.engine.ranked import Ranked, slates
 from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
+from recserve.engine.similar import has_directions, similar_slate
 from recserve.engine.sources import open_source
 from recserve.engine.state.events import HISTORY_ACTIONS, check_action
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.state.observed import ObservedEvents
-from recserve.engine.types import DEFAULT_K, SOURCE_SIMILAR, Ranking, Request, Slate
-from recserve.errors import InvalidRequest, Unavailable, UnknownItem
+from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
+from recserve.errors import InvalidRequest, Unavailable
 
 WARM_REQUESTS = 16  # after so many, a search takes less than twice its usual time
 
@@ -98,7 +97,7 @@ class Engine:
             requests = [Request(history=[item], variant=variant, k=1) for item in items]
             self._run([*requests, Request(k=1)])
             self._run(requests[:1])
-        if self._has_directions():
+        if has_directions(self._loaded.bundle):
             self.similar_items(items[0], k=1)
         with self._lock:
             self._counters = dict.fromkeys(self._counters, 0)
@@ -299,36 +298,8 @@ class Engine:
         check_k(k, self._config)
         check_id("item_id", item_id)
         check_ids("exclude", exclude, self._config.max_exclude)
-        bundle = self._loaded.bundle
-        check_variant(variant, bundle)
-        if not self._has_directions():
-            raise InvalidRequest(
-                f"model {bundle.manifest.model}",
-                found="one number per item",
-                expected="one with item vectors where similar items are asked for",
-            )
-        start = time.perf_counter_ns()
-        retriever, vocabulary = self._loaded.retriever, bundle.catalogue.vocabulary
-        allowed = self._loaded.planner.allowed(Request(filter=filter))
-        item = vocabulary.index_of(item_id)
-        if item < 0:
-            raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")
-        banned = vocabulary.indices(exclude)
-        banned = np.unique(np.append(banned[banned >= 0], np.int32(item)))
-        scores, items = retriever.similar(np.array([item], np.int32), k, [banned], allowed)
-        return Slate(
-            items=slate_items(bundle, scores[0], items[0]),
-            bundle_version=bundle.manifest.bundle_version,
-            variant=variant or bundle.manifest.default_variant,
-            source=SOURCE_SIMILAR,
-            warnings=few_left(k, int((items[0] >= 0).sum())) if allowed else (),
-            stage_ns={"retrieve": time.perf_counter_ns() - start},
-            slate_id=new_slate_ids(1)[0],
-        )
-
-    def _has_directions(self) -> bool:
-        # Numbers all point the same way.
-        return self._loaded.bundle.manifest.embedding_size > 1
+        check_variant(variant, self._loaded.bundle)
+        return similar_slate(self._loaded, item_id, k, exclude=exclude, variant=variant, filter=filter)
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
