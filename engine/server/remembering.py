@@ -10,6 +10,9 @@ from recserve.engine.models.router import Router
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.feedback import SERVICE, FeedbackService
 from recserve.engine.server.health import NOT_SERVING, HealthService
+from recserve.engine.server.kafka.sink import KafkaSink
+from recserve.engine.server.kafka.source import KafkaSource
+from recserve.engine.server.kafka.topic import parse_topic
 from recserve.engine.server.methods import Method
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.observed import ObservedEvents
@@ -33,7 +36,9 @@ class Remembering:
         )
         users, items = engine.max_observed_users, engine.max_observed_items
         self._state: State | None = None
-        self._upkeep: Upkeep | None = None
+        self._helpers: list[Upkeep | KafkaSource | KafkaSink] = []
+        self._source = parse_topic("state.source", config.source) if config.source else None
+        self._sink = parse_topic("state.sink", config.sink) if config.sink else None
         if config.url:
             self._state = open_state(config, max_users=users, max_items=items)
             self.observed = self._state.observed
@@ -46,8 +51,8 @@ class Remembering:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._upkeep is not None:
-            self._upkeep.stop()
+        for helper in self._helpers:
+            helper.stop()
         if self._state is not None:
             self._state.close()
 
@@ -63,7 +68,7 @@ class Remembering:
             self._state.on_failed = lambda: health.set(NOT_SERVING, SERVICE)
 
     def load(self) -> None:
-        """Builds the histories in memory from the log."""
+        """Builds the histories in memory from the log, and begins what goes on beside it."""
         if self._state is not None:
             loaded = self._state.load()
             log.info(
@@ -73,4 +78,8 @@ class Remembering:
                 seconds=round(loaded.seconds, 3),
                 durability=self._state.durability,
             )
-            self._upkeep = Upkeep(self._state)
+            self._helpers.append(Upkeep(self._state))
+            if self._source is not None:
+                self._helpers.append(KafkaSource(self._state, self._source))
+            if self._sink is not None:
+                self._helpers.append(KafkaSink(self._state, self._sink))

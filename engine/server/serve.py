@@ -129,6 +129,10 @@ def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) 
             expected="one worker",
             cure="Each process would write the file.",
         )
+    if work.state.sink and work.server.workers > 1:
+        raise ConfigError(
+            "state.sink", found=f"given with {work.server.workers} workers", expected="one that publishes"
+        )
     if work.server.workers == 1:
         work(announce)
         return

@@ -34,6 +34,12 @@ class StateConfig:
     require_consent: bool = False
     """Whether an event that brings no consent is not kept. Else the caller vouches for it."""
 
+    source: str = ""
+    """kafka://BROKER:PORT/TOPIC?SETTING=VALUE: its events are recorded too. Settings are librdkafka's."""
+
+    sink: str = ""
+    """The same, of another topic: events whose users agreed to exports are published there."""
+
     commit_events: int = 256
     """Events that one commit takes at most, unless a single call brings more."""
 
@@ -57,6 +63,12 @@ class StateConfig:
             )
         if scheme == "sqlite" and not self.path:
             raise ConfigError("state.url", found=self.url, expected="sqlite:///PATH")
+        if (self.source or self.sink) and (not self.url or self.source == self.sink):
+            raise ConfigError(
+                "state.source and state.sink",
+                found="the same topic" if self.url else "given without state.url",
+                expected="different topics, beside a log",
+            )
         if self.durability not in DURABILITIES:
             raise ConfigError(
                 "state.durability", found=self.durability, expected=f"one of {', '.join(DURABILITIES)}"

@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS recserve_events (
     body bytea NOT NULL
 );
 CREATE INDEX IF NOT EXISTS recserve_events_by_user ON recserve_events (user_key, seq);
+CREATE TABLE IF NOT EXISTS recserve_cursors (name text PRIMARY KEY, seq bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS recserve_keys (
     name bytea PRIMARY KEY,
     master text NOT NULL,
@@ -173,6 +174,22 @@ class PostgresStore:
                 (received, PAGE),
             )
             return int(cursor.rowcount)
+
+    def cursor(self, name: str) -> int:
+        """As :meth:`EventStore.cursor`."""
+        with self._database.use() as cursor:
+            cursor.execute("SELECT seq FROM recserve_cursors WHERE name = %b", (name,))
+            found = cursor.fetchone()
+        return 0 if found is None else int(found[0])
+
+    def move_cursor(self, name: str, seq: int) -> None:
+        """As :meth:`EventStore.move_cursor`."""
+        with self._database.use() as cursor:
+            cursor.execute(
+                "INSERT INTO recserve_cursors VALUES (%b, %b)"
+                " ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
+                (name, seq),
+            )
 
     def close(self) -> None:
         """Closes the connection."""

@@ -19,6 +19,7 @@ CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
 EVENTS, BY_EVENT, LAST = "{recserve}:events", "{recserve}:by-event", "{recserve}:last"
 BY_USER = b"{recserve}:by-user:"
+CURSORS = "{recserve}:cursors"
 KEYS, ERASED, UNFINISHED = "{recserve}:keys", "{recserve}:erased", "{recserve}:unfinished"
 
 # ARGV: BY_USER, then event key, user key, received and body of each row.
@@ -189,6 +190,16 @@ class RedisStore:
         """As :meth:`EventStore.delete_before`."""
         rows = [row for row in self._page(0) if row.received < received]
         return self._delete(rows) if rows else 0
+
+    def cursor(self, name: str) -> int:
+        """As :meth:`EventStore.cursor`."""
+        with self._database.use() as client:
+            return int(client.hget(CURSORS, name) or 0)
+
+    def move_cursor(self, name: str, seq: int) -> None:
+        """As :meth:`EventStore.move_cursor`."""
+        with self._database.use() as client:
+            client.hset(CURSORS, name, seq)
 
     def close(self) -> None:
         """Closes the connection."""

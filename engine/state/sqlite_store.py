@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS events (
     body BLOB NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS events_by_user ON events (user_key, seq);
+CREATE TABLE IF NOT EXISTS cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 KEYS = """
 CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, master TEXT NOT NULL, wrapped BLOB NOT NULL)
@@ -99,6 +100,16 @@ class SqliteStore:
                 (received, PAGE),
             ).fetchall()
             return int(self._database.changes())
+
+    def cursor(self, name: str) -> int:
+        """As :meth:`EventStore.cursor`."""
+        found = self._database.execute("SELECT seq FROM cursors WHERE name = ?", (name,)).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def move_cursor(self, name: str, seq: int) -> None:
+        """As :meth:`EventStore.move_cursor`."""
+        with storage_errors():
+            self._database.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (name, seq)).fetchall()
 
     def close(self) -> None:
         """Closes the file."""

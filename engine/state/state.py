@@ -123,6 +123,14 @@ class State:
         """Who hears of new events and of erased users."""
         return self._follower.listeners
 
+    def cursor(self, name: str) -> Future[int]:
+        """Returns the number up to which a reader of the log came, as :meth:`move_cursor` noted it."""
+        return self.log.do(lambda: self._store.cursor(name))
+
+    def move_cursor(self, name: str, seq: int) -> Future[None]:
+        """Notes, in the log itself, up to which number a reader came."""
+        return self.log.do(lambda: self._store.move_cursor(name, seq))
+
     def erase(self, user_id: str) -> Future[int]:
         """Erases a user for good: key, rows, history; returns how many events they had.
 

@@ -58,6 +58,12 @@ class EventStore(Protocol):
     def delete_before(self, received: int) -> int:
         """Removes some of the oldest rows that were received before; returns how many."""
 
+    def cursor(self, name: str) -> int:
+        """Returns the number up to which somebody who reads the log came; 0 at first."""
+
+    def move_cursor(self, name: str, seq: int) -> None:
+        """Notes that number."""
+
     def close(self) -> None:
         """Closes the place."""
 

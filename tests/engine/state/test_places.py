@@ -133,6 +133,22 @@ def test_a_user_is_read_in_pages(anywhere: StateConfig) -> None:
         assert end == 0
 
 
+def test_a_reader_of_the_log_goes_on_where_it_was(anywhere: StateConfig) -> None:
+    with opened(anywhere) as state:
+        state.record([event(number, user="uv"[number % 2]) for number in range(6)])
+        assert state.cursor("reader").result() == 0
+        found, last = state.events_after(0, limit=4).result()
+        assert [one.event.event_id for one in found] == ["e0", "e1", "e2", "e3"]
+        state.move_cursor("reader", last).result()
+        state.erase("v").result()
+    with opened(anywhere) as state:
+        found, last = state.events_after(state.cursor("reader").result(), limit=4).result()
+        assert [one.event.event_id for one in found] == ["e4"]
+        assert state.events_after(last, limit=4).result() == ([], 0)
+        state.move_cursor("reader", last).result()
+        assert (state.cursor("reader").result(), state.cursor("another").result()) == (last, 0)
+
+
 def test_more_than_a_page_is_read_and_removed(anywhere: StateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("sqlite_store", "redis_store", "postgres_store"):
         monkeypatch.setattr(f"recserve.engine.state.{module}.PAGE", 3)

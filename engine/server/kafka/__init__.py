@@ -1,0 +1,1 @@
+"""Events from Kafka and to Kafka (``[state] source`` and ``sink``)."""
