@@ -18,9 +18,11 @@ from recserve.engine.connection import (
     Connection,
 )
 from recserve.engine.credentials import Credentials
+from recserve.engine.explain.cause import WhyNot
 from recserve.engine.retry import RetryPolicy
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.engine.wire import convert
+from recserve.engine.wire.explanations import why_not_from_message
 from recserve.engine.wire.status import RemoteError, error_from_status
 from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
@@ -101,6 +103,11 @@ class RecommenderClient:
         message = _ranked(request, item_ids, self._model)
         return convert.ranking_from_message(self._connection.call(self._stub.Rank, message))
 
+    def why_not(self, request: Request, item_id: str) -> WhyNot:
+        """Returns what keeps ``item_id`` out of the slate of ``request``."""
+        message = self._connection.call(self._stub.WhyNot, _why_not(request, item_id, self._model))
+        return why_not_from_message(message, item_id)
+
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
         return _items(self._connection.call(self._stub.GetItems, _item_ids(item_ids, self._model)))
@@ -167,6 +174,11 @@ class AsyncRecommenderClient:
         message = _ranked(request, item_ids, self._model)
         return convert.ranking_from_message(await self._connection.call(self._stub.Rank, message))
 
+    async def why_not(self, request: Request, item_id: str) -> WhyNot:
+        """Returns what keeps ``item_id`` out of the slate of ``request``."""
+        message = await self._connection.call(self._stub.WhyNot, _why_not(request, item_id, self._model))
+        return why_not_from_message(message, item_id)
+
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes of the known ones among ``item_ids``."""
         return _items(await self._connection.call(self._stub.GetItems, _item_ids(item_ids, self._model)))
@@ -193,6 +205,10 @@ def _ranked(request: Request, item_ids: Sequence[str], model: str) -> pb.RankReq
     message = convert.rank_request_to_message(request, item_ids)
     message.model = model
     return message
+
+
+def _why_not(request: Request, item_id: str, model: str) -> pb.WhyNotRequest:
+    return convert.new_message(pb.WhyNotRequest, request=_one(request, model), item_id=item_id)
 
 
 def _item_ids(item_ids: Sequence[str], model: str) -> pb.GetItemsRequest:

@@ -14,6 +14,8 @@ from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.bundle.signatures import Trust
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
+from recserve.engine.explain.cause import WhyNot
+from recserve.engine.explain.why_not import why_not
 from recserve.engine.features import (
     check_ids,
     check_k,
@@ -277,6 +279,17 @@ class Engine:
             self._store,
             int(time.time()),
         )
+
+    def why_not(self, request: Request, item_id: str) -> WhyNot:
+        """Returns what keeps ``item_id`` out of the slate of ``request``, with its numbers.
+
+        The request is answered several times over: for people who ask, not for every item of every slate.
+        """
+        self._check_open()
+        self._check(request)
+        check_id("item_id", item_id)
+        batch = Batch(self._loaded, self._variant(request), [request], now=int(time.time()))
+        return why_not(batch, self._store, item_id)
 
     def similar_items(
         self,

@@ -30,9 +30,7 @@ T = TypeVar("T")
 
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     """Answers a batch of checked requests, in their order."""
-    _timed(batch, "resolve", lambda: _resolve(batch, store))
-    _timed(batch, "encode", lambda: _encode(batch))
-    _timed(batch, "retrieve", lambda: _retrieve(batch))
+    find(batch, store)
     _finish(batch, range(len(batch.requests)))
     return _timed(batch, "assemble", lambda: _assemble(batch))
 
@@ -42,10 +40,7 @@ def run_page(batch: Batch, store: HistoryStore) -> list[Ranked]:
 
     Each row is what it would be alone, were the items of the rows before it excluded.
     """
-    _timed(batch, "resolve", lambda: _resolve(batch, store))
-    batch.n_spare = sum(resolved.k for resolved in batch.resolved[:-1])
-    _timed(batch, "encode", lambda: _encode(batch))
-    _timed(batch, "retrieve", lambda: _retrieve(batch))
+    find(batch, store, on_page=True)
     on_page = NO_ITEMS
     for i in range(len(batch.requests)):
         _leave_out(batch, i, on_page)
@@ -55,12 +50,21 @@ def run_page(batch: Batch, store: HistoryStore) -> list[Ranked]:
     return _timed(batch, "assemble", lambda: _assemble(batch, on_page))
 
 
+def find(batch: Batch, store: HistoryStore, *, on_page: bool = False) -> None:
+    """Finds the candidates of all rows; ``on_page``: with spare ones for what the rows before them take."""
+    _timed(batch, "resolve", lambda: _resolve(batch, store))
+    if on_page:
+        batch.n_spare = sum(resolved.k for resolved in batch.resolved[:-1])
+    _timed(batch, "encode", lambda: _encode(batch))
+    _timed(batch, "retrieve", lambda: retrieve(batch))
+
+
 def _finish(batch: Batch, rows: Sequence[int]) -> None:
     """Makes slates of the candidates of ``rows``."""
     if batch.objectives:
-        _timed(batch, "rank", lambda: _rank(batch, [i for i in rows if i in batch.objectives]))
+        _timed(batch, "rank", lambda: rank(batch, [i for i in rows if i in batch.objectives]))
     if any(batch.resolved[i].plan for i in rows):
-        _timed(batch, "rerank", lambda: _rerank(batch, rows))
+        _timed(batch, "rerank", lambda: rerank(batch, rows))
     if explained := [i for i in rows if batch.requests[i].explain != EXPLAIN_NONE]:
         _timed(batch, "explain", lambda: explain(batch, explained))
 
@@ -101,7 +105,8 @@ def _encode(batch: Batch) -> None:
         batch.queries = source.encode([batch.resolved[i].history for i in rows], batch.now)
 
 
-def _retrieve(batch: Batch) -> None:
+def retrieve(batch: Batch) -> None:
+    """Finds the candidates of all rows, of which resolved requests and query embeddings are known."""
     retriever = batch.loaded.retriever
     rows = batch.model_rows
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
@@ -124,7 +129,7 @@ def _retrieve(batch: Batch) -> None:
     ]
 
 
-def _rank(batch: Batch, rows: Sequence[int]) -> None:
+def rank(batch: Batch, rows: Sequence[int]) -> None:
     """Puts the candidates of ``rows`` in the order of their objectives, all of them in one inference."""
     ranked = _by_objective(batch, rows, [batch.found[i][1:] for i in rows])
     for i, (scores, items) in zip(rows, ranked, strict=True):
@@ -163,7 +168,8 @@ def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _rerank(batch: Batch, rows: Sequence[int]) -> None:
+def rerank(batch: Batch, rows: Sequence[int]) -> None:
+    """Makes slates of the candidates of those of ``rows`` that have a plan."""
     query_of = {i: row for row, i in enumerate(batch.model_rows)}
     planned, candidates = [], []
     for i in rows:

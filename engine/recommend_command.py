@@ -10,7 +10,8 @@ import typer
 from recserve.engine.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
-    from recserve.engine.types import Request, Slate
+    from recserve.engine.client import RecommenderClient
+    from recserve.engine.engine import Engine
 
 
 def register(add: Callable[..., Any]) -> None:
@@ -35,6 +36,7 @@ def recommend(
         float | None, typer.Option(help="Weight of diversity against the scores, 0 to 1.")
     ] = None,
     explain: Annotated[str, typer.Option(help="Say why: fast, exact or none.")] = "none",
+    why_not: Annotated[str, typer.Option(help="Say instead what keeps this item out of the slate.")] = "",
     language: Annotated[str, typer.Option(help="Of the reasons: en, es, zh.")] = "en",
     k: Annotated[int, typer.Option("--k", "-k", help="Length of the slate.")] = 10,
     variant: Annotated[str, typer.Option(help="A variant of the bundle. Default: the bundle's.")] = "",
@@ -53,7 +55,7 @@ def recommend(
 ) -> None:
     """Recommend items to one user, from a bundle or a running server."""
     from recserve.engine.bundle.rules import Rules
-    from recserve.engine.show import named_items, show_slate
+    from recserve.engine.show import named_items, show_slate, show_why_not
     from recserve.engine.types import Request
 
     request = Request(
@@ -68,30 +70,29 @@ def recommend(
     )
     if bool(server) == (bundle is not None):
         raise typer.BadParameter("give a bundle folder or --server HOST:PORT, one of the two")
-    if server:
-        token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
-        slate, attributes = _ask_server(request, server, ca, token)
-    else:
-        from recserve.engine.engine import Engine
-        from recserve.engine.settings import load_settings
-
-        with Engine.load(bundle or "", load_settings(config, {}).engine) as engine:
-            slate = engine.recommend(request)
-            attributes = engine.get_items(named_items(slate))
+    with _open(bundle, server, ca, token_file, config) as answering:
+        if why_not:
+            show_why_not(answering.why_not(request, why_not), json=json)
+            return
+        slate = answering.recommend(request)
+        attributes = answering.get_items(named_items(slate))
     show_slate(f"for {user}" if user else "for a new user", slate, attributes, json=json, language=language)
 
 
-def _ask_server(
-    request: "Request", server: str, ca: str, token: str
-) -> tuple["Slate", dict[str, dict[str, Any]]]:
-    """Returns the slate of a running server and the attributes of its items."""
-    from recserve.engine.client import RecommenderClient
-    from recserve.engine.credentials import Credentials
-    from recserve.engine.show import named_items
+def _open(
+    bundle: Path | None, server: str, ca: str, token_file: Path | None, config: Path | None
+) -> "Engine | RecommenderClient":
+    """Returns who answers: both are asked in the same way."""
+    if server:
+        from recserve.engine.client import RecommenderClient
+        from recserve.engine.credentials import Credentials
 
-    with RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token)) as client:
-        slate = client.recommend(request)
-        return slate, client.get_items(named_items(slate))
+        token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
+        return RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token))
+    from recserve.engine.engine import Engine
+    from recserve.engine.settings import load_settings
+
+    return Engine.load(bundle or "", load_settings(config, {}).engine)
 
 
 def _caps(text: str) -> dict[str, int]:

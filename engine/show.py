@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recserve import console
+from recserve.engine.explain.cause import WhyNot
 from recserve.engine.explain.texts import reason_text
 from recserve.engine.types import Slate, SlateItem
 
@@ -62,6 +63,16 @@ def _why(item: SlateItem, attributes: Mapping[str, Mapping[str, Any]], language:
     reasons = () if item.explanation is None else item.explanation.reasons
     names = {item_id: str(values["title"]) for item_id, values in attributes.items() if "title" in values}
     return "; ".join(reason_text(reason, language, names) for reason in reasons)
+
+
+def show_why_not(why: WhyNot, *, json: bool = False) -> None:
+    """Prints what keeps an item out of a slate to stdout, as a table or as JSON."""
+    if json:
+        console.print_json(dataclasses.asdict(dataclasses.replace(why, numbers=dict(why.numbers))))
+        return
+    numbers = [[name, f"{number:.4g}"] for name, number in why.numbers.items()]
+    detail = [["which", why.detail]] if why.detail else []
+    console.print_table(f"item {why.item_id}", ["what", "value"], [["cause", why.cause], *detail, *numbers])
 
 
 def stage_text(slate: Slate) -> str:

@@ -682,6 +682,151 @@ class RankedItem(_message.Message):
 Global___RankedItem: _TypeAlias = RankedItem  # noqa: Y015
 
 @_typing.final
+class WhyNotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    @_builtins.property
+    def request(self) -> Global___RecommendRequest:
+        """Whose slate; `explain` and `page_token` say nothing here."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___RecommendRequest | None = ...,
+        item_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyNotRequest: _TypeAlias = WhyNotRequest  # noqa: Y015
+
+@_typing.final
+class WhyNotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WhyNotResponse._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: WhyNotResponse._Cause.ValueType  # 0
+        IN_SLATE: WhyNotResponse._Cause.ValueType  # 1
+        """Nothing keeps it out. Numbers: rank, score."""
+        UNKNOWN: WhyNotResponse._Cause.ValueType  # 2
+        """The catalogue does not have it."""
+        EXCLUDED: WhyNotResponse._Cause.ValueType  # 3
+        """The request excludes it."""
+        SEEN: WhyNotResponse._Cause.ValueType  # 4
+        """The user had it."""
+        FILTER: WhyNotResponse._Cause.ValueType  # 5
+        """`detail` is "filter" or "pipeline.filter", the operator's."""
+        RETRIEVAL: WhyNotResponse._Cause.ValueType  # 6
+        """It is no candidate. Numbers: n_candidates, and rank and score among all items that may come back, or
+        rank_above.
+        """
+        RANK: WhyNotResponse._Cause.ValueType  # 7
+        """A candidate that is below the end of the slate. Numbers, as of all that follow: rank, score, last_score
+        (that of the last candidate that would have a place).
+        """
+        MIN_SCORE: WhyNotResponse._Cause.ValueType  # 8
+        """Numbers: min_score."""
+        CAP: WhyNotResponse._Cause.ValueType  # 9
+        """Enough items of one of its values, which `detail` names. Numbers: limit."""
+        DIVERSITY: WhyNotResponse._Cause.ValueType  # 10
+        """Numbers: diversity, the weight."""
+        NOVELTY: WhyNotResponse._Cause.ValueType  # 11
+        """Numbers: novelty, the weight."""
+        PINS: WhyNotResponse._Cause.ValueType  # 12
+        """Pinned items have the places."""
+        RULES: WhyNotResponse._Cause.ValueType  # 13
+        """Several rules: without any one alone it would still be out."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper): ...
+    CAUSE_UNSPECIFIED: WhyNotResponse.Cause.ValueType  # 0
+    IN_SLATE: WhyNotResponse.Cause.ValueType  # 1
+    """Nothing keeps it out. Numbers: rank, score."""
+    UNKNOWN: WhyNotResponse.Cause.ValueType  # 2
+    """The catalogue does not have it."""
+    EXCLUDED: WhyNotResponse.Cause.ValueType  # 3
+    """The request excludes it."""
+    SEEN: WhyNotResponse.Cause.ValueType  # 4
+    """The user had it."""
+    FILTER: WhyNotResponse.Cause.ValueType  # 5
+    """`detail` is "filter" or "pipeline.filter", the operator's."""
+    RETRIEVAL: WhyNotResponse.Cause.ValueType  # 6
+    """It is no candidate. Numbers: n_candidates, and rank and score among all items that may come back, or
+    rank_above.
+    """
+    RANK: WhyNotResponse.Cause.ValueType  # 7
+    """A candidate that is below the end of the slate. Numbers, as of all that follow: rank, score, last_score
+    (that of the last candidate that would have a place).
+    """
+    MIN_SCORE: WhyNotResponse.Cause.ValueType  # 8
+    """Numbers: min_score."""
+    CAP: WhyNotResponse.Cause.ValueType  # 9
+    """Enough items of one of its values, which `detail` names. Numbers: limit."""
+    DIVERSITY: WhyNotResponse.Cause.ValueType  # 10
+    """Numbers: diversity, the weight."""
+    NOVELTY: WhyNotResponse.Cause.ValueType  # 11
+    """Numbers: novelty, the weight."""
+    PINS: WhyNotResponse.Cause.ValueType  # 12
+    """Pinned items have the places."""
+    RULES: WhyNotResponse.Cause.ValueType  # 13
+    """Several rules: without any one alone it would still be out."""
+
+    @_typing.final
+    class NumbersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    BUNDLE_VERSION_FIELD_NUMBER: _builtins.int
+    cause: Global___WhyNotResponse.Cause.ValueType
+    detail: _builtins.str
+    bundle_version: _builtins.str
+    @_builtins.property
+    def numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        cause: Global___WhyNotResponse.Cause.ValueType = ...,
+        detail: _builtins.str = ...,
+        numbers: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        bundle_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_version", b"bundle_version", "cause", b"cause", "detail", b"detail", "numbers", b"numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyNotResponse: _TypeAlias = WhyNotResponse  # noqa: Y015
+
+@_typing.final
 class GetItemsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

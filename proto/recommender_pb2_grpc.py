@@ -59,6 +59,11 @@ class RecommenderStub:
                 request_serializer=recserve_dot_proto_dot_recommender__pb2.RankRequest.SerializeToString,
                 response_deserializer=recserve_dot_proto_dot_recommender__pb2.RankResponse.FromString,
                 _registered_method=True)
+        self.WhyNot = channel.unary_unary(
+                '/recserve.v1.Recommender/WhyNot',
+                request_serializer=recserve_dot_proto_dot_recommender__pb2.WhyNotRequest.SerializeToString,
+                response_deserializer=recserve_dot_proto_dot_recommender__pb2.WhyNotResponse.FromString,
+                _registered_method=True)
         self.GetItems = channel.unary_unary(
                 '/recserve.v1.Recommender/GetItems',
                 request_serializer=recserve_dot_proto_dot_recommender__pb2.GetItemsRequest.SerializeToString,
@@ -105,6 +110,14 @@ class RecommenderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhyNot(self, request, context):
+        """Why an item is not in a slate: the stage or rule that keeps it out, with its numbers. As much work as several
+        Recommend calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetItems(self, request, context):
         """The attributes of items; unknown ids are listed, not an error.
         """
@@ -139,6 +152,11 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.Rank,
                     request_deserializer=recserve_dot_proto_dot_recommender__pb2.RankRequest.FromString,
                     response_serializer=recserve_dot_proto_dot_recommender__pb2.RankResponse.SerializeToString,
+            ),
+            'WhyNot': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhyNot,
+                    request_deserializer=recserve_dot_proto_dot_recommender__pb2.WhyNotRequest.FromString,
+                    response_serializer=recserve_dot_proto_dot_recommender__pb2.WhyNotResponse.SerializeToString,
             ),
             'GetItems': grpc.unary_unary_rpc_method_handler(
                     servicer.GetItems,
@@ -281,6 +299,33 @@ class Recommender:
             '/recserve.v1.Recommender/Rank',
             recserve_dot_proto_dot_recommender__pb2.RankRequest.SerializeToString,
             recserve_dot_proto_dot_recommender__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhyNot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/recserve.v1.Recommender/WhyNot',
+            recserve_dot_proto_dot_recommender__pb2.WhyNotRequest.SerializeToString,
+            recserve_dot_proto_dot_recommender__pb2.WhyNotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,10 @@ class RecommenderStub:
     """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
     take. A bundle without a ranker is INVALID_ARGUMENT.
     """
+    WhyNot: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.WhyNotRequest, _recommender_pb2.WhyNotResponse]
+    """Why an item is not in a slate: the stage or rule that keeps it out, with its numbers. As much work as several
+    Recommend calls.
+    """
     GetItems: _grpc.UnaryUnaryMultiCallable[_recommender_pb2.GetItemsRequest, _recommender_pb2.GetItemsResponse]
     """The attributes of items; unknown ids are listed, not an error."""
 
@@ -65,6 +69,10 @@ class RecommenderAsyncStub(RecommenderStub):
     Rank: _aio.UnaryUnaryMultiCallable[_recommender_pb2.RankRequest, _recommender_pb2.RankResponse]  # type: ignore[assignment]
     """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
     take. A bundle without a ranker is INVALID_ARGUMENT.
+    """
+    WhyNot: _aio.UnaryUnaryMultiCallable[_recommender_pb2.WhyNotRequest, _recommender_pb2.WhyNotResponse]  # type: ignore[assignment]
+    """Why an item is not in a slate: the stage or rule that keeps it out, with its numbers. As much work as several
+    Recommend calls.
     """
     GetItems: _aio.UnaryUnaryMultiCallable[_recommender_pb2.GetItemsRequest, _recommender_pb2.GetItemsResponse]  # type: ignore[assignment]
     """The attributes of items; unknown ids are listed, not an error."""
@@ -110,6 +118,16 @@ class RecommenderServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_recommender_pb2.RankResponse, _abc.Awaitable[_recommender_pb2.RankResponse]]:
         """Scores the caller's own candidates, best first: for those who retrieve elsewhere or have a decision to
         take. A bundle without a ranker is INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def WhyNot(
+        self,
+        request: _recommender_pb2.WhyNotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_recommender_pb2.WhyNotResponse, _abc.Awaitable[_recommender_pb2.WhyNotResponse]]:
+        """Why an item is not in a slate: the stage or rule that keeps it out, with its numbers. As much work as several
+        Recommend calls.
         """
 
     @_abc_1.abstractmethod

@@ -85,6 +85,9 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
         assert len(found["contributions"]) == 3
         total = found["base"] + sum(one["value"] for one in found["contributions"])
         assert total == pytest.approx(item["score"], abs=1e-4)
+    code, out, _ = run("recommend", bundle_folder, "--json", "--history", history, "--why-not", history[:8])
+    assert code == 0
+    assert json.loads(out)["cause"] == "seen"
     code, _, err = run("recommend", bundle_folder, "--caps", "category")
     assert code == 2
     code, _, err = run("recommend", bundle_folder, "--filter", "price < 30 and")

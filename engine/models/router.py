@@ -55,7 +55,7 @@ class Router:
         with self.registry.lease(model) as lease:
             route = lease.route.only(version) if version else lease.route
             for arm, rows in route.assign(keys() if route.is_split else [""] * len(requests)):
-                asked = [_for_arm(requests[i], arm) for i in rows]
+                asked = [for_arm(requests[i], arm) for i in rows]
                 start = self._clock()
                 answers = self._ask(lease, arm, asked, degraded)
                 if degraded:
@@ -77,7 +77,7 @@ class Router:
         with self.registry.lease(model) as lease:
             [(arm, _)] = lease.route.assign([key])
             start = self._clock()
-            asked = {name: _for_arm(request, arm) for name, request in rows.items()}
+            asked = {name: for_arm(request, arm) for name, request in rows.items()}
             try:
                 answers = lease.engine(arm).rank_page(asked)
             except InvalidRequest:
@@ -137,5 +137,6 @@ class Router:
             self.on_rollback(active.model, breach)
 
 
-def _for_arm(request: Request, arm: Arm) -> Request:
+def for_arm(request: Request, arm: Arm) -> Request:
+    """Returns what ``arm`` is asked: of its variant, unless the request names one."""
     return replace(request, variant=arm.variant) if arm.variant and not request.variant else request

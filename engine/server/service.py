@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from recserve.engine.batcher import Batcher, Entry
 from recserve.engine.explain.explanation import EXPLAIN_NONE
-from recserve.engine.models.router import Router
+from recserve.engine.models.router import Router, for_arm
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method
@@ -20,12 +20,14 @@ from recserve.engine.wire.convert import (
     request_from_message,
     slate_to_message,
 )
+from recserve.engine.wire.explanations import why_not_to_message
 from recserve.engine.wire.slates import QUEUE, encode_ranked
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest, UnknownModel
 from recserve.proto import recommender_pb2 as pb
 
-PREFIX = "/" + pb.DESCRIPTOR.services_by_name["Recommender"].full_name + "/"
+SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"]
+PREFIX = "/" + SERVICE.full_name + "/"
 
 
 class Row(Entry, Protocol):
@@ -108,61 +110,57 @@ class RecommenderService:
 
     def methods(self, batcher: Batcher[Any]) -> list[Method]:
         """Returns the rows of the service; ``batcher`` runs :meth:`recommend`."""
+        recommend = Method(
+            path=PREFIX + "Recommend",
+            request=pb.RecommendRequest,
+            response=pb.Slate,
+            handler=batcher.submit,
+            scope="recommend",
+            http="/v1/recommend",
+            is_batched=True,
+            encode=bytes,  # The batch writes them: encode_ranked.
+            also_scope=lambda message: _explain_scope([message]),
+        )
         return [
-            Method(
-                path=PREFIX + "Recommend",
-                request=pb.RecommendRequest,
-                response=pb.Slate,
-                handler=batcher.submit,
-                scope="recommend",
-                http="/v1/recommend",
-                is_batched=True,
-                encode=bytes,  # The batch writes them: encode_ranked.
-                also_scope=lambda message: _explain_scope([message]),
-            ),
-            Method(
-                path=PREFIX + "RecommendMany",
-                request=pb.RecommendManyRequest,
-                response=pb.RecommendManyResponse,
-                handler=self._pool.plain(self._recommend_many),
-                scope="recommend",
-                http="/v1/recommend-many",
+            recommend,
+            self._plain(
+                "RecommendMany",
+                self._recommend_many,
+                "recommend-many",
                 also_scope=lambda message: _explain_scope(message.requests),
             ),
-            Method(
-                path=PREFIX + "RecommendPage",
-                request=pb.RecommendPageRequest,
-                response=pb.RecommendPageResponse,
-                handler=self._pool.plain(self._recommend_page),
-                scope="recommend",
-                http="/v1/recommend-page",
+            self._plain(
+                "RecommendPage",
+                self._recommend_page,
+                "recommend-page",
                 also_scope=lambda message: _explain_scope(row.request for row in message.rows),
             ),
-            Method(
-                path=PREFIX + "SimilarItems",
-                request=pb.SimilarItemsRequest,
-                response=pb.Slate,
-                handler=self._pool.plain(self._similar_items),
-                scope="recommend",
-                http="/v1/similar-items",
-            ),
-            Method(
-                path=PREFIX + "Rank",
-                request=pb.RankRequest,
-                response=pb.RankResponse,
-                handler=self._pool.plain(self._rank),
-                scope="recommend",
-                http="/v1/rank",
-            ),
-            Method(
-                path=PREFIX + "GetItems",
-                request=pb.GetItemsRequest,
-                response=pb.GetItemsResponse,
-                handler=self._pool.plain(self._get_items),
-                scope="items:read",
-                http="/v1/items",
-            ),
+            self._plain("SimilarItems", self._similar_items, "similar-items"),
+            self._plain("Rank", self._rank, "rank"),
+            self._plain("WhyNot", self._why_not, "why-not", scope="explain"),
+            self._plain("GetItems", self._get_items, "items", scope="items:read"),
         ]
+
+    def _plain(
+        self,
+        name: str,
+        work: Callable[..., Any],
+        route: str,
+        *,
+        scope: str = "recommend",
+        also_scope: Callable[[Any], str] | None = None,
+    ) -> Method:
+        """Returns the row of a method that the pool runs; the .proto file says what its messages are."""
+        method = SERVICE.methods_by_name[name]
+        return Method(
+            path=PREFIX + name,
+            request=getattr(pb, method.input_type.name),
+            response=getattr(pb, method.output_type.name),
+            handler=self._pool.plain(work),
+            scope=scope,
+            http=f"/v1/{route}",
+            also_scope=also_scope,
+        )
 
     def _recommend_many(self, message: pb.RecommendManyRequest, call: Call) -> pb.RecommendManyResponse:
         results = [pb.RecommendResult()] * len(message.requests)
@@ -227,6 +225,12 @@ class RecommenderService:
             targets = engine.manifest.ranker.targets if engine.manifest.ranker else []
         call.stage_ns.update(ranking.stage_ns)
         return ranking_to_message(ranking, targets)
+
+    def _why_not(self, message: pb.WhyNotRequest, call: Call) -> pb.WhyNotResponse:
+        request = request_from_message(message.request)
+        with self._router.registry.lease(message.request.model) as lease:
+            [(arm, _)] = lease.route.assign([request.user_id or call.request_id])
+            return why_not_to_message(lease.engine(arm).why_not(for_arm(request, arm), message.item_id))
 
     def _get_items(self, message: pb.GetItemsRequest, call: Call) -> pb.GetItemsResponse:
         item_ids = list(message.item_ids)

@@ -1,6 +1,6 @@
 """What is to be done for one request between its candidates and its slate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +96,17 @@ class Planner:
             return self._filters.both(always, own)
         return self._filters.compile(always or own) if always or own else None
 
+    def refused_by(self, request: Request, item: int) -> str:
+        """Returns which filter does not hold for ``item``, "pipeline.filter" or "filter"; "" for none."""
+        for name, text in (("pipeline.filter", self._config.filter), ("filter", request.filter)):
+            if text and not self._filters.compile(text, name).allow.mask[item]:
+                return name
+        return ""
+
+    def caps(self, request: Request) -> Mapping[str, int]:
+        """Returns by attribute how many items of one value the slate of ``request`` may have."""
+        return self._rules(request).caps
+
     def plan(
         self, request: Request, allowed: CompiledFilter | None, shown: NDArray[np.int32] = NO_ITEMS
     ) -> Plan | None:
@@ -105,10 +116,13 @@ class Planner:
         """
         if request.rules is None and self._is_empty:
             return None
-        rules = self._config if request.rules is None else request.rules.over(self._config)
+        rules = self._rules(request)
         recipe = self._recipe(rules, "rules")
         pins, warnings = self._pins(rules.pins, request, recipe, allowed, shown)
         return Plan(recipe, pins, warnings)
+
+    def _rules(self, request: Request) -> Rules:
+        return self._config if request.rules is None else request.rules.over(self._config)
 
     def _recipe(self, rules: Rules, name: str) -> Recipe:
         boosts = tuple((boost.filter, boost.weight) for boost in rules.boosts)

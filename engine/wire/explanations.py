@@ -1,8 +1,10 @@
-"""Explanations ↔ messages."""
+"""Explanations, of what is in a slate and what is not, ↔ messages."""
 
+from recserve.engine.explain.cause import Cause, WhyNot
 from recserve.engine.explain.explanation import Contribution, Explanation, Reason, ReasonCode
 from recserve.proto import recommender_pb2 as pb
 
+CAUSES = {pb.WhyNotResponse.Cause.Value(cause.name): cause for cause in Cause}
 CODES = {pb.Reason.Code.Value(code.name): code for code in ReasonCode}
 
 
@@ -31,4 +33,25 @@ def explanation_from_message(message: pb.Explanation) -> Explanation:
         contributions=tuple(Contribution(one.item_id, one.value) for one in message.contributions),
         method=message.method,
         base=message.base,
+    )
+
+
+def why_not_to_message(why: WhyNot) -> pb.WhyNotResponse:
+    """Writes the answer to why an item is not in a slate; who asked knows which item."""
+    return pb.WhyNotResponse(
+        cause=pb.WhyNotResponse.Cause.Value(why.cause.name),
+        detail=why.detail,
+        numbers=why.numbers,
+        bundle_version=why.bundle_version,
+    )
+
+
+def why_not_from_message(message: pb.WhyNotResponse, item_id: str) -> WhyNot:
+    """Reads the answer; a cause that only a newer server knows becomes "rules"."""
+    return WhyNot(
+        item_id=item_id,
+        cause=CAUSES.get(message.cause, Cause.RULES),
+        bundle_version=message.bundle_version,
+        detail=message.detail,
+        numbers=dict(message.numbers),
     )

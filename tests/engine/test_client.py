@@ -13,7 +13,7 @@ from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
 from recserve.engine.connection import DEFAULT_TIMEOUT_SECONDS
 from recserve.engine.wire.status import DETAILS_KEY, RemoteError
 
-METHODS = ("Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "GetItems")
+METHODS = ("Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "WhyNot", "GetItems")
 
 
 class Recorder(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -46,6 +46,7 @@ def ask_everything(client: RecommenderClient) -> None:
     client.recommend_many([Request()])
     client.recommend_page({"row": Request()})
     client.similar_items("i")
+    client.why_not(Request(), "i")
     client.get_items(["i"])
 
 
@@ -55,6 +56,7 @@ async def ask_everything_async(client: AsyncRecommenderClient) -> None:
         await client.recommend_many([Request()])
         await client.recommend_page({"row": Request()})
         await client.similar_items("i")
+        await client.why_not(Request(), "i")
         await client.get_items(["i"])
 
 

@@ -29,5 +29,6 @@ def test_stubs_import_under_their_public_names() -> None:
         "Rank",
         "SimilarItems",
         "GetItems",
+        "WhyNot",
     }
     assert recommender_pb2_grpc.RecommenderStub

@@ -22,6 +22,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/recommend-page": {"rows": [{"name": "for you", "request": {"userId": "", "k": 5}}]},
     "/v1/similar-items": {"itemId": "id of an item", "k": 5},
     "/v1/rank": {"userId": "", "itemIds": ["id of an item"]},
+    "/v1/why-not": {"request": {"userId": "", "k": 5}, "itemId": "id of an item"},
     "/v1/items": {"itemIds": ["id of an item"]},
 }
 

@@ -36,6 +36,7 @@ ROUTES = (
     "/v1/recommend-page",
     "/v1/similar-items",
     "/v1/rank",
+    "/v1/why-not",
     "/v1/items",
 )
 
@@ -72,6 +73,8 @@ def test_answers_are_the_engine_s_on_one_connection(caller: HttpCaller, engine: 
     assert why["explanation"]["method"] == "similarity"
     assert {reason["code"] for reason in why["explanation"]["reasons"]} <= set(pb.Reason.Code.keys())
     item = ours.items[0].item_id
+    _, _, why = caller.post("/v1/why-not", {"request": {"userId": user}, "itemId": item})
+    assert (why["cause"], why["numbers"]["rank"]) == ("IN_SLATE", 1)
     _, _, similar = caller.post("/v1/similar-items", {"item_id": item, "k": 2})
     assert [found["itemId"] for found in similar["items"]] == [
         found.item_id for found in engine.similar_items(item, 2).items

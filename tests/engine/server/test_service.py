@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -111,6 +112,19 @@ def test_explanations_travel(client: RecommenderClient, engine: Engine) -> None:
     assert client.recommend(Request(k=1)).items[0].explanation is None
 
 
+def test_why_not_travels(client: RecommenderClient, engine: Engine) -> None:
+    user = engine.user_ids()[3]
+    request = Request(user_id=user, k=3, filter="price < 60", exclude=engine.history(user)[:1])
+    for item_id in [
+        *engine.history(user),
+        *(item.item_id for item in engine.recommend(Request(k=20)).items),
+        "?",
+    ]:
+        ours, theirs = client.why_not(request, item_id), engine.why_not(request, item_id)
+        assert replace(ours, numbers={}) == replace(theirs, numbers={})
+        assert dict(ours.numbers) == pytest.approx(dict(theirs.numbers), abs=1e-4)
+
+
 def test_filters_travel(client: RecommenderClient, engine: Engine) -> None:
     request = Request(k=4, filter="category = 'Kitchen' and price < 1000")
     ours, theirs = client.recommend(request), engine.recommend(request)
@@ -180,6 +194,8 @@ BAD = {
     "an empty history id": ("Recommend", pb.RecommendRequest(history=[""]), "history[0]"),
     "a filter that does not parse": ("Recommend", pb.RecommendRequest(filter="price <"), "filter"),
     "a filter of an unknown attribute": ("Recommend", pb.RecommendRequest(filter="colour = 'red'"), "filter"),
+    "a bad request of a question": ("WhyNot", pb.WhyNotRequest(request={"k": 0}, item_id="x"), "k"),
+    "a question about nothing": ("WhyNot", pb.WhyNotRequest(), "item_id"),
     "a filter for similar items": ("SimilarItems", pb.SimilarItemsRequest(item_id="x", filter="("), "filter"),
     "an unknown variant": ("Recommend", pb.RecommendRequest(variant="int4"), "variant"),
     "a page token of somebody else": ("Recommend", pb.RecommendRequest(page_token="eHl6"), "page_token"),
@@ -220,7 +236,7 @@ def test_an_unknown_item_is_not_found(channel: grpc.Channel) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "GetItems"]
+    "method", ["Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "WhyNot", "GetItems"]
 )
 @pytest.mark.parametrize(
     "data", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xc3\x28"], ids=["junk", "cut", "utf8"]
