@@ -7,6 +7,7 @@ from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.signatures import OFF, SignaturePolicy
 from recserve.errors import ConfigError
 
+MAX_CACHE_SECONDS = 3600.0
 PROVIDERS = ("auto", "cpu", "cuda")
 
 
@@ -50,6 +51,12 @@ class EngineConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     """The rules of all slates; the section [pipeline] of a settings file."""
 
+    cache_slates: int = 0
+    """Answers that are kept for the same request of a user who did nothing since; 0: none."""
+
+    cache_seconds: float = 10.0
+    """How long an answer is given again."""
+
     max_observed_users: int = 100_000
     """Users whose observed events are kept in memory; the longest unseen user is forgotten first."""
 
@@ -81,6 +88,14 @@ class EngineConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"engine.{name}", found=value, expected="1 or more")
+        if self.cache_slates < 0:
+            raise ConfigError("engine.cache_slates", found=self.cache_slates, expected="0 or more")
+        if not 0 < self.cache_seconds <= MAX_CACHE_SECONDS:
+            raise ConfigError(
+                "engine.cache_seconds",
+                found=self.cache_seconds,
+                expected=f"above 0, at most {MAX_CACHE_SECONDS:.0f}",
+            )
         if self.max_k > self.max_items:
             raise ConfigError(
                 "engine.max_k", found=self.max_k, expected=f"at most engine.max_items ({self.max_items})"

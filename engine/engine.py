@@ -28,6 +28,7 @@ from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
 from recserve.engine.similar import has_directions, similar_slate
+from recserve.engine.slate_cache import SlateCache
 from recserve.engine.sources import open_source
 from recserve.engine.state.events import HISTORY_ACTIONS, check_action
 from recserve.engine.state.history import HistoryStore
@@ -57,11 +58,12 @@ class Engine:
         self._store = HistoryStore(
             loaded.bundle.histories, loaded.bundle.catalogue.vocabulary, self._observed
         )
+        self._cache = SlateCache(config.cache_slates, config.cache_seconds) if config.cache_slates else None
         self._closed = False
         # Guards _counters.
         self._lock = threading.Lock()
         self._counters = dict.fromkeys(
-            ("requests", "cold_starts", "ignored_items", "observed_events", "ignored_events"), 0
+            ("requests", "cached", "cold_starts", "ignored_items", "observed_events", "ignored_events"), 0
         )
 
     @classmethod
@@ -143,7 +145,7 @@ class Engine:
         requests = self._accept(requests)
         for request in requests:
             self._check(request)
-        return slates(self._run(requests))
+        return slates(self._recall(requests))
 
     def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
         """Answers the rows of one page by name, as one batch: an item that one has, no later one gets.
@@ -199,7 +201,7 @@ class Engine:
             else:
                 answers.append(None)
                 good.append(request)
-        ranked = iter(self._run(good, degraded))
+        ranked = iter(self._recall(good, degraded))
         return [next(ranked) if answer is None else answer for answer in answers]
 
     def _check(self, request: Request) -> None:
@@ -218,6 +220,22 @@ class Engine:
                 "requests", found=f"{len(requests)} long", expected=f"at most {self._config.max_requests}"
             )
         return requests
+
+    def _recall(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
+        """Answers from what was computed before, where the settings say so, and computes the rest."""
+        if self._cache is None:
+            return self._run(requests, degraded)
+        states = [self._observed.state_of(request.user_id) for request in requests]
+        computed = 0
+
+        def compute(missing: list[Request]) -> list[Ranked]:
+            nonlocal computed
+            computed = len(missing)
+            return self._run(missing, degraded)
+
+        answers = self._cache.answer(requests, states, compute, stale=degraded)
+        self._count(requests=len(requests) - computed, cached=len(requests) - computed)
+        return answers
 
     def _run(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
         rows_of: dict[str, list[int]] = {}
@@ -364,7 +382,7 @@ class Engine:
         return True
 
     def stats(self) -> dict[str, int]:
-        """Returns counts since the start: requests, cold starts, ignored items, observed events.
+        """Returns counts since the start: requests, cached answers, cold starts, ignored items, events.
 
         Of encoders also ``encoded_positions`` and the ``padding_positions`` among them.
         """

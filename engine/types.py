@@ -13,6 +13,8 @@ SOURCE_SIMILAR = "similar"
 
 # What may be left out of a slate so that it comes in time: "model" means popular items instead of its own.
 DEGRADED_MODEL = "model"
+# And "cache": an answer that was computed for the same request some time ago.
+DEGRADED_CACHE = "cache"
 
 DEFAULT_K = 10
 
@@ -69,7 +71,8 @@ class Slate:
     """The final ordered list, with the bundle and variant that made it and the nanoseconds of each stage.
 
     ``arm``: the caller's, while a server divides its callers between versions; else "". ``degraded``: what
-    was left out to answer in time ("model": these are popular items); empty for a full answer.
+    was left out to answer in time ("model": these are popular items, "cache": this was computed before and
+    may not know the newest events); empty for a full answer.
     ``slate_id``: of this slate alone, for the events that it leads to.
     ``next_page_token``: asks for what comes after, for requests that page; "" where nothing is left.
     """

@@ -942,8 +942,8 @@ class Slate(_message.Message):
 
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was left out to answer in time. "model": the items are popular ones, for the model had no time left.
-        Empty: a full answer.
+        """What was left out to answer in time. "model": the items are popular ones, for the model had no time left;
+        "cache": the answer was computed before and may not know the newest events. Empty: a full answer.
         """
 
     def __init__(

@@ -85,6 +85,11 @@ class ObservedEvents:
             return None
         return np.frombuffer(self._events.get(key, b""), EVENT)
 
+    def state_of(self, user_id: str) -> bytes | None:
+        """Returns what changes with every event of a user; None for an erased user."""
+        key = self._key_of(user_id)
+        return None if key in self._erased else self._events.get(key, b"")
+
     def erase(self, key: Hashable) -> None:
         """Forgets a user, for good: what the bundle knew of them too."""
         with self._lock:

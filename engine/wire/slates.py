@@ -30,7 +30,14 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
     rest: dict[tuple[object, ...], bytes] = {}
     # The rows have one bundle: batches are divided by arm, and a swap falls between them.
     for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
-        key = (answer.source, answer.warnings, answer.variant, id(answer.stage_ns), answer.next_page_token)
+        key = (
+            answer.source,
+            answer.warnings,
+            answer.variant,
+            id(answer.stage_ns),
+            answer.degraded,
+            answer.next_page_token,
+        )
         if key not in rest:
             rest[key] = _encode_rest(answer)
         if answer.explained is None:
