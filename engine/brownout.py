@@ -2,9 +2,9 @@
 
 Full answers go on as fast as the model gives them. Whoever waits behind a full batch meanwhile gets what is
 kept of an earlier answer (slate_cache) or the popular items, marked as degraded, instead of an answer that is
-late or none. The two thresholds are apart in
-time, so that the state does not flutter: it is entered when calls have waited too long for half a second (the
-"not empty for N ms" of Maurer, "Fail at Scale", 2015), and left after five seconds without pressure.
+late or none. The two thresholds are apart in time, so that the state does not flutter: it is entered when
+calls have waited too long for half a second (the "not empty for N ms" of Maurer, "Fail at Scale", 2015), and
+left after five seconds without pressure.
 """
 
 from dataclasses import dataclass

@@ -118,6 +118,11 @@ class Engine:
         """Refuses further calls; calls that are running finish. Closing twice is fine."""
         self._closed = True
 
+    def drop_kept(self) -> None:
+        """Forgets what is kept to save time: the answers of the cache."""
+        if self._cache is not None:
+            self._cache.clear()
+
     @property
     def manifest(self) -> Manifest:
         """What the served bundle says about itself."""

@@ -42,6 +42,11 @@ class SlateCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def clear(self) -> None:
+        """Forgets all answers."""
+        with self._lock:
+            self._kept.clear()
+
     def answer(
         self,
         requests: Sequence[Request],

@@ -18,6 +18,7 @@ class Admission:
         # Every operation on it is one atomic step of the interpreter.
         self._calls: dict[Call, None] = {}
         self._draining = False
+        self.is_short_of_memory = False
         self._idle = threading.Event()
 
     @property
@@ -34,6 +35,10 @@ class Admission:
         """Admits ``call``; raises :class:`Unavailable` while draining, :class:`Overloaded` when full."""
         if self._draining:
             raise Unavailable("server", found="shutting down", expected="serving", cure="Ask another one.")
+        if self.is_short_of_memory:
+            raise Overloaded(
+                "memory", found="nearly used up", expected="some to spare", cure="Try again after a pause."
+            )
         if len(self._calls) >= self._max_in_flight:
             raise Overloaded(
                 "requests in flight",

@@ -25,6 +25,7 @@ from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.health import NOT_SERVING, SERVING, HealthService
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.listeners import new_transports
+from recserve.engine.server.memory_guard import MemoryGuard, Pressure, container_limit
 from recserve.engine.server.methods import Method, MethodTable
 from recserve.engine.server.open_inference.models import ServedModels
 from recserve.engine.server.open_inference.service import OpenInferenceService
@@ -33,7 +34,7 @@ from recserve.engine.server.reflection import Pools, reflection_method
 from recserve.engine.server.security.setup import new_security
 from recserve.engine.server.service import RecommenderService, Row
 from recserve.engine.server.workers import WorkerPool
-from recserve.errors import ConfigError
+from recserve.errors import CheckFailed, ConfigError, RecserveError
 from recserve.proto import open_inference_pb2
 
 if TYPE_CHECKING:
@@ -107,6 +108,10 @@ class Server:
             principal_of=self._security.authoriser,
             observers=[statistics, *auditors, *observers, *([metrics] if metrics else [])],
         )
+        limit = config.memory_limit_mb << 20 or (container_limit() or 0) // config.workers
+        self._memory = MemoryGuard(limit, self._under_pressure) if limit else None
+        # What ends the server, as a signal does, with the reason.
+        self.on_end: Callable[[RecserveError], None] = lambda reason: None
         self.binds_when_warm = reuse_port
         self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
         self._http = self._new_http(http, metrics) if metrics else None
@@ -148,10 +153,14 @@ class Server:
         if engine is not None:
             registry.serve_one(engine.manifest.model, engine.manifest.bundle_version, engine)
         self.health.set(SERVING, *self._health_names())
+        if self._memory is not None:
+            self._memory.start()
 
     def stop(self) -> None:
         """Says NOT_SERVING, refuses new requests, finishes the admitted ones, closes."""
         self._not_ready()
+        if self._memory is not None:
+            self._memory.close()
         self.admission.drain()
         self.admission.wait_until_idle(self._config.drain_seconds)
         for transport in self._transports:
@@ -191,6 +200,17 @@ class Server:
         probes = probe_routes(lambda: self.is_alive, lambda: self.is_ready)
         return HttpFront(self.chain, self._config, http, metrics=metrics, sources=sources, probes=probes)
 
+    def _under_pressure(self, level: Pressure) -> None:
+        self.admission.is_short_of_memory = level >= Pressure.REFUSE
+        if level >= Pressure.DROP:
+            for engine in self.router.registry.engines():
+                engine.drop_kept()
+            gc.collect()
+        if level is Pressure.RESTART:
+            self._not_ready()
+            cure = "Raise server.memory_limit_mb, or lower what it keeps."
+            self.on_end(CheckFailed("memory", found="used up", expected="within its limit", cure=cure))
+
     def _give_up(self) -> None:
         self._gave_up = True
         self._not_ready()
@@ -222,7 +242,8 @@ def run_server(
     """
     address = "" if server.binds_when_warm else server.start()
     # Both end up here; put() may be called by a signal handler while its thread is inside get().
-    events: SimpleQueue[str] = SimpleQueue()
+    events: SimpleQueue[str | RecserveError] = SimpleQueue()
+    server.on_end = events.put
     loading = Future[Engine | None]()
 
     def load() -> None:
@@ -235,7 +256,8 @@ def run_server(
     with _on_signals(lambda: events.put("stop")):
         threading.Thread(target=load, name="recserve-load", daemon=True).start()
         try:
-            if events.get() == "loaded":
+            reason = events.get()
+            if reason == "loaded":
                 engine = loading.result()
                 server.serve(engine)
                 address = address or server.start()
@@ -244,7 +266,7 @@ def run_server(
                 gc.freeze()
                 announce("\n".join((address, *server.urls.values())))
                 log.info("serving", address=address, models=server.router.registry.routes(), **server.urls)
-                events.get()
+                reason = events.get()
             log.info("draining")
         finally:
             server.stop()
@@ -252,6 +274,8 @@ def run_server(
         if (engine := loading.result()) is not None:
             engine.close()
     log.info("stopped")
+    if isinstance(reason, RecserveError):
+        raise reason
 
 
 @contextmanager

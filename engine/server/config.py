@@ -43,6 +43,10 @@ class ServerConfig:
     default_deadline_ms: int = 1000
     """Deadline of a call that brings none."""
 
+    memory_limit_mb: int = 0
+    """Memory of one process, in MiB, near which it drops what it keeps, then refuses calls, at last ends.
+    0: the limit of its container, where there is one."""
+
     drain_seconds: float = 20.0
     """How long SIGTERM waits for admitted requests."""
 
@@ -86,6 +90,8 @@ class ServerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"server.{name}", found=getattr(self, name), expected="1 or more")
+        if self.memory_limit_mb < 0:
+            raise ConfigError("server.memory_limit_mb", found=self.memory_limit_mb, expected="0 or more")
         if not self.drain_seconds >= 0:
             raise ConfigError("server.drain_seconds", found=self.drain_seconds, expected="0 or more")
         if self.transport not in TRANSPORTS:
