@@ -16,6 +16,7 @@ import structlog
 
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide
 from recserve.engine.brownout import Brownout, normal_wait
+from recserve.engine.counters import Counters
 from recserve.engine.threads import Crew
 from recserve.errors import Overloaded, Unavailable
 
@@ -75,10 +76,8 @@ class Batcher(Generic[E]):
         self._brownout = Brownout() if answer_degraded is not None and config.brownout else None
         self._looked_at = clock()
         self._closed = False
-        # Guards _counters.
-        self._counting = threading.Lock()
-        self._counters = dict.fromkeys(
-            ("batches", "rows", "degraded_rows", "late_rows", "gone_rows", "failed_batches", "failed_rows"), 0
+        self._counters = Counters(
+            "batches", "rows", "degraded_rows", "late_rows", "gone_rows", "failed_batches", "failed_rows"
         )
         self._crew = Crew("recserve-batcher", config.threads, self._work, on_exhausted=on_exhausted)
 
@@ -107,8 +106,7 @@ class Batcher(Generic[E]):
         dropped because their deadline could not be met; ``gone_rows`` skipped because their caller had left;
         ``failed_batches`` and the ``failed_rows`` that failed again alone.
         """
-        with self._counting:
-            return dict(self._counters)
+        return self._counters.read()
 
     def close(self) -> None:
         """Computes what waits, then ends the threads."""
@@ -180,7 +178,7 @@ class Batcher(Generic[E]):
         for entry in decision.late:
             entry.expire()
         if decision.late or decision.n_gone:
-            self._count(late_rows=len(decision.late), gone_rows=decision.n_gone)
+            self._counters.add(late_rows=len(decision.late), gone_rows=decision.n_gone)
 
     def _compute(self, batch: list[E]) -> None:
         start = self._clock()
@@ -188,11 +186,11 @@ class Batcher(Generic[E]):
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
         self._rates = self._rates.after_batch(end - start, end)
-        self._count(batches=1, rows=len(batch))
+        self._counters.add(batches=1, rows=len(batch))
 
     def _degrade(self, batch: list[E]) -> None:
         self._run(self._answer_degraded, batch)
-        self._count(degraded_rows=len(batch))
+        self._counters.add(degraded_rows=len(batch))
 
     def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> None:
         """Has every entry of ``batch`` answered."""
@@ -218,7 +216,7 @@ class Batcher(Generic[E]):
 
     def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> None:
         if len(batch) == 1:
-            self._count(failed_batches=1, failed_rows=int(batch[0].fail(error)))
+            self._counters.add(failed_batches=1, failed_rows=int(batch[0].fail(error)))
             return
         log.warning("batch failed, trying its rows one by one", rows=len(batch), error=type(error).__name__)
         failed = 0
@@ -228,9 +226,4 @@ class Batcher(Generic[E]):
                     answer([entry])
                 except Exception as own:  # noqa: BLE001 - as above
                     failed += entry.fail(own)
-        self._count(failed_batches=1, failed_rows=failed)
-
-    def _count(self, **increments: int) -> None:
-        with self._counting:
-            for name, increment in increments.items():
-                self._counters[name] += increment
+        self._counters.add(failed_batches=1, failed_rows=failed)

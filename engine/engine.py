@@ -1,6 +1,5 @@
 """The face of the embedded engine."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.bundle.signatures import Trust
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
+from recserve.engine.counters import Counters
 from recserve.engine.explain.cause import WhyNot
 from recserve.engine.explain.why_not import why_not
 from recserve.engine.features import (
@@ -60,10 +60,8 @@ class Engine:
         )
         self._cache = SlateCache(config.cache_slates, config.cache_seconds) if config.cache_slates else None
         self._closed = False
-        # Guards _counters.
-        self._lock = threading.Lock()
-        self._counters = dict.fromkeys(
-            ("requests", "cached", "cold_starts", "ignored_items", "observed_events", "ignored_events"), 0
+        self._counters = Counters(
+            "requests", "cached", "cold_starts", "ignored_items", "observed_events", "ignored_events"
         )
 
     @classmethod
@@ -103,8 +101,7 @@ class Engine:
             self._run(requests[:1])
         if has_directions(self._loaded.bundle):
             self.similar_items(items[0], k=1)
-        with self._lock:
-            self._counters = dict.fromkeys(self._counters, 0)
+        self._counters.reset()
 
     def __enter__(self) -> "Engine":
         return self
@@ -239,7 +236,7 @@ class Engine:
             return self._run(missing, degraded)
 
         answers = self._cache.answer(requests, states, compute, stale=degraded)
-        self._count(requests=len(requests) - computed, cached=len(requests) - computed)
+        self._counters.add(requests=len(requests) - computed, cached=len(requests) - computed)
         return answers
 
     def _run(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
@@ -261,7 +258,7 @@ class Engine:
     ) -> list[Ranked]:
         batch = Batch(self._loaded, variant, requests, now=int(time.time()), degraded=degraded)
         answers = run(batch, self._store)
-        self._count(
+        self._counters.add(
             requests=len(requests),
             cold_starts=0 if degraded else len(requests) - len(batch.model_rows),
             ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
@@ -378,9 +375,9 @@ class Engine:
         check_timestamp("timestamp", timestamp)
         item = self._loaded.bundle.catalogue.vocabulary.index_of(item_id)
         if item < 0:
-            self._count(ignored_events=1)
+            self._counters.add(ignored_events=1)
             return False
-        self._count(observed_events=1)
+        self._counters.add(observed_events=1)
         if action not in HISTORY_ACTIONS:
             return False
         self._observed.observe(user_id, item_id, timestamp)
@@ -391,17 +388,11 @@ class Engine:
 
         Of encoders also ``encoded_positions`` and the ``padding_positions`` among them.
         """
-        with self._lock:
-            counts = dict(self._counters)
+        counts = self._counters.read()
         for source in self._loaded.sources.values():
             for name, count in source.stats().items():
                 counts[name] = counts.get(name, 0) + count
         return counts
-
-    def _count(self, **increments: int) -> None:
-        with self._lock:
-            for name, increment in increments.items():
-                self._counters[name] += increment
 
     def _check_open(self) -> None:
         if self._closed:

@@ -98,7 +98,6 @@ class Server:
             pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
             methods.append(reflection_method(MethodTable(methods).services(), pools))
         self._security = new_security(config)
-        auditors = [self._security.auditor] if self._security.auditor is not None else []
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
             MethodTable(methods),
@@ -106,10 +105,9 @@ class Server:
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
             principal_of=self._security.authoriser,
-            observers=[statistics, *auditors, *observers, *([metrics] if metrics else [])],
+            observers=[one for one in (statistics, self._security.auditor, *observers, metrics) if one],
         )
-        limit = config.memory_limit_mb << 20 or (container_limit() or 0) // config.workers
-        self._memory = MemoryGuard(limit, self._under_pressure) if limit else None
+        self._memory = _new_memory_guard(config, self._under_pressure)
         # What ends the server, as a signal does, with the reason.
         self.on_end: Callable[[RecserveError], None] = lambda reason: None
         self.binds_when_warm = reuse_port
@@ -229,6 +227,12 @@ def _new_metrics(http: HttpConfig) -> "Metrics | None":
     from recserve.engine.server.telemetry.metrics import Metrics
 
     return Metrics()
+
+
+def _new_memory_guard(config: ServerConfig, on_pressure: Callable[[Pressure], None]) -> MemoryGuard | None:
+    """Returns None where there is no limit. The workers of a container share its limit."""
+    limit = config.memory_limit_mb << 20 or (container_limit() or 0) // config.workers
+    return MemoryGuard(limit, on_pressure) if limit else None
 
 
 def run_server(
