@@ -205,7 +205,16 @@ def _candidates(batch: Batch, i: int, plan: Plan, query: NDArray[np.float32] | N
         pin_scores = loaded.bundle.item_embeddings[pinned] @ query
     if boosts is not None:
         pin_scores = pin_scores + boosts[pinned]
-    return Candidates(resolved.k, plan, found[1], found[2], more, pin_scores, query is not None)
+    return Candidates(
+        resolved.k,
+        plan,
+        found[1],
+        found[2],
+        more,
+        pin_scores,
+        query is not None,
+        resolved.history.items,
+    )
 
 
 def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ranked]:

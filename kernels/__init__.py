@@ -7,6 +7,7 @@ request.
 
 from recserve.kernels.als import als_step
 from recserve.kernels.bpr import bpr_steps
+from recserve.kernels.calibrated import Categories, calibrated
 from recserve.kernels.caps import Caps
 from recserve.kernels.cooccurrence import co_occurrences
 from recserve.kernels.diversity import dpp, mmr
@@ -20,10 +21,12 @@ from recserve.kernels.warmup import warmup
 
 __all__ = [
     "Caps",
+    "Categories",
     "ItemFilter",
     "ItemIndex",
     "als_step",
     "bpr_steps",
+    "calibrated",
     "co_occurrences",
     "count_repeats",
     "dpp",

@@ -44,9 +44,10 @@ def mmr(
     candidates of a row are chosen before all others, in their order; they count for the caps, but are not
     refused by them. Raises InvalidRequest where an argument does not fit.
     """
-    arguments = _check(scores, candidates, vectors, k, diversity, caps, n_pinned)
-    chosen = np.empty((len(scores), arguments[3]), np.int32)
-    _choose_mmr(*arguments, chosen)
+    vectors = checks.check_matrix("vectors", vectors)
+    arrays = check_choice(scores, candidates, len(vectors), k, diversity, caps, n_pinned)
+    chosen = np.empty((len(scores), arrays[2]), np.int32)
+    _choose_mmr(vectors, *arrays, chosen)
     return chosen
 
 
@@ -68,38 +69,42 @@ def dpp(
     Greedy MAP Inference for Determinantal Point Process", 2018: O(k² n) per slate). With diversity 0 this
     is the order of the scores.
     """
-    arguments = _check(scores, candidates, vectors, k, diversity, caps, n_pinned)
-    chosen = np.empty((len(scores), arguments[3]), np.int32)
-    _choose_dpp(*arguments, chosen)
+    vectors = checks.check_matrix("vectors", vectors)
+    arrays = check_choice(scores, candidates, len(vectors), k, diversity, caps, n_pinned)
+    chosen = np.empty((len(scores), arrays[2]), np.int32)
+    _choose_dpp(vectors, *arrays, chosen)
     return chosen
 
 
-def _check(
+def check_choice(
     scores: Scores,
     candidates: Indices,
-    vectors: Scores,
+    n_items: int,
     k: int,
-    diversity: float,
+    weight: float,
     caps: Caps | None,
     n_pinned: Indices | None,
+    name: str = "diversity",
 ) -> tuple[Any, ...]:
-    """Returns the arguments of the kernels, ``chosen`` apart."""
-    vectors = checks.check_matrix("vectors", vectors)
-    for name, array, dtype in (("scores", scores, np.float32), ("candidates", candidates, np.int32)):
+    """Returns the arguments that every kernel of this kind has, in their order.
+
+    They are scores, candidates, k, the weight as float32, the arrays of the caps, n_pinned.
+    """
+    for which, array, dtype in (("scores", scores, np.float32), ("candidates", candidates, np.int32)):
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 2:
             expected = f"{np.dtype(dtype)} of shape (batch, n)"
-            raise InvalidRequest(name, found=checks.kind_of(array), expected=expected)
+            raise InvalidRequest(which, found=checks.kind_of(array), expected=expected)
     if scores.shape != candidates.shape:
         raise InvalidRequest(
             "candidates",
             found=checks.kind_of(candidates),
             expected=f"shape {scores.shape}, as the scores have",
         )
-    checks.check_items("candidates", np.maximum(candidates, 0).ravel(), max(len(vectors), 1))
+    checks.check_items("candidates", np.maximum(candidates, 0).ravel(), max(n_items, 1))
     if not np.isfinite(scores[candidates >= 0]).all():
         raise InvalidRequest("scores", found="NaN or infinite", expected="a finite score for every candidate")
-    if not 0.0 <= diversity <= 1.0:
-        raise InvalidRequest("diversity", found=diversity, expected="a number from 0 to 1")
+    if not 0.0 <= weight <= 1.0:
+        raise InvalidRequest(name, found=weight, expected="a number from 0 to 1")
     pinned = np.zeros(len(scores), np.int32) if n_pinned is None else n_pinned
     if not isinstance(pinned, np.ndarray) or pinned.dtype != np.int32 or pinned.shape != (len(scores),):
         raise InvalidRequest("n_pinned", found=checks.kind_of(pinned), expected="int32 of shape (batch,)")
@@ -108,8 +113,24 @@ def _check(
         raise InvalidRequest("n_pinned", found=pinned.tolist(), expected="at most the candidates of a row")
     arrays = (np.ascontiguousarray(array) for array in (scores, candidates, pinned))
     scores, candidates, pinned = map(checks.read_only, arrays)
-    groups = check_caps(caps, len(vectors))
-    return scores, candidates, vectors, checks.check_k(k), np.float32(diversity), *groups, pinned
+    groups = check_caps(caps, n_items)
+    return scores, candidates, checks.check_k(k), np.float32(weight), *groups, pinned
+
+
+def unit_scores(scores: Scores, items: Indices, n_pinned: Indices | None = None) -> Scores:
+    """Puts the scores of each row on 0 to 1, so that a weight means the same for every model and user.
+
+    scores, items: (batch, n); no candidate (−1) has 0, and neither have the first n_pinned, (batch,) int32.
+    """
+    ranked = items >= 0
+    if n_pinned is not None:
+        ranked &= np.arange(items.shape[1]) >= n_pinned[:, None]
+    low = np.where(ranked, scores, np.inf).min(axis=1, keepdims=True)
+    high = np.where(ranked, scores, -np.inf).max(axis=1, keepdims=True)
+    span = np.maximum(high - low, np.float32(1e-12))
+    scaled = np.zeros_like(scores)
+    np.divide(scores - low, span, out=scaled, where=ranked)
+    return scaled
 
 
 @kernel
@@ -136,7 +157,7 @@ def _take_best(gains, candidates, slate, free):
 
 
 @kernel
-def _take(place, n_pinned, gains, candidates, slate, indptr, groups, left, free):
+def take(place, n_pinned, gains, candidates, slate, indptr, groups, left, free):
     """Takes the candidate for this place: the next pinned one, or the best that no cap refuses."""
     if place < n_pinned:
         best = place
@@ -149,7 +170,7 @@ def _take(place, n_pinned, gains, candidates, slate, indptr, groups, left, free)
 
 
 @kernel
-def _choose_mmr(scores, candidates, vectors, k, diversity, cap_indptr, cap_groups, limits, n_pinned, chosen):
+def _choose_mmr(vectors, scores, candidates, k, diversity, cap_indptr, cap_groups, limits, n_pinned, chosen):
     n = candidates.shape[1]
     inverse = np.empty(n, np.float32)
     gains, largest = np.empty(n, np.float32), np.empty(n, np.float32)
@@ -162,7 +183,7 @@ def _choose_mmr(scores, candidates, vectors, k, diversity, cap_indptr, cap_group
             largest[i] = -np.inf
         refuse_full(candidates, slate, cap_indptr, cap_groups, left, free)
         for place in range(k):
-            best = _take(place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free)
+            best = take(place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free)
             chosen[slate, place] = candidates[slate, best] if best >= 0 else -1
             if best < 0 or diversity == 0:
                 continue
@@ -175,7 +196,7 @@ def _choose_mmr(scores, candidates, vectors, k, diversity, cap_indptr, cap_group
 
 
 @kernel
-def _choose_dpp(scores, candidates, vectors, k, diversity, cap_indptr, cap_groups, limits, n_pinned, chosen):
+def _choose_dpp(vectors, scores, candidates, k, diversity, cap_indptr, cap_groups, limits, n_pinned, chosen):
     n = candidates.shape[1]
     inverse, gains = np.empty(n, np.float32), np.empty(n)
     factor = np.empty((min(k, n), n))  # row p: the p-th row of the Cholesky factor of the similarities
@@ -201,7 +222,7 @@ def _choose_dpp(scores, candidates, vectors, k, diversity, cap_indptr, cap_group
                     gains[i] = scores[slate, i]
                 elif diversity > 0:
                     gains[i] += diversity * np.log(residuals[i]) if residuals[i] > MIN_RESIDUAL else -np.inf
-            best = _take(place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free)
+            best = take(place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free)
             chosen[slate, place] = candidates[slate, best] if best >= 0 else -1
             if best < 0 or not independent or diversity == 0 or residuals[best] <= MIN_RESIDUAL:
                 continue

@@ -1,12 +1,13 @@
 """The NumPy twins of the public kernels: short, slow, and equal to the kernels bit for bit."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from recserve.kernels.caps import Caps
 from recserve.kernels.checks import Exclude
+from recserve.kernels.reference_slates import calibrated as calibrated
+from recserve.kernels.reference_slates import dot_products as dot_products
+from recserve.kernels.reference_slates import dpp as dpp
+from recserve.kernels.reference_slates import mmr as mmr
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
@@ -184,87 +185,6 @@ def co_occurrences(by_user: Exclude, by_item: Exclude, first: int, last: int) ->
     return (had.T @ had)[first:last]
 
 
-def mmr(
-    scores: Scores,
-    candidates: Indices,
-    vectors: Scores,
-    k: int,
-    *,
-    diversity: float,
-    caps: Caps | None = None,
-    n_pinned: Indices | None = None,
-) -> Indices:
-    """Recomputes every gain for every place: the twin of recserve.kernels.mmr."""
-    relevance = np.float32(1) - np.float32(diversity)
-
-    def gain(similarity: Any, score: np.float32, i: int, chosen: list[int]) -> Any:
-        gain = relevance * score
-        return gain - np.float32(diversity) * max(similarity[i, j] for j in chosen) if chosen else gain
-
-    return _choose_greedily(scores, candidates, vectors, k, gain, caps, n_pinned)
-
-
-def dpp(
-    scores: Scores,
-    candidates: Indices,
-    vectors: Scores,
-    k: int,
-    *,
-    diversity: float,
-    caps: Caps | None = None,
-    n_pinned: Indices | None = None,
-) -> Indices:
-    """Computes every determinant: the twin of recserve.kernels.dpp."""
-
-    def log_det(similarity: Any, items: list[int]) -> Any:
-        matrix = similarity[np.ix_(items, items)].astype(np.float64)
-        np.fill_diagonal(matrix, 1.0)
-        return np.linalg.slogdet(matrix)[1]
-
-    def gain(similarity: Any, score: np.float32, i: int, chosen: list[int]) -> Any:
-        growth = log_det(similarity, [*chosen, i]) - log_det(similarity, chosen)
-        return (1 - diversity) * float(score) + (diversity * growth if diversity else 0.0)
-
-    return _choose_greedily(scores, candidates, vectors, k, gain, caps, n_pinned)
-
-
-def _choose_greedily(
-    scores: Scores,
-    candidates: Indices,
-    vectors: Scores,
-    k: int,
-    gain: Any,
-    caps: Caps | None,
-    n_pinned: Indices | None,
-) -> Indices:
-    slates = np.full((len(scores), k), -1, np.int32)
-    for slate, (row, items) in enumerate(zip(scores, candidates, strict=True)):
-        there = np.flatnonzero(items >= 0)
-        row, items = row[there], items[there]
-        products = dot_products(vectors[items], vectors[items])
-        squares = np.diagonal(products)
-        inverse = np.divide(np.float32(1), np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
-        similarity = products * inverse[:, None] * inverse[None, :]
-        chosen: list[int] = []
-        for place in range(min(k, len(items))):
-            free = [i for i in range(len(items)) if i not in chosen and _has_room(i, items, chosen, caps)]
-            if n_pinned is not None and place < n_pinned[slate]:
-                free = [place]
-            if not free:
-                break
-            chosen.append(max(free, key=lambda i: (gain(similarity, row[i], i, chosen), -items[i])))
-            slates[slate, place] = items[chosen[-1]]
-    return slates
-
-
-def _has_room(i: int, items: Indices, chosen: list[int], caps: Caps | None) -> bool:
-    """Whether each group of the i-th item has a place left."""
-    if caps is None:
-        return True
-    groups = [caps.groups[caps.indptr[item] : caps.indptr[item + 1]].tolist() for item in items]
-    return all(caps.limits[group] > sum(groups[j].count(group) for j in chosen) for group in groups[i])
-
-
 def ftrl_steps(
     state: tuple[Numbers, Numbers],
     weights: Scores,
@@ -326,18 +246,6 @@ def linear_widths(inverse: Numbers, features: Numbers) -> Numbers:
 
 def warmup() -> None:
     """Does nothing: NumPy has nothing to compile. The twin of recserve.kernels.warmup."""
-
-
-def dot_products(queries: Scores, vectors: Scores) -> Scores:
-    """(batch, n_items) float32 dot products in the summation order of recserve.kernels.simd.dot."""
-    padding = ((0, 0), (0, -vectors.shape[1] % 16))
-    products = np.pad(queries, padding)[:, None, :] * np.pad(vectors, padding)[None, :, :]
-    lanes: npt.NDArray[Any] = np.zeros((len(queries), len(vectors), 16), np.float32)
-    for start in range(0, products.shape[2], 16):
-        lanes += products[:, :, start : start + 16]
-    for width in (8, 4, 2, 1):
-        lanes = lanes[:, :, :width] + lanes[:, :, width:]
-    return lanes[:, :, 0]
 
 
 def encode_slate_items(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
+from recserve.kernels.calibrated import Categories, calibrated
 from recserve.kernels.checks import read_only
 from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.encoding import encode_slate_items
@@ -37,6 +38,8 @@ def warmup() -> None:
     scores, candidates = index.search(vectors, 2)
     mmr(scores, candidates, vectors, 2, diversity=0.5)
     dpp(scores, candidates, vectors, 2, diversity=0.5)
+    categories = Categories(lists[0], lists[1], 3)
+    calibrated(scores, candidates, categories, np.ones((3, 3), np.float32), 2, weight=0.5)
     fold_in(vectors, lists, np.ones(1, np.float32), reg=1.0)
     read_only_offsets, read_only_bytes = read_only(np.arange(4)), read_only(np.zeros(3, np.uint8))
     encode_slate_items(read_only_offsets, read_only_bytes, candidates, scores, np.array([2, 2, 2]))

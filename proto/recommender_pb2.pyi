@@ -209,16 +209,19 @@ class Rules(_message.Message):
     DIVERSITY_FIELD_NUMBER: _builtins.int
     NOVELTY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    CALIBRATE_FIELD_NUMBER: _builtins.int
     min_score: _builtins.float
     """Items that the model scores lower are left out."""
     rerank: _builtins.str
-    """By what the slate is chosen from the candidates: "score", "mmr" or "dpp"."""
+    """By what the slate is chosen from the candidates: "score", "mmr", "dpp" or "calibrated"."""
     diversity: _builtins.float
-    """The weight of diversity under mmr and dpp, 0 to 1."""
+    """The weight of diversity under mmr and dpp, of the proportions under calibrated, 0 to 1."""
     novelty: _builtins.float
     """The weight of being little known against the score, 0 to 1."""
     candidates: _builtins.int
     """How many retrieved items the slate is chosen from. Not set: 200."""
+    calibrate: _builtins.str
+    """The attribute (genres) whose values the slate has in the proportions of the user's history."""
     @_builtins.property
     def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]:
         """Items at fixed ranks, unless a filter, a cap or `exclude` forbids them."""
@@ -242,10 +245,11 @@ class Rules(_message.Message):
         diversity: _builtins.float | None = ...,
         novelty: _builtins.float | None = ...,
         candidates: _builtins.int | None = ...,
+        calibrate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "candidates", b"candidates", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "boosts", b"boosts", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidates: _TypeAlias = _typing.Literal["candidates"]  # noqa: Y015
     _WhichOneofArgType__candidates: _TypeAlias = _typing.Literal["_candidates", b"_candidates"]  # noqa: Y015

@@ -275,6 +275,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison: FILE.png, .svg or .pdf.")] = None,
+    sweep: Annotated[str, typer.Option(help="diversity: weigh it against accuracy, with every method.")] = "",
 ) -> None:
     """Rank the whole catalogue for every test user; compare with popularity and with each other.
 
@@ -287,6 +288,11 @@ def evaluate(
     comparison.check_comparable(opened)
     if plot:
         comparison.check_plot(plot)
+    if sweep:
+        from recserve.training.sweep_command import show_sweep
+
+        show_sweep(opened, sweep, out, plot, json=json)
+        return
     if len(opened) == 1 and (predictions := comparison.predictions_of(opened[0])) is not None:
         if plot:
             raise InvalidRequest("--plot", found="given", expected="not given for a ranker of ratings")

@@ -1,6 +1,6 @@
 """Full-ranking evaluation: the best items of the whole catalogue for every user, seen items left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -66,12 +66,8 @@ def evaluate_model(
     whose score is an inner product is searched by the kernel that serves it.
     """
     model.eval()
-    if isinstance(model, EmbeddingModel):
-        lister = embedding_lister(model, held_out, popularity)
-    else:
-        lister = scorer_lister(model_scorer(model, held_out, popularity), held_out, model.n_items)
     evaluation = evaluate_lists(
-        lister,
+        model_lister(model, held_out, popularity),
         held_out,
         model.n_items,
         background=background,
@@ -127,11 +123,9 @@ def evaluate_lists(
     :class:`CheckFailed` when a score is NaN.
     """
     n_users = len(held_out.user_index)
-    n_rows = max(1, min(MAX_USERS_PER_STEP, MAX_SCORES_PER_STEP // max(1, n_items)))
     ranks: list[NDArray[np.float64]] = []
     lists, hits, n_unreachable = [], [], 0
-    for start in range(0, n_users, n_rows):
-        rows = np.arange(start, min(start + n_rows, n_users))
+    for rows in steps(n_users, n_items):
         scores, items = lister(rows)
         targets, histories = held_out.targets.take(rows), held_out.histories.take(rows)
         wanted = np.unique(_keys(targets))
@@ -161,9 +155,25 @@ def evaluate_lists(
     )
 
 
-def scorer_lister(scorer: Scorer, held_out: EvaluationSet, n_items: int) -> Lister:
+def steps(n_users: int, n_items: int) -> Iterator[NDArray[np.int64]]:
+    """Yields the rows of an evaluation set, so many at a time as their scores have room."""
+    n_rows = max(1, min(MAX_USERS_PER_STEP, MAX_SCORES_PER_STEP // max(1, n_items)))
+    for start in range(0, n_users, n_rows):
+        yield np.arange(start, min(start + n_rows, n_users))
+
+
+def model_lister(
+    model: RankingModel, held_out: EvaluationSet, popularity: NDArray[np.int64], length: int = LIST_LENGTH
+) -> Lister:
+    """Returns the lists of a model, of ``length`` items; ``popularity`` as for :func:`evaluate_model`."""
+    if isinstance(model, EmbeddingModel):
+        return embedding_lister(model, held_out, popularity, length)
+    return scorer_lister(model_scorer(model, held_out, popularity), held_out, model.n_items, length)
+
+
+def scorer_lister(scorer: Scorer, held_out: EvaluationSet, n_items: int, length: int = LIST_LENGTH) -> Lister:
     """Returns the lists of what scores the whole catalogue, a part of the rows at a time."""
-    length = min(LIST_LENGTH, n_items)
+    length = min(length, n_items)
 
     def lists(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         scores = scorer(rows)
@@ -180,10 +190,12 @@ def scorer_lister(scorer: Scorer, held_out: EvaluationSet, n_items: int) -> List
     return lists
 
 
-def embedding_lister(model: EmbeddingModel, held_out: EvaluationSet, popularity: NDArray[np.int64]) -> Lister:
+def embedding_lister(
+    model: EmbeddingModel, held_out: EvaluationSet, popularity: NDArray[np.int64], length: int = LIST_LENGTH
+) -> Lister:
     """Returns the lists of a model whose score is an inner product, by exact search in several threads."""
     vectors = model.item_embeddings.detach().numpy()
-    length = min(LIST_LENGTH, len(vectors))
+    length = min(length, len(vectors))
     if not np.isfinite(vectors).all():
         raise CheckFailed("scores", found="NaN", expected="numbers", cure="Train with a smaller rate.")
     index = ItemIndex.build(vectors)

@@ -7,9 +7,10 @@ novelty (self-information): mean of −log2(max(u_i, 1) / U) over the list (Zhou
 doi:10.1073/pnas.1000488107). Average popularity: mean of u_i over the list. Serendipity: Σ over hits at
 rank r of max(p(r) − p(r_pop), 0) / k with p(r) = (n_items + 1 − r) / n_items and r_pop the dense rank of u_i
 (equal counts share one), p = 0 for an item nobody had. Diversity: mean over the pairs of a list of the
-Jaccard distance of the items' categories. Miscalibration: KL(p ‖ 0.99 q + 0.01 p), p and q the shares of the
-categories in the history and in the list, an item with c categories giving each 1/c (Steck 2018,
-doi:10.1145/3240323.3240372). Gini (0: every item as often, towards 1: always the same):
+Jaccard distance of the items' categories; vector diversity: of 1 − the cosine of their vectors.
+Miscalibration: KL(p ‖ 0.99 q + 0.01 p), p and q the shares of the categories in the history and in the list,
+an item with c categories giving each 1/c (Steck 2018, doi:10.1145/3240323.3240372). Gini (0: every item as
+often, towards 1: always the same):
 Σ (2i − n − 1) c_(i) / (n Σ c) over all n items of the catalogue, c_(i) ascending, how often each is
 recommended. tests/training/test_metric_peers.py compares them with RecTools'.
 """
@@ -124,10 +125,26 @@ def intra_list_diversity(lists: Lists, categories: NDArray[np.bool_]) -> Values:
     return found
 
 
+def vector_diversity(lists: Lists, vectors: NDArray[np.float32]) -> Values:
+    """Returns the mean cosine distance of the pairs of each list, (n_users,); lists of one item have 0.
+
+    vectors: (n_items, d); a zero vector is at distance 1 from all.
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.maximum(norms, 1e-30)
+    found = np.zeros(len(lists))
+    for user, row in enumerate(lists):
+        items = unit[row[row >= 0]]
+        if len(items) > 1:
+            pairs = len(items) * (len(items) - 1)
+            cosines = items @ items.T
+            found[user] = 1 - (cosines.sum() - np.trace(cosines)) / pairs
+    return found
+
+
 def miscalibration(lists: Lists, histories: Histories, categories: NDArray[np.bool_]) -> Values:
     """Returns each list's divergence from its user's history, (n_users,), 0 where either has no category."""
-    sizes = categories.sum(axis=1, keepdims=True)
-    shares = np.divide(categories, sizes, out=np.zeros(categories.shape), where=sizes > 0)
+    shares = _shares_of_items(categories)
     found = np.zeros(len(lists))
     for user, row in enumerate(lists):
         p = shares[histories.row(user)[0]].sum(axis=0)
@@ -138,6 +155,22 @@ def miscalibration(lists: Lists, histories: Histories, categories: NDArray[np.bo
             mixed = (1 - SMOOTHING) * q[liked] + SMOOTHING * p[liked]
             found[user] = (p[liked] * np.log(p[liked] / mixed)).sum()
     return found
+
+
+def category_shares(histories: Histories, categories: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Returns the shares of the categories in each history, (n_users, n_categories), zeros where none is."""
+    of_items = _shares_of_items(categories)
+    shares = np.zeros((len(histories), categories.shape[1]), np.float32)
+    for user, row in enumerate(shares):
+        counts = of_items[histories.row(user)[0]].sum(axis=0)
+        row[:] = counts / max(counts.sum(), 1e-300)
+    return shares
+
+
+def _shares_of_items(categories: NDArray[np.bool_]) -> Values:
+    sizes = categories.sum(axis=1, keepdims=True)
+    shares: Values = np.divide(categories, sizes, out=np.zeros(categories.shape), where=sizes > 0)
+    return shares
 
 
 def recommended_counts(lists: Lists, n_items: int) -> NDArray[np.int64]:

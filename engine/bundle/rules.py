@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 
 from recserve.errors import ConfigError, RecserveError
 
-SCORE, MMR, DPP = "score", "mmr", "dpp"
-METHODS = (SCORE, MMR, DPP)
+SCORE, MMR, DPP, CALIBRATED = "score", "mmr", "dpp", "calibrated"
+METHODS = (SCORE, MMR, DPP, CALIBRATED)
 MAX_CANDIDATES = 10_000
 MAX_BOOSTS = 32
 MAX_PINS = 100
@@ -46,9 +46,11 @@ class Rules:
 
     ``caps``: by attribute, how many items of one of its values (a brand, a category) a slate may have.
     ``min_score``: items that the model scores lower are left out; says nothing about popularity answers.
-    ``rerank``: "score", "mmr" or "dpp", by what the slate is chosen from the candidates. ``diversity``: its
-    weight under mmr and dpp, 0 (the scores alone) to 1. ``novelty``: the weight of being little known against
-    the score, 0 to 1. ``candidates``: how many retrieved items a slate is chosen from.
+    ``rerank``: "score", "mmr", "dpp" or "calibrated", by what the slate is chosen from the candidates.
+    ``diversity``: its weight under the last three, 0 (the scores alone) to 1. ``calibrate``: the attribute
+    (genres) whose values the slate has in the proportions of the user's history. ``novelty``: the weight of
+    being little known against the score, 0 to 1. ``candidates``: how many retrieved items a slate is chosen
+    from.
     """
 
     pins: Sequence[Pin] = ()
@@ -59,6 +61,7 @@ class Rules:
     diversity: float | None = None
     novelty: float | None = None
     candidates: int | None = None
+    calibrate: str = ""
 
     def over(self, other: "Rules") -> Self:
         """Returns these rules with those of ``other`` where these say nothing."""
@@ -94,6 +97,8 @@ def check_rules(rules: Rules, name: str, error: type[RecserveError]) -> None:
     """Raises ``error`` naming the first value out of its range; attributes are not looked up here."""
     if rules.rerank not in ("", *METHODS):
         raise error(f"{name}.rerank", found=rules.rerank, expected=f"one of {', '.join(METHODS)}")
+    if not isinstance(rules.calibrate, str):
+        raise error(f"{name}.calibrate", found=rules.calibrate, expected="the name of an attribute")
     for weight in ("diversity", "novelty"):
         _check_number(f"{name}.{weight}", getattr(rules, weight), 0.0, 1.0, error)
     _check_number(f"{name}.min_score", rules.min_score, -MAX_WEIGHT, MAX_WEIGHT, error)

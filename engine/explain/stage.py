@@ -20,6 +20,7 @@ from recserve.engine.explain.explanation import (
     SIMILARITY,
     ReasonCode,
 )
+from recserve.engine.similar import has_directions
 from recserve.engine.types import SOURCE_POPULARITY
 
 # Of the history, the newest: what an exact explanation costs is so many runs of the model.
@@ -44,9 +45,11 @@ def _explain(batch: Batch, i: int) -> Explained:
     scores, items = scores[: batch.resolved[i].k], items[: batch.resolved[i].k]
     if len(items) and items[-1] < 0:
         scores, items = scores[items >= 0], items[items >= 0]
-    marks = _marks(batch, i, source, items)
+    # A number per item is popularity, whoever asks.
+    knows_users = has_directions(batch.loaded.bundle)
+    marks = _marks(batch, i, items, popular=source == SOURCE_POPULARITY or not knows_users)
     history = _newest(batch.resolved[i].history.items, batch.loaded.bundle.manifest.inputs.max_history)
-    is_model = i in batch.model_rows
+    is_model = knows_users and i in batch.model_rows
     exact = batch.requests[i].explain == EXPLAIN_EXACT
     if not len(items) or not len(history) or not (is_model or (exact and i in batch.objectives)):
         return Explained(scores.astype(np.float64), marks)
@@ -72,14 +75,14 @@ def _newest(items: Items, max_history: int) -> Items:
     return np.array(list(seen)[:MAX_ITEMS], np.int32)
 
 
-def _marks(batch: Batch, i: int, source: str, items: Items) -> dict[ReasonCode, NDArray[np.bool_]]:
+def _marks(batch: Batch, i: int, items: Items, *, popular: bool) -> dict[ReasonCode, NDArray[np.bool_]]:
     plan, popularity = batch.resolved[i].plan, batch.loaded.bundle.popularity
     marks = {}
     if plan is not None:
         marks[ReasonCode.PINNED] = np.isin(items, [item for _, item in plan.pins])
         if plan.recipe.boosts is not None:
             marks[ReasonCode.BOOSTED] = plan.recipe.boosts[items] > 0
-    marks[ReasonCode.POPULAR] = np.full(len(items), source == SOURCE_POPULARITY)
+    marks[ReasonCode.POPULAR] = np.full(len(items), popular)
     marks[ReasonCode.NEW] = popularity[items] == 0
     return marks
 

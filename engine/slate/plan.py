@@ -7,18 +7,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
-from recserve.engine.bundle.catalogue import ITEM_ID
-from recserve.engine.bundle.rules import DPP, MMR, SCORE, Boost, Pin, PipelineConfig, Rules, check_rules
+from recserve.engine.bundle.rules import (
+    CALIBRATED,
+    DPP,
+    MMR,
+    SCORE,
+    Boost,
+    Pin,
+    PipelineConfig,
+    Rules,
+    check_rules,
+)
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.kept import Kept
+from recserve.engine.slate.groups import caps_of, categories_of
 from recserve.engine.types import Request
-from recserve.errors import InvalidRequest, nearest
-from recserve.kernels import Caps
+from recserve.errors import InvalidRequest
+from recserve.kernels import Caps, Categories
 
 NOTHING = Rules()
 NO_ITEMS: NDArray[np.int32] = np.empty(0, np.int32)
 DEFAULT_CANDIDATES = 200
-DEFAULT_DIVERSITY = 0.15
+DEFAULT_WEIGHTS = {MMR: 0.15, DPP: 0.15, CALIBRATED: 0.5}
 # Arrays of 4 bytes per item and more: few.
 MAX_KEPT_ARRAYS = 16
 
@@ -27,7 +37,8 @@ MAX_KEPT_ARRAYS = 16
 class Recipe:
     """How slates are chosen; requests that share one are re-ranked in one call.
 
-    ``boosts``: (n_items,) float32 added to all scores, None for none.
+    ``boosts``: (n_items,) float32 added to all scores, None for none; ``categories``: what slates are
+    calibrated on.
     """
 
     method: str
@@ -37,6 +48,7 @@ class Recipe:
     boosts: NDArray[np.float32] | None
     min_score: float | None
     n_candidates: int
+    categories: Categories | None = None
 
     @property
     def chooses(self) -> bool:
@@ -70,6 +82,7 @@ class Planner:
         self._config = config.over(bundle.manifest.pipeline or NOTHING)
         self._recipes = Kept[Recipe](MAX_KEPT_ARRAYS)
         self._caps = Kept[Caps](MAX_KEPT_ARRAYS)
+        self._categories = Kept[Categories](MAX_KEPT_ARRAYS)
         self._boosts = Kept[NDArray[np.float32]](MAX_KEPT_ARRAYS)
         # Most bundles have no rules and most requests neither: then there is nothing to do.
         self._is_empty = NOTHING.over(self._config) == NOTHING
@@ -127,31 +140,45 @@ class Planner:
     def _recipe(self, rules: Rules, name: str) -> Recipe:
         boosts = tuple((boost.filter, boost.weight) for boost in rules.boosts)
         caps = tuple(sorted(rules.caps.items()))
-        numbers = (rules.min_score, rules.rerank, rules.diversity, rules.novelty, rules.candidates)
+        others = (
+            rules.min_score,
+            rules.rerank,
+            rules.diversity,
+            rules.novelty,
+            rules.candidates,
+            rules.calibrate,
+        )
         return self._recipes.get(
-            (boosts, caps, *numbers), lambda: self._make_recipe(rules, boosts, caps, name)
+            (boosts, caps, *others), lambda: self._make_recipe(rules, boosts, caps, name)
         )
 
     def _make_recipe(
         self, rules: Rules, boosts: tuple[object, ...], caps: tuple[tuple[str, int], ...], name: str
     ) -> Recipe:
-        diversity = rules.diversity
         # Who asks for diversity alone means that which works best.
-        method = rules.rerank or (DPP if diversity else SCORE)
-        if method not in (MMR, DPP):
-            diversity = 0.0
-        elif diversity is None:
-            diversity = DEFAULT_DIVERSITY
+        method = rules.rerank or (CALIBRATED if rules.calibrate else DPP if rules.diversity else SCORE)
+        diversity = DEFAULT_WEIGHTS.get(method, 0.0) if rules.diversity is None else rules.diversity
+        if method == SCORE or diversity == 0:
+            method, diversity = SCORE, 0.0
+        if method == CALIBRATED and not rules.calibrate:
+            expected = "an attribute of the catalogue where rerank is calibrated"
+            raise InvalidRequest(f"{name}.calibrate", found=rules.calibrate, expected=expected)
+        catalogue, calibrate = self._catalogue, rules.calibrate
         return Recipe(
-            method=method if diversity else SCORE,
-            diversity=diversity or 0.0,
+            method=method,
+            diversity=diversity,
             novelty=rules.novelty or 0.0,
-            caps=self._caps.get(caps, lambda: self._make_caps(caps, f"{name}.caps")) if caps else None,
+            caps=self._caps.get(caps, lambda: caps_of(catalogue, caps, f"{name}.caps")) if caps else None,
             boosts=self._boosts.get(boosts, lambda: self._make_boosts(rules.boosts, name))
             if boosts
             else None,
             min_score=rules.min_score,
             n_candidates=rules.candidates or DEFAULT_CANDIDATES,
+            categories=self._categories.get(
+                calibrate, lambda: categories_of(catalogue, calibrate, f"{name}.calibrate")
+            )
+            if method == CALIBRATED
+            else None,
         )
 
     def _make_boosts(self, boosts: Sequence[Boost], name: str) -> NDArray[np.float32]:
@@ -160,37 +187,6 @@ class Planner:
             mask = self._filters.compile(boost.filter, f"{name}.boosts[{i}].filter").allow.mask
             total += np.where(mask, np.float32(boost.weight), np.float32(0.0))
         return total
-
-    def _make_caps(self, caps: tuple[tuple[str, int], ...], name: str) -> Caps:
-        """Numbers the values of all capped attributes through; an item belongs to those that it has."""
-        n_items = len(self._catalogue)
-        pairs, limits, n_groups = [], [], 0
-        for attribute, limit in caps:
-            items, groups, n_values = self._groups(attribute, name)
-            pairs.append((items.astype(np.int64) << 32) | (groups + n_groups))
-            limits.append(np.full(n_values, limit, np.int32))
-            n_groups += n_values
-        # Sorted by item, and a value that an item has twice counts once.
-        unique = np.unique(np.concatenate(pairs))
-        indptr = np.searchsorted(unique >> 32, np.arange(n_items + 1)).astype(np.int64)
-        return Caps(indptr, (unique & 0xFFFFFFFF).astype(np.int32), np.concatenate(limits))
-
-    def _groups(self, attribute: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Returns pairs of item and number of its value, and how many values there are."""
-        names = [ITEM_ID, *self._catalogue.attribute_names]
-        if attribute not in names:
-            cure = nearest(attribute, names)
-            raise InvalidRequest(name, found=attribute, expected="an attribute of the catalogue", cure=cure)
-        found = self._catalogue.attribute(attribute)
-        if found is None:
-            raise InvalidRequest(name, found=attribute, expected="an attribute of texts or numbers")
-        if found.indptr is None:
-            items = np.flatnonzero(found.known)
-            values = found.values[items]
-        else:
-            items, values = np.repeat(np.arange(len(found.known)), np.diff(found.indptr)), found.values
-        unique, groups = np.unique(values, return_inverse=True)
-        return items, groups, len(unique)
 
     def _pins(
         self,

@@ -1,14 +1,16 @@
 """The stage between candidates and slate: rules, novelty, diversity, caps, pins."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.rules import DPP
+from recserve.engine.slate.groups import shares_of
 from recserve.engine.slate.plan import Plan, Recipe
-from recserve.kernels import Caps, dpp, mmr
+from recserve.kernels import Caps, calibrated, dpp, mmr
+from recserve.kernels.diversity import unit_scores
 
 Scores = NDArray[np.float32]
 Items = NDArray[np.int32]
@@ -20,7 +22,7 @@ class Candidates:
 
     ``more(n, without, refused)``: the next ``n`` candidates that are neither in ``without``, (m,) int32, nor
     in ``refused``, (n_items,) bool. ``pin_scores``: of the plan's pins. ``obeys_min_score``: whether
-    the scores are the model's.
+    the scores are the model's. ``history``: (h,) items that the user had.
     """
 
     k: int
@@ -30,6 +32,7 @@ class Candidates:
     more: Callable[[int, Items, NDArray[np.bool_]], tuple[Scores, Items]]
     pin_scores: Scores
     obeys_min_score: bool
+    history: Items
 
 
 class Reranker:
@@ -48,9 +51,11 @@ class Reranker:
         for row in rows:
             _drop_low(row)
             _put_pins_first(row)
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for i, row in enumerate(rows):
-            groups.setdefault(id(row.plan.recipe), []).append(i)
+            # The first items of a calibrated slate depend on its length, those of others do not.
+            k = 0 if row.plan.recipe.categories is None else row.k
+            groups.setdefault((id(row.plan.recipe), k), []).append(i)
         for members in groups.values():
             recipe = rows[members[0]].plan.recipe
             waiting = members
@@ -70,29 +75,24 @@ class Reranker:
             scores[i, : len(row.items)] = row.scores
             items[i, : len(row.items)] = row.items
         n_pinned = np.array([len(row.plan.pins) for row in rows], np.int32)
+        relevance, k = self._relevance(recipe, scores, items, n_pinned), max(row.k for row in rows)
+        weight, caps, categories = recipe.diversity, recipe.caps, recipe.categories
+        if categories is not None:
+            targets = np.stack([shares_of(categories, row.history) for row in rows])
+            return calibrated(
+                relevance, items, categories, targets, k, weight=weight, caps=caps, n_pinned=n_pinned
+            )
         choose = dpp if recipe.method == DPP else mmr
-        return choose(
-            self._relevance(recipe, scores, items, n_pinned),
-            items,
-            self._vectors,
-            max(row.k for row in rows),
-            diversity=recipe.diversity,
-            caps=recipe.caps,
-            n_pinned=n_pinned,
-        )
+        return choose(relevance, items, self._vectors, k, diversity=weight, caps=caps, n_pinned=n_pinned)
 
     def _relevance(self, recipe: Recipe, scores: Scores, items: Items, n_pinned: Items) -> Scores:
-        """Puts the scores of each row on 0 to 1, so that a weight means the same for every model and user."""
+        """Returns what is weighed against diversity and novelty."""
         if recipe.diversity == 0 and recipe.novelty == 0:
             return scores
-        ranked = (items >= 0) & (np.arange(items.shape[1]) >= n_pinned[:, None])
-        low = np.where(ranked, scores, np.inf).min(axis=1, keepdims=True)
-        high = np.where(ranked, scores, -np.inf).max(axis=1, keepdims=True)
-        span = np.maximum(high - low, np.float32(1e-12))
-        relevance = np.zeros_like(scores)
-        np.divide(scores - low, span, out=relevance, where=ranked)
+        relevance = unit_scores(scores, items, n_pinned)
         if recipe.novelty:
             weight = np.float32(recipe.novelty)
+            ranked = (items >= 0) & (np.arange(items.shape[1]) >= n_pinned[:, None])
             relevance *= np.float32(1.0) - weight
             relevance += np.where(ranked, weight * self._novelty[items], np.float32(0.0))
         return relevance
@@ -124,7 +124,7 @@ def _find_more(row: Candidates, slate: Items) -> bool:
     refused = full_items(caps, chosen)
     before = len(row.items)
     scores, items = row.more(row.plan.recipe.n_candidates, row.items, refused)
-    found = Candidates(row.k, row.plan, scores, items, row.more, row.pin_scores, row.obeys_min_score)
+    found = replace(row, scores=scores, items=items)
     _drop_low(found)
     row.scores = np.concatenate([row.scores, found.scores])
     row.items = np.concatenate([row.items, found.items])

@@ -82,6 +82,7 @@ def _rules_from_message(message: pb.Rules) -> Rules:
         diversity=given("diversity"),
         novelty=given("novelty"),
         candidates=given("candidates"),
+        calibrate=message.calibrate,
     )
 
 
@@ -96,6 +97,7 @@ def _rules_to_message(rules: Rules) -> pb.Rules:
         diversity=rules.diversity,
         novelty=rules.novelty,
         candidates=rules.candidates,
+        calibrate=rules.calibrate,
     )
 
 

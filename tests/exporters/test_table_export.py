@@ -8,6 +8,7 @@ import pytest
 
 from recserve.engine import Engine, InvalidRequest, Request
 from recserve.engine.bundle import open_bundle
+from recserve.engine.explain.explanation import Explanation, Reason, ReasonCode
 from recserve.errors import CheckFailed
 from recserve.exporters import table_variant
 from recserve.exporters.assemble import export_run
@@ -67,6 +68,9 @@ def test_popularity_is_the_same_for_all_but_for_what_they_saw(tmp_path: Path) ->
             best = sorted((value for item, value in share.items() if item not in seen), reverse=True)[:10]
             assert [item.score for item in slate.items] == pytest.approx(best)
         assert engine.recommend(Request(history=engine.history(user))).source == "popularity"
+        for level in ("fast", "exact"):
+            for item in engine.recommend(Request(user_id=user, k=3, explain=level)).items:
+                assert item.explanation == Explanation((Reason(ReasonCode.POPULAR),), base=item.score)
         with pytest.raises(InvalidRequest, match="model popularity is one number per item"):
             engine.similar_items(next(iter(share)))
 

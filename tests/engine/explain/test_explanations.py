@@ -13,6 +13,7 @@ from recserve.engine.explain.explanation import Explanation, ReasonCode
 from recserve.engine.explain.stage import MAX_ITEMS, N_FAST
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.types import Slate
+from recserve.engine.user_table import UserTable
 from recserve.engine.wire.convert import slate_from_message, slate_to_message
 from recserve.engine.wire.slates import encode_ranked
 from recserve.kernels import fold_in, gram_matrix
@@ -216,3 +217,22 @@ def test_explanations_survive_the_wire(shop: Engine) -> None:
 def test_other_levels_are_refused(shop: Engine) -> None:
     with pytest.raises(InvalidRequest, match="explain is why; expected one of none, fast, exact"):
         shop.recommend(Request(explain="why"))
+
+
+def test_a_table_without_fold_in_says_what_it_cannot_explain(
+    table: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a bundle whose manifest has no fold-in.
+    monkeypatch.setattr(UserTable, "answers", lambda self, history: history.user_row >= 0)
+    monkeypatch.setattr(UserTable, "shares", lambda self, history, of, items: None)
+    fast, exact = (
+        table.recommend(Request(user_id=table.user_ids()[3], k=3, explain=level))
+        for level in ("fast", "exact")
+    )
+    assert fast.warnings == ()
+    assert {explanation.method for explanation in explanations(fast)} == {"similarity"}
+    [warning] = exact.warnings
+    assert "explanations have no numbers" in warning
+    for item, explanation in zip(exact.items, explanations(exact), strict=True):
+        assert (explanation.method, explanation.contributions) == ("", ())
+        assert explanation.base == pytest.approx(item.score)
