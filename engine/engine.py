@@ -19,6 +19,7 @@ from recserve.engine.explain.why_not import why_not
 from recserve.engine.features import (
     check_ids,
     check_k,
+    check_page,
     check_request,
     check_variant,
 )
@@ -160,19 +161,7 @@ class Engine:
     def rank_page(self, rows: Mapping[str, Request]) -> list[Ranked]:
         """Does what :meth:`recommend_page` does, and leaves the items as arrays."""
         requests = self._accept(rows.values())
-        for name, request in rows.items():
-            try:
-                check_id("name", name)
-                self._check(request)
-            except InvalidRequest as error:
-                where = f"rows[{name}].{error.name}"
-                raise InvalidRequest(
-                    where, found=error.found, expected=error.expected, cure=error.cure
-                ) from error
-        n_items = sum(request.k for request in requests)
-        if n_items > self._config.max_k:
-            expected = f"at most {self._config.max_k} together"
-            raise InvalidRequest("k of the rows", found=n_items, expected=expected)
+        check_page(rows, self._check, self._config.max_k)
         variants = {self._variant(request) for request in requests}
         if len(variants) > 1:
             found = ", ".join(sorted(variants))

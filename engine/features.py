@@ -1,6 +1,6 @@
 """From a request's external ids to the arrays that the stages work on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,22 @@ class ResolvedRequest:
     def boosts(self) -> NDArray[np.float32] | None:
         """(n_items,) float32 added to all scores, None for none."""
         return None if self.plan is None else self.plan.recipe.boosts
+
+
+def check_page(rows: Mapping[str, Request], check: Callable[[Request], None], max_k: int) -> None:
+    """Raises :class:`InvalidRequest` for a row of a page that ``check`` refuses, and for too many items."""
+    for name, request in rows.items():
+        try:
+            check_id("name", name)
+            check(request)
+        except InvalidRequest as error:
+            where = f"rows[{name}].{error.name}"
+            raise InvalidRequest(
+                where, found=error.found, expected=error.expected, cure=error.cure
+            ) from error
+    n_items = sum(request.k for request in rows.values())
+    if n_items > max_k:
+        raise InvalidRequest("k of the rows", found=n_items, expected=f"at most {max_k} together")
 
 
 def check_request(request: Request, bundle: Bundle, config: EngineConfig, planner: Planner) -> None:
