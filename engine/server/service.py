@@ -256,7 +256,10 @@ class Asked(NamedTuple):
 
 def _explain_scope(messages: Iterable[pb.RecommendRequest]) -> str:
     """Explanations name items of a stored history: more than a slate tells."""
-    return "explain" if any(message.explain not in ("", EXPLAIN_NONE) for message in messages) else ""
+    for message in messages:
+        if message.explain and message.explain != EXPLAIN_NONE:
+            return "explain"
+    return ""
 
 
 def _asked(entry: Call | Row) -> Asked:
