@@ -5,6 +5,7 @@ from pathlib import Path
 
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.signatures import OFF, SignaturePolicy
+from recserve.engine.explain.explanation import EXPLAIN_EXACT, EXPLAIN_LEVELS
 from recserve.errors import ConfigError
 
 MAX_CACHE_SECONDS = 3600.0
@@ -45,6 +46,9 @@ class EngineConfig:
     rank_candidates: int = 500
     """Items that retrieval brings for the ranker to order, where a bundle has one; at least k."""
 
+    explain: str = EXPLAIN_EXACT
+    """The most that a request may ask for: none, fast, or exact, which is as much work as 50 requests."""
+
     max_requests: int = 256
     """Most requests in one call of recommend_many."""
 
@@ -73,6 +77,10 @@ class EngineConfig:
         if self.provider not in PROVIDERS:
             raise ConfigError(
                 "engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}"
+            )
+        if self.explain not in EXPLAIN_LEVELS:
+            raise ConfigError(
+                "engine.explain", found=self.explain, expected=f"one of {', '.join(EXPLAIN_LEVELS)}"
             )
         for name in (
             "encoder_threads",

@@ -10,7 +10,7 @@ from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.histories import EMPTY_HISTORY, History
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
-from recserve.engine.explain.explanation import EXPLAIN_LEVELS
+from recserve.engine.explain.explanation import EXPLAIN_LEVELS, EXPLAIN_NONE
 from recserve.engine.filters.compiler import CompiledFilter
 from recserve.engine.slate.paging import read_token
 from recserve.engine.slate.plan import NO_ITEMS, Plan, Planner
@@ -88,8 +88,10 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
         )
     check_variant(request.variant, bundle)
-    if request.explain not in EXPLAIN_LEVELS:
-        raise InvalidRequest("explain", found=request.explain, expected=f"one of {', '.join(EXPLAIN_LEVELS)}")
+    if request.explain != EXPLAIN_NONE:
+        offered = EXPLAIN_LEVELS[: EXPLAIN_LEVELS.index(config.explain) + 1]
+        if request.explain not in offered:
+            raise InvalidRequest("explain", found=request.explain, expected=f"one of {', '.join(offered)}")
     if request.rules is not None:
         for i, pin in enumerate(request.rules.pins):
             check_id(f"rules.pins[{i}].item_id", pin.item_id)

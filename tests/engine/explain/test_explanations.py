@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recserve.engine import Boost, Engine, InvalidRequest, Pin, Request, Rules
+from recserve.engine import Boost, ConfigError, Engine, EngineConfig, InvalidRequest, Pin, Request, Rules
 from recserve.engine.bundle import open_bundle
 from recserve.engine.explain.explained import MAX_NAMED
 from recserve.engine.explain.explanation import Explanation, ReasonCode
@@ -217,6 +217,15 @@ def test_explanations_survive_the_wire(shop: Engine) -> None:
 def test_other_levels_are_refused(shop: Engine) -> None:
     with pytest.raises(InvalidRequest, match="explain is why; expected one of none, fast, exact"):
         shop.recommend(Request(explain="why"))
+
+
+def test_the_operator_says_how_much_may_be_asked(bundle_folder: Path) -> None:
+    with Engine.load(bundle_folder, EngineConfig(explain="fast")) as engine:
+        assert explanations(engine.recommend(Request(k=1, explain="fast")))
+        with pytest.raises(InvalidRequest, match="explain is exact; expected one of none, fast"):
+            engine.recommend(Request(explain="exact"))
+    with pytest.raises(ConfigError, match=r"engine\.explain is all; expected one of none, fast, exact"):
+        EngineConfig(explain="all")
 
 
 def test_a_table_without_fold_in_says_what_it_cannot_explain(
