@@ -9,6 +9,7 @@ from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.explain.explained import Explained
 from recserve.engine.features import ResolvedRequest
+from recserve.engine.online.stage import Choice, OnlineStage
 from recserve.engine.ranking import Objective, RankStage
 from recserve.engine.retrieval import Retriever
 from recserve.engine.slate.plan import Planner
@@ -28,6 +29,7 @@ class LoadedBundle:
     planner: Planner
     reranker: Reranker
     ranking: RankStage | None = None
+    online: OnlineStage | None = None
 
     @classmethod
     def of(
@@ -37,6 +39,7 @@ class LoadedBundle:
         retriever: Retriever,
         config: PipelineConfig,
         ranking: RankStage | None = None,
+        online: OnlineStage | None = None,
     ) -> "LoadedBundle":
         """Adds the stages after retrieval; raises :class:`ConfigError` for rules that do not fit it."""
         try:
@@ -46,7 +49,7 @@ class LoadedBundle:
                 error.name, found=error.found, expected=error.expected, cure=error.cure
             ) from error
         reranker = Reranker(bundle.item_embeddings, bundle.popularity)
-        return cls(bundle, sources, retriever, planner, reranker, ranking)
+        return cls(bundle, sources, retriever, planner, reranker, ranking, online)
 
 
 @dataclass(slots=True)
@@ -73,10 +76,19 @@ class Batch:
     explained: dict[int, Explained] = field(default_factory=dict)
     # The rows that the model can answer; the others are cold starts.
     model_rows: list[int] = field(default_factory=list)
+    # By row: what the online stage left to chance.
+    choices: dict[int, Choice] = field(default_factory=dict)
+
+    @property
+    def moves(self) -> OnlineStage | None:
+        """What moves scores by what was learned online, None where nothing does."""
+        return None if self.degraded else self.loaded.online
 
     def n_wanted(self, i: int) -> int:
         """How many items retrieval must bring for row ``i``."""
         n, ranking = self.resolved[i].n_candidates, self.loaded.ranking
         if ranking is not None and i in self.objectives:
             n = max(n, ranking.n_candidates)
+        if self.moves:
+            n = max(n, self.moves.n_candidates)
         return n + self.n_spare

@@ -203,6 +203,7 @@ def serve(
         settings.http,
         settings.telemetry,
         settings.state,
+        settings.online,
     )
     if bundle is None:
         run(ServeRepository(settings.repository, *shared), announce)

@@ -8,7 +8,7 @@ from typing import Any
 
 from recserve import kernels
 from recserve.engine.batch import Batch, LoadedBundle
-from recserve.engine.bundle import Manifest, open_bundle
+from recserve.engine.bundle import Bundle, Manifest, open_bundle
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.bundle.signatures import Trust
 from recserve.engine.candidates import rank_candidates
@@ -23,6 +23,7 @@ from recserve.engine.features import (
     check_request,
     check_variant,
 )
+from recserve.engine.online.stage import OnlineStage
 from recserve.engine.pipeline import run, run_page
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.ranker import Ranker
@@ -72,10 +73,12 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         observed: ObservedEvents | None = None,
+        online: Callable[[Bundle], OnlineStage] | None = None,
     ) -> "Engine":
         """Opens, checks and warms the bundle in ``path``; the first request compiles nothing.
 
-        ``observed``: events that engines of several versions share; one's own when not given.
+        ``observed``: events that engines of several versions share; one's own when not given. ``online``:
+        makes what learns from events and moves scores (engine/online); nothing does when not given.
         Raises :class:`BundleInvalid` when the bundle is damaged or not signed as ``config`` requires,
         :class:`ConfigError` when the machine cannot run it as configured.
         """
@@ -87,7 +90,9 @@ class Engine:
         if (entry := bundle.manifest.ranker) is not None:
             ranking = RankStage(bundle, Ranker(bundle, entry, config), config.rank_candidates)
         retriever = Retriever(bundle, config.index_folder)
-        engine = cls(LoadedBundle.of(bundle, sources, retriever, config.pipeline, ranking), config, observed)
+        stage = None if online is None else online(bundle)
+        loaded = LoadedBundle.of(bundle, sources, retriever, config.pipeline, ranking, stage)
+        engine = cls(loaded, config, observed)
         engine._warm_up()
         return engine
 
@@ -115,6 +120,8 @@ class Engine:
     def close(self) -> None:
         """Refuses further calls; calls that are running finish. Closing twice is fine."""
         self._closed = True
+        if self._loaded.online is not None:
+            self._loaded.online.close()
 
     def drop_kept(self) -> None:
         """Forgets what is kept to save time: the answers of the cache."""
@@ -375,12 +382,16 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Returns counts since the start: requests, cached answers, cold starts, ignored items, events.
 
-        Of encoders also ``encoded_positions`` and the ``padding_positions`` among them.
+        Of encoders also ``encoded_positions`` and the ``padding_positions`` among them; where events teach,
+        the ``online_examples``, and ``online_rollbacks``, how often what they taught was taken back.
         """
         counts = self._counters.read()
         for source in self._loaded.sources.values():
             for name, count in source.stats().items():
                 counts[name] = counts.get(name, 0) + count
+        if self._loaded.online is not None:
+            learner = self._loaded.online.learner
+            counts |= {"online_examples": learner.n_examples, "online_rollbacks": learner.n_rollbacks}
         return counts
 
     def _check_open(self) -> None:

@@ -66,6 +66,8 @@ def impressions(slate: Slate, *, user_id: str, **fields: Any) -> list[Event]:
                 "rank": item.rank,
                 "arm": slate.arm,
                 "variant": slate.variant,
+                "propensity": slate.propensities[item.rank - 1] if slate.propensities else None,
+                "explored": item.rank in slate.explored,
                 **fields,
             },
         )

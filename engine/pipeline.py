@@ -1,4 +1,4 @@
-"""One batch through the stages: resolve → encode → retrieve → (rank → rerank → explain →) assemble.
+"""One batch through the stages: resolve → encode → retrieve → (rank → online → rerank → explain →) assemble.
 
 Each stage is a plain function over a batch. The batch carries the loaded bundle from start to end, so a
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
@@ -63,6 +63,8 @@ def _finish(batch: Batch, rows: Sequence[int]) -> None:
     """Makes slates of the candidates of ``rows``."""
     if batch.objectives:
         _timed(batch, "rank", lambda: rank(batch, [i for i in rows if i in batch.objectives]))
+    if batch.moves is not None:
+        _timed(batch, "online", lambda: _move(batch, rows))
     if any(batch.resolved[i].plan for i in rows):
         _timed(batch, "rerank", lambda: rerank(batch, rows))
     if explained := [i for i in rows if batch.requests[i].explain != EXPLAIN_NONE]:
@@ -168,6 +170,24 @@ def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
     return list(groups.values())
 
 
+def _move(batch: Batch, rows: Sequence[int]) -> None:
+    """Puts the candidates of ``rows`` in an order that knows what was learned from events."""
+    if batch.moves is None:
+        return
+    for i in rows:
+        request, resolved, (source, scores, items) = batch.requests[i], batch.resolved[i], batch.found[i]
+        choice = batch.moves.choose(
+            request.user_id,
+            request.context,
+            resolved.k,
+            scores,
+            items,
+            may_explore=resolved.plan is None,
+        )
+        batch.found[i] = (source, choice.scores, choice.items)
+        batch.choices[i] = choice
+
+
 def rerank(batch: Batch, rows: Sequence[int]) -> None:
     """Makes slates of the candidates of those of ``rows`` that have a plan."""
     query_of = {i: row for row, i in enumerate(batch.model_rows)}
@@ -233,6 +253,7 @@ def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ra
             degraded=degraded,
             slate_id=slate_id,
             explained=batch.explained.get(i),
+            choice=batch.choices.get(i),
         )
         for i, (slate_id, one, (source, scores, items)) in enumerate(
             zip(new_slate_ids(len(batch.requests)), batch.resolved, batch.found, strict=True)

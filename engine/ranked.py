@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.explain.explained import Explained
+from recserve.engine.online.stage import Choice
 from recserve.engine.types import Slate, SlateItem
 
 
@@ -16,7 +17,7 @@ from recserve.engine.types import Slate, SlateItem
 class Ranked:
     """The answer to one request before its items get names: items (n,) int32 of ``bundle``, best first.
 
-    Rows of one batch share ``stage_ns``; an item of −1 is padding.
+    Rows of one batch share ``stage_ns``; an item of −1 is padding. ``choice``: of the online stage.
     """
 
     bundle: Bundle
@@ -31,6 +32,7 @@ class Ranked:
     next_page_token: str = ""
     slate_id: str = ""
     explained: Explained | None = None
+    choice: Choice | None = None
 
 
 def new_slate_ids(n: int) -> list[str]:
@@ -58,9 +60,20 @@ def slates(ranked: Sequence[Ranked]) -> list[Slate]:
             degraded=answer.degraded,
             slate_id=answer.slate_id,
             next_page_token=answer.next_page_token,
+            propensities=propensities,
+            explored=explored,
         )
-        for answer in ranked
+        for answer, (propensities, explored) in zip(ranked, map(chances, ranked), strict=True)
     ]
+
+
+def chances(answer: Ranked) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Returns the propensity of each item, and the ranks of the explored ones; nothing without a choice."""
+    if answer.choice is None:
+        return (), ()
+    n = int((answer.items >= 0).sum())
+    explored = np.flatnonzero(answer.choice.explored[:n]) + 1
+    return tuple(answer.choice.propensities[:n].tolist()), tuple(explored.tolist())
 
 
 def _items(answer: Ranked) -> tuple[SlateItem, ...]:

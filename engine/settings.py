@@ -1,8 +1,8 @@
 """Settings of the command line: flag > environment > file > default, read once, here.
 
-The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry], [repository], [state]
-and [pipeline]; the environment says RECSERVE__SERVER__PORT=8000. An unknown key is an error that names the
-nearest known one.
+The file is TOML with the sections [engine], [server], [batcher], [http], [telemetry], [repository], [state],
+[online] and [pipeline]; the environment says RECSERVE__SERVER__PORT=8000. An unknown key is an error that
+names the nearest known one.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.config import RepositoryConfig
+from recserve.engine.online.config import OnlineConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.telemetry.config import TelemetryConfig
@@ -38,6 +39,7 @@ SECTIONS: dict[str, type] = {
     "telemetry": TelemetryConfig,
     "repository": RepositoryConfig,
     "state": StateConfig,
+    "online": OnlineConfig,
     "pipeline": PipelineConfig,
 }
 
@@ -54,6 +56,7 @@ class Settings(BaseSettings):
     telemetry: TelemetryConfig = TelemetryConfig()
     repository: RepositoryConfig = RepositoryConfig()
     state: StateConfig = StateConfig()
+    online: OnlineConfig = OnlineConfig()
     pipeline: PipelineConfig = PipelineConfig()
 
 

@@ -73,7 +73,9 @@ class Slate:
     ``arm``: the caller's, while a server divides its callers between versions; else "". ``degraded``: what
     was left out to answer in time ("model": these are popular items, "cache": this was computed before and
     may not know the newest events); empty for a full answer.
-    ``slate_id``: of this slate alone, for the events that it leads to.
+    ``slate_id``: of this slate alone, for the events that it leads to. ``propensities``: with which
+    probability each item got its place, and ``explored``: the ranks of those that have it to learn something;
+    empty where nothing is learned online.
     ``next_page_token``: asks for what comes after, for requests that page; "" where nothing is left.
     """
 
@@ -87,6 +89,8 @@ class Slate:
     degraded: tuple[str, ...] = ()
     slate_id: str = ""
     next_page_token: str = ""
+    propensities: tuple[float, ...] = ()
+    explored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

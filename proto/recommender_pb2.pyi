@@ -921,6 +921,8 @@ class Slate(_message.Message):
     ARM_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     SLATE_ID_FIELD_NUMBER: _builtins.int
+    PROPENSITIES_FIELD_NUMBER: _builtins.int
+    EXPLORED_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     bundle_version: _builtins.str
     """The bundle that answered, from the first stage to the last."""
@@ -950,6 +952,14 @@ class Slate(_message.Message):
         "cache": the answer was computed before and may not know the newest events. Empty: a full answer.
         """
 
+    @_builtins.property
+    def propensities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Where the server learns online: with which probability each item got its place (Event.propensity), and the
+        ranks of the items that have it to learn something (Event.explored).
+        """
+
+    @_builtins.property
+    def explored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -962,11 +972,13 @@ class Slate(_message.Message):
         arm: _builtins.str = ...,
         degraded: _abc.Iterable[_builtins.str] | None = ...,
         slate_id: _builtins.str = ...,
+        propensities: _abc.Iterable[_builtins.float] | None = ...,
+        explored: _abc.Iterable[_builtins.int] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "items", b"items", "next_page_token", b"next_page_token", "slate_id", b"slate_id", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "bundle_version", b"bundle_version", "degraded", b"degraded", "explored", b"explored", "items", b"items", "next_page_token", b"next_page_token", "propensities", b"propensities", "slate_id", b"slate_id", "source", b"source", "stage_times", b"stage_times", "variant", b"variant", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

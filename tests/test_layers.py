@@ -19,7 +19,15 @@ ALLOWED: dict[str, set[str]] = {
     "engine.state": {"engine.bundle"},
     "engine.models": {"engine", "engine.bundle"},
     "engine.wire": {"engine", "engine.bundle", "engine.models", "engine.state", "kernels", "proto"},
-    "engine.server": {"engine", "engine.bundle", "engine.models", "engine.state", "engine.wire", "proto"},
+    "engine.server": {
+        "engine",
+        "engine.bundle",
+        "engine.models",
+        "engine.online",
+        "engine.state",
+        "engine.wire",
+        "proto",
+    },
     "training": {"kernels", "proto"},
     "exporters": {"training", "kernels", "engine.bundle"},
     "benchmarks": {

@@ -53,8 +53,8 @@ class OnlineConfig:
     """Users whose newest items and slates are in memory; the longest unseen user is forgotten first."""
 
     drift_tolerance: float = 0.1
-    """How much worse, relatively, than the mean click rate predictions may get before the last good state
-    comes back."""
+    """How much worse, relatively, than the mean click rate predictions may get before slates stop following
+    them and the last good state comes back."""
 
     snapshot_examples: int = 8192
     """Examples between two snapshots."""

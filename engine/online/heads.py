@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.online.config import LINUCB, OnlineConfig
+from recserve.engine.online.config import FTRL, LINUCB, MAX_LINEAR_SIZE, OnlineConfig
 from recserve.engine.online.features import Items, ItemVectors, Numbers
 from recserve.engine.online.users import Example
+from recserve.errors import ConfigError
 from recserve.kernels import ftrl_steps, linear_steps, linear_widths
 
 # McMahan et al. start with it; what matters is its ratio to the square root of the squared gradients.
@@ -46,10 +47,10 @@ class Head(Protocol):
     def lifts(self, asked: Asked, items: Items) -> Numbers:
         """Returns the lift of each of ``items``, (n,)."""
 
-    def draws(self, asked: Asked, items: Items, noise: Numbers) -> Numbers | None:
+    def draws(self, asked: Asked, items: Items, noise: Numbers) -> Numbers:
         """Returns lifts, (n_draws, n), for each row of standard normal ``noise``, (n_draws, d + 1).
 
-        None where the model is not one to draw from.
+        Those of :meth:`lifts` where the model is not one to draw from.
         """
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
@@ -102,9 +103,9 @@ class FtrlHead:
             total += weights[self._crossed(entry, items)]
         return total
 
-    def draws(self, asked: Asked, items: Items, noise: Numbers) -> Numbers | None:
-        """Has none."""
-        return None
+    def draws(self, asked: Asked, items: Items, noise: Numbers) -> Numbers:
+        """As :meth:`Head.draws`: this model is not one to draw from."""
+        return np.tile(self.lifts(asked, items), (len(noise), 1))
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """As :meth:`Head.arrays`."""
@@ -169,6 +170,13 @@ class LinearHead:
     def __init__(self, vectors: ItemVectors, config: OnlineConfig) -> None:
         self._vectors, self._config = vectors, config
         size = vectors.dim + 1
+        if size > MAX_LINEAR_SIZE:
+            raise ConfigError(
+                f"online.algorithm {config.algorithm}",
+                found=f"with item vectors of size {vectors.dim}",
+                expected=f"at most {MAX_LINEAR_SIZE - 1}",
+                cure=f"Use {FTRL}.",
+            )
         self._state = np.eye(size) / config.l2, np.zeros(size)
         # Impressions and clicks, for their rate.
         self._counts = np.zeros(2)
@@ -198,10 +206,8 @@ class LinearHead:
             scores += self._config.width * linear_widths(inverse, features)
         return np.asarray(scores / rate)
 
-    def draws(self, asked: Asked, items: Items, noise: Numbers) -> Numbers | None:
-        """As :meth:`Head.draws`; LinUCB has none."""
-        if self._config.algorithm == LINUCB:
-            return None
+    def draws(self, asked: Asked, items: Items, noise: Numbers) -> Numbers:
+        """As :meth:`Head.draws`."""
         theta, _, root, rate = self._published
         return np.asarray(
             (theta + self._config.width * noise @ root.T) @ self._features(asked, items).T / rate
@@ -224,8 +230,7 @@ class LinearHead:
     def _publish(self) -> None:
         """Makes what others read: copies, so that nobody sees a step half done."""
         inverse, theta = self._state
-        needs_root = self._config.algorithm != LINUCB
-        root = np.linalg.cholesky(inverse) if needs_root else inverse[:0]
+        root = np.linalg.cholesky(inverse)
         impressions, clicks = self._counts
         rate = max((clicks + 1) / (impressions + 2), MIN_RATE)
         self._published = theta.copy(), inverse.copy(), root, rate

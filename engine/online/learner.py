@@ -23,11 +23,15 @@ CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A model and where in the log it stands: events up to ``applied_seq`` are in it, later ones are not."""
+    """A model and where in the log it stands: events up to ``applied_seq`` are in it, later ones are not.
+
+    ``is_good``: it predicted well, so it is one to go back to.
+    """
 
     applied_seq: int
     n_examples: int
     n_rollbacks: int
+    is_good: bool
     drift: NDArray[np.float64]
     arrays: dict[str, NDArray[np.float64]]
 
@@ -46,6 +50,7 @@ class Learner:
         config: OnlineConfig,
         on_snapshot: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
+        self.vectors = vectors
         self._vocabulary, self._config, self._on_snapshot = vocabulary, config, on_snapshot
         self.head: Head = (FtrlHead if config.algorithm == FTRL else LinearHead)(vectors, config)
         self.users = Users(config)
@@ -54,7 +59,13 @@ class Learner:
         self.followed_seq = self.applied_seq = 0
         self.n_examples = self.n_rollbacks = 0
         self._drift = Drift(config.drift_tolerance)
-        self._good = self.snapshot()
+        # What to go back to, None while the model has not been good since the last time.
+        self._good: Snapshot | None = None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether slates should follow the model: it is young, or predicts as well as the mean click rate."""
+        return not self._drift.is_bad
 
     def apply(self, events: Sequence[LoggedEvent], last_seq: int) -> None:
         """Takes the next events of the log, whose numbers end with ``last_seq``."""
@@ -73,7 +84,12 @@ class Learner:
     def snapshot(self) -> Snapshot:
         """Returns the model as it is."""
         return Snapshot(
-            self.applied_seq, self.n_examples, self.n_rollbacks, self._drift.state.copy(), self.head.arrays()
+            self.applied_seq,
+            self.n_examples,
+            self.n_rollbacks,
+            self._drift.is_good,
+            self._drift.state.copy(),
+            self.head.arrays(),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -82,7 +98,7 @@ class Learner:
         self.n_rollbacks = snapshot.n_rollbacks
         self._drift.state[:] = snapshot.drift
         self.head.load(snapshot.arrays)
-        self._good = snapshot
+        self._good = snapshot if snapshot.is_good else None
 
     def _learn(self, examples: Sequence[tuple[int, Example]]) -> None:
         some = [example for _, example in examples]
@@ -94,22 +110,23 @@ class Learner:
             self._look()
 
     def _look(self) -> None:
-        if not self._drift.is_known:
-            return
-        if self._drift.is_bad:
-            self._roll_back()
-        elif self.n_examples - self._good.n_examples < self._config.snapshot_examples:
-            return
-        self._good = self.snapshot()
-        self._on_snapshot(self._good)
+        before = self._good.n_examples if self._good else 0
+        if self._drift.is_good and self.n_examples - before >= self._config.snapshot_examples:
+            self._good = self.snapshot()
+            self._on_snapshot(self._good)
+        elif self._drift.is_bad and self._good is not None:
+            self._roll_back(self._good)
+            # Should it be bad too, the world has changed: then it learns on, and slates wait.
+            self._good = None
+            self._on_snapshot(self.snapshot())
 
-    def _roll_back(self) -> None:
-        """Takes the last good model; what was learned since stays forgotten."""
+    def _roll_back(self, good: Snapshot) -> None:
+        """Takes a good model; what was learned since stays forgotten."""
         log.warning(
             "online model rolled back: it predicts worse than the mean click rate",
             examples=self.n_examples,
-            back_to=self._good.n_examples,
+            back_to=good.n_examples,
         )
         self.n_rollbacks += 1
-        self.head.load(self._good.arrays)
+        self.head.load(good.arrays)
         self._drift.forget()

@@ -32,11 +32,14 @@ class SnapshotFile:
     def write(self, snapshot: Snapshot) -> None:
         """Replaces the file; a full or failing disk is logged, and the snapshot before stays."""
         buffer = io.BytesIO()
-        position = np.array([snapshot.applied_seq, snapshot.n_examples, snapshot.n_rollbacks])
+        position = np.array(
+            [snapshot.applied_seq, snapshot.n_examples, snapshot.n_rollbacks, snapshot.is_good]
+        )
         # The names of the model's own arrays get a prefix: they may be any.
         arrays = {f"model.{name}": array for name, array in snapshot.arrays.items()}
         np.savez(buffer, **{POSITION: position, DRIFT: snapshot.drift}, **arrays)  # type: ignore[arg-type]
-        partial = self.path.with_suffix(".partial")
+        # Servers that share a log may share a folder too; what each of them writes is whole.
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
                 file.write(buffer.getbuffer())
@@ -54,9 +57,9 @@ class SnapshotFile:
         """
         try:
             with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as found:
-                applied_seq, n_examples, n_rollbacks = found[POSITION].tolist()
+                applied_seq, n_examples, n_rollbacks, is_good = found[POSITION].tolist()
                 arrays = {name.removeprefix("model."): found[name] for name in found if "." in name}
-                return Snapshot(applied_seq, n_examples, n_rollbacks, found[DRIFT], arrays)
+                return Snapshot(applied_seq, n_examples, n_rollbacks, bool(is_good), found[DRIFT], arrays)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

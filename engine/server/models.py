@@ -1,7 +1,9 @@
 """A server over a repository of models: registry, manager, watcher and Admin put together."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from recserve.engine.bundle import Bundle
 from recserve.engine.config import EngineConfig
 from recserve.engine.engine import Engine
 from recserve.engine.models.config import RepositoryConfig
@@ -12,6 +14,7 @@ from recserve.engine.models.registry import Registry
 from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.models.router import Router
 from recserve.engine.models.watcher import Watcher
+from recserve.engine.online.stage import OnlineStage
 from recserve.engine.server.admin import AdminService
 from recserve.engine.server.remembering import Remembering
 from recserve.engine.state.observed import ObservedEvents
@@ -20,18 +23,23 @@ from recserve.engine.state.observed import ObservedEvents
 class EngineLoader:
     """Loads engines; all share what was observed, so that a swap forgets nothing.
 
-    ``observed``: where that is kept, its own memory by default.
+    ``observed``: where that is kept, its own memory by default. ``online``: as that of Engine.load.
     """
 
-    def __init__(self, config: EngineConfig, observed: ObservedEvents | None = None) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: EngineConfig,
+        observed: ObservedEvents | None = None,
+        online: Callable[[Bundle], OnlineStage] | None = None,
+    ) -> None:
+        self._config, self._online = config, online
         self._observed = observed or ObservedEvents(
             max_users=config.max_observed_users, max_items=config.max_observed_items
         )
 
     def __call__(self, bundle: FoundBundle) -> Engine:
         """Loads, checks and warms a bundle of the repository."""
-        return Engine.load(bundle.folder, self._config, observed=self._observed)
+        return Engine.load(bundle.folder, self._config, observed=self._observed, online=self._online)
 
 
 class Models:
@@ -42,7 +50,7 @@ class Models:
         registry: Registry[Engine] = Registry(
             config.default_model, on_freed=lambda model, version: release_memory()
         )
-        loader = EngineLoader(engine, remembering.observed)
+        loader = EngineLoader(engine, remembering.observed, remembering.online)
         self.manager = ModelManager(Repository(Path(config.folder)), registry, loader)
         self.router = Router(registry, on_rollback=self.manager.rolled_back)
         remembering.router = self.router

@@ -1,12 +1,17 @@
 """What a server remembers of users: a log with its service, or only what engines observe themselves."""
 
+from collections.abc import Callable
 from types import TracebackType
 
 import structlog
 
+from recserve.engine.bundle import Bundle
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
+from recserve.engine.online.config import OnlineConfig
+from recserve.engine.online.learning import OnlineLearning
+from recserve.engine.online.stage import OnlineStage
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.feedback import SERVICE, FeedbackService
 from recserve.engine.server.health import NOT_SERVING, HealthService
@@ -18,8 +23,11 @@ from recserve.engine.state.config import StateConfig
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.state import State, open_state
 from recserve.engine.state.upkeep import Upkeep
+from recserve.errors import ConfigError
 
 log = structlog.get_logger("recserve.server")
+
+NOT_ONLINE = OnlineConfig()
 
 
 class Remembering:
@@ -28,8 +36,21 @@ class Remembering:
     ``router``: where the service looks for engines; one over a repository takes the place of this one.
     """
 
-    def __init__(self, config: StateConfig, engine: EngineConfig, server: ServerConfig) -> None:
+    def __init__(
+        self,
+        config: StateConfig,
+        engine: EngineConfig,
+        server: ServerConfig,
+        online: OnlineConfig = NOT_ONLINE,
+    ) -> None:
         """Raises :class:`ConfigError` when the state cannot be used."""
+        if online.algorithm and not config.url:
+            raise ConfigError(
+                "online.algorithm",
+                found=f"{online.algorithm} without state.url",
+                expected="a log to learn from",
+                cure="Serve with --state.",
+            )
         self.router = Router(Registry())
         self._with_stream = (
             server.transport == "grpcio" if config.record_stream is None else config.record_stream
@@ -44,6 +65,9 @@ class Remembering:
             self.observed = self._state.observed
         else:
             self.observed = ObservedEvents(max_users=users, max_items=items)
+        self._learning: OnlineLearning | None = None
+        if online.algorithm and self._state is not None:
+            self._learning = OnlineLearning(online, self._state)
 
     def __enter__(self) -> "Remembering":
         return self
@@ -53,8 +77,15 @@ class Remembering:
     ) -> None:
         for helper in self._helpers:
             helper.stop()
+        if self._learning is not None:
+            self._learning.close()
         if self._state is not None:
             self._state.close()
+
+    @property
+    def online(self) -> Callable[[Bundle], OnlineStage] | None:
+        """What makes a loaded bundle learn from the log, None where the settings do not ask for it."""
+        return None if self._learning is None else self._learning.stage
 
     def methods(self) -> list[Method]:
         """Returns the rows of the feedback service; none without a log."""

@@ -11,6 +11,7 @@ from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.config import EngineConfig
 from recserve.engine.logs import configure_logs
 from recserve.engine.models.config import RepositoryConfig
+from recserve.engine.online.config import OnlineConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.processes import Supervisor, reserved_port
@@ -34,6 +35,7 @@ class ServeBundle:
     http: HttpConfig = field(default_factory=HttpConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     state: StateConfig = field(default_factory=StateConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the addresses when the engine is warm.
@@ -49,7 +51,7 @@ class ServeBundle:
 
         configure_logs()
         harden_process()
-        with Remembering(self.state, self.engine, self.server) as remembering:
+        with Remembering(self.state, self.engine, self.server, self.online) as remembering:
             server = Server(
                 self.server,
                 self.batcher,
@@ -63,7 +65,9 @@ class ServeBundle:
 
             def load() -> Engine:
                 remembering.load()
-                return Engine.load(self.bundle, self.engine, observed=remembering.observed)
+                return Engine.load(
+                    self.bundle, self.engine, observed=remembering.observed, online=remembering.online
+                )
 
             run_server(server, load, announce)
 
@@ -79,6 +83,7 @@ class ServeRepository:
     http: HttpConfig = field(default_factory=HttpConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     state: StateConfig = field(default_factory=StateConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the addresses when the models are warm."""
@@ -92,7 +97,7 @@ class ServeRepository:
         harden_process()
         sys.setswitchinterval(SWITCH_SECONDS)
         with (
-            Remembering(self.state, self.engine, self.server) as remembering,
+            Remembering(self.state, self.engine, self.server, self.online) as remembering,
             closing(Models(self.repository, self.engine, remembering)) as models,
         ):
             server = Server(

@@ -113,6 +113,8 @@ def slate_to_message(slate: Slate) -> pb.Slate:
         arm=slate.arm,
         degraded=slate.degraded,
         slate_id=slate.slate_id,
+        propensities=slate.propensities,
+        explored=slate.explored,
         next_page_token=slate.next_page_token,
     )
 
@@ -129,6 +131,8 @@ def slate_from_message(message: pb.Slate) -> Slate:
         arm=message.arm,
         degraded=tuple(message.degraded),
         slate_id=message.slate_id,
+        propensities=tuple(message.propensities),
+        explored=tuple(message.explored),
         next_page_token=message.next_page_token,
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from recserve import kernels
 from recserve.engine.bundle import Bundle
-from recserve.engine.ranked import Ranked, slates
+from recserve.engine.ranked import Ranked, chances, slates
 from recserve.engine.wire.convert import slate_to_message
 from recserve.proto import recommender_pb2 as pb
 
@@ -41,7 +41,8 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
         if key not in rest:
             rest[key] = _encode_rest(answer)
         if answer.explained is None:
-            encoded.append(b"".join((items, rest[key], _encode_id(answer.slate_id))))
+            own = _encode_id(answer.slate_id) + _encode_chances(answer)
+            encoded.append(b"".join((items, rest[key], own)))
         else:
             # A field that repeats cannot be added to later: explained items are written the plain way.
             encoded.append(_encode_plain(answer))
@@ -64,6 +65,13 @@ def _encode_queue(ns: int) -> bytes:
 def _encode_id(slate_id: str) -> bytes:
     text = slate_id.encode()
     return _ID % (len(text), text)
+
+
+def _encode_chances(answer: Ranked) -> bytes:
+    if answer.choice is None:
+        return b""
+    propensities, explored = chances(answer)
+    return pb.Slate(propensities=propensities, explored=explored).SerializeToString()
 
 
 def _encode_plain(answer: Ranked) -> bytes:

@@ -195,15 +195,41 @@ def test_however_the_log_is_read_it_teaches_the_same(algorithm: str, page: int, 
     assert bool(snapshots) == (killed.n_examples >= MIN_CHUNKS * CHUNK)
 
 
-def test_a_model_that_predicts_badly_goes_back() -> None:
-    """Steps far too large: worse than the mean click rate, so what was learned is taken back each time."""
-    wild = settings("ftrl", learning_rate=1e4, l2=1e-9)
-    learner = learn_all(new_learner(wild), logged(5, 1000))
-    assert learner.n_rollbacks > 0
-    assert learner.applied_seq == len(logged(5, 1000))
-    learner.head.load(learner._good.arrays)
-    # Nothing of it was ever good enough to be kept.
-    assert not learner.head.lifts(NOBODY, ALL).any()
+def test_a_model_that_was_never_good_is_not_followed() -> None:
+    """Steps far too large: worse than the mean click rate."""
+    snapshots: list[Snapshot] = []
+    learner = new_learner(settings("ftrl", learning_rate=1e4, l2=1e-9))
+    learner._on_snapshot = snapshots.append
+    assert learner.is_trusted
+    learn_all(learner, logged(5, 500))
+    assert not learner.is_trusted
+    assert (learner.n_rollbacks, snapshots) == (0, [])
+
+
+@pytest.mark.parametrize("algorithm", ["ftrl", "linucb"])
+def test_a_model_that_became_bad_goes_back_to_the_last_good_one(algorithm: str) -> None:
+    snapshots: list[Snapshot] = []
+    learner = new_learner(settings(algorithm, recent=1))
+    learner._on_snapshot = snapshots.append
+    events = logged(5, 1600)
+    learn_all(learner, events[:6000])
+    good = snapshots[-1]
+    assert good.is_good
+    # What a fault, or very many robots, could make of it.
+    arrays = learner.head.arrays()
+    name = "z" if algorithm == "ftrl" else "theta"
+    arrays[name] = np.random.default_rng(0).choice([-50.0, 50.0], arrays[name].shape)
+    learner.head.load(arrays)
+    for one in events[6000:]:
+        learn_all(learner, [one])
+        if learner.n_rollbacks:
+            break
+    assert not snapshots[-1].is_good
+    assert snapshots[-1].applied_seq > good.applied_seq
+    assert {name: array.tobytes() for name, array in snapshots[-1].arrays.items()} == {
+        name: array.tobytes() for name, array in good.arrays.items()
+    }
+    assert learner.is_trusted
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
