@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-client bench-serving bench-swaps gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-client bench-serving bench-swaps bench-smoke bench-tables gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -71,6 +71,12 @@ bench-als: $(VENV)/.dev  ## time ALS and measure ALS and BPR against implicit
 
 bench-swaps: $(VENV)/.dev  ## latency while versions of BUNDLE are swapped: make bench-swaps BUNDLE=…
 	$(BIN)/python -m recserve.benchmarks.swaps $(BUNDLE)
+
+bench-smoke: $(VENV)/.dev  ## ratios that should not move, in two minutes; tells changes, never fails on them
+	$(BIN)/python -m recserve.benchmarks.smoke
+
+bench-tables: $(VENV)/.dev  ## write the tables of docs/performance.md from benchmarks/results
+	$(BIN)/python -m recserve.benchmarks.tables
 
 clean:  ## remove the environment and what the demo wrote
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -21,5 +21,6 @@ setup(
         "recserve.proto": ["*.proto", "*.pyi", "*.json"],
         "recserve.engine.explain": ["messages/*.toml"],
         "recserve.engine.server.http": ["*.css", "*.js"],
+        "recserve.benchmarks.peers": ["*.txt"],
     },
 )

@@ -8,6 +8,8 @@ import typer
 
 from recserve import console
 from recserve.benchmarks.load.commands import load
+from recserve.benchmarks.peers.commands import peers
+from recserve.benchmarks.programs import quality, train, variants
 from recserve.benchmarks.scale.commands import scale
 from recserve.errors import CheckFailed, InvalidRequest
 
@@ -24,6 +26,10 @@ def register(add: Callable[..., Any]) -> None:
     add(kernels, group="bench", needs=NEEDS, extra="bench")
     add(start, group="bench")
     add(scale, group="bench", needs=("onnx", "polars", "hdrh"), extra="bench")
+    add(quality, group="bench", needs=NEEDS, extra="train")
+    add(train, group="bench", needs=NEEDS, extra="train")
+    add(variants, group="bench")
+    add(peers, group="bench", needs=("onnx", "polars", "hdrh", "hpack"), extra="bench")
 
 
 def kernels(

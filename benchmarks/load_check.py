@@ -7,29 +7,26 @@ which a server with the whole chain of this project keeps a promise. h2load has 
 
 import argparse
 import contextlib
-import shutil
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recserve import console
 from recserve.benchmarks.environment import describe, machine_line
+from recserve.benchmarks.h2load import Shape, h2load, reply_bytes, require, write_body
 from recserve.benchmarks.load.messages import Question, grpc_message
 from recserve.benchmarks.load.options import Asked, Client, Pace, Slo, Target
 from recserve.benchmarks.load.run import PACKAGES, Ids, Load
 from recserve.benchmarks.load.search import highest_rate
-from recserve.benchmarks.serving import PATH, SHAPES, h2load, reply_bytes, serving
-from recserve.benchmarks.statistics import median_interval, percentiles
-from recserve.errors import CheckFailed, ConfigError
+from recserve.benchmarks.serving import SHAPES, serving
+from recserve.benchmarks.statistics import median_interval
+from recserve.engine.traces import RECOMMEND
+from recserve.errors import CheckFailed
 
 IN_FLIGHT = SHAPES[-1]
-CONNECTIONS, STREAMS = 8, 100
+SEARCHED = Shape(8, 100)
 ANSWERED = 0.98
 LOWEST_RATE = 500.0
 USER = "1"
@@ -38,19 +35,11 @@ USER = "1"
 def main(arguments: list[str] | None = None) -> int:
     """Runs both checks and prints a table, or JSON."""
     options = parse(arguments)
-    if shutil.which("h2load") is None:
-        raise ConfigError(
-            "h2load",
-            found="not installed",
-            expected="on the path",
-            cure="Install the package nghttp2-client.",
-        )
+    require()
     machine = describe(PACKAGES)
     console.note(machine_line(machine))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        body = Path(folder) / "request.bin"
-        message = grpc_message(Asked(), Question("recommend", USER)).body
-        body.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
+        body = write_body(grpc_message(Asked(), Question(RECOMMEND, USER)).body, Path(folder))
         echo = stack.enter_context(serving("echo", "native", options))
         chain = stack.enter_context(serving("chain", "grpcio", options))
         result = {
@@ -85,7 +74,7 @@ def alone(address: str, body: Path, options: argparse.Namespace) -> dict[str, An
     ours, theirs = [], []
     for _ in range(options.rounds):
         ours.append(load.measure(pace)["answered_per_second"])
-        theirs.append(h2load(address, IN_FLIGHT, body, max(1, round(options.seconds)), size)[0])
+        theirs.append(h2load(address, IN_FLIGHT, body, max(1, round(options.seconds)), size).per_second)
     return {
         "in_flight": str(IN_FLIGHT),
         "recserve": statistics.median(ours),
@@ -98,15 +87,15 @@ def alone(address: str, body: Path, options: argparse.Namespace) -> dict[str, An
 def together(address: str, body: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Returns the highest rate that keeps the promise as each client finds it, rounds in turns."""
     slo = Slo(99.0, options.slo_ms)
-    load = generator(address, slo)
+    load, size = generator(address, slo), reply_bytes(address, body)
 
     def ours(rate: float) -> bool:
         point = load.measure(Pace(rate=rate, warm_up=0.5, duration=options.seconds, timeout=5.0))
         return all(point["slos"].values()) and not point["errors"]
 
     def theirs(rate: float) -> bool:
-        answered, p99_ms = h2load_at(address, rate, body, max(1, round(options.seconds)))
-        return answered >= ANSWERED * rate and p99_ms <= options.slo_ms
+        one = h2load(address, SEARCHED, body, max(1, round(options.seconds)), size, rate)
+        return one.per_second >= ANSWERED * rate and one.p99_us <= 1e3 * options.slo_ms
 
     found: dict[str, list[float]] = {"recserve": [], "h2load": []}
     for _ in range(options.rounds):
@@ -133,21 +122,9 @@ def together(address: str, body: Path, options: argparse.Namespace) -> dict[str,
 def generator(address: str, *slos: Slo) -> Load:
     """Returns the load generator, one process, asking for the one user that h2load asks for."""
     host, _, port = address.rpartition(":")
-    return Load(Target("grpc", host, int(port)), Ids([USER]), client=Client(1, CONNECTIONS), slos=slos)
-
-
-def h2load_at(address: str, rate: float, body: Path, seconds: int) -> tuple[float, float]:
-    """Returns answers per second and the 99th percentile in ms of h2load at a constant rate."""
-    log = body.with_suffix(".log")
-    command = [
-        "h2load", "-D", f"{seconds}", "-t", "1", "-c", str(CONNECTIONS), "-m", str(STREAMS),
-        f"--rps={rate / CONNECTIONS:.3f}", "-d", str(body), "-H", "content-type: application/grpc",
-        "-H", "te: trailers", f"--log-file={log}", f"http://{address}{PATH}",
-    ]  # fmt: skip
-    subprocess.run(command, capture_output=True, check=True)
-    latencies = [int(line.split("\t")[2]) / 1e3 for line in log.read_text().splitlines()]
-    log.unlink()
-    return len(latencies) / seconds, percentiles(np.array(latencies), [99.0])[0]
+    return Load(
+        Target("grpc", host, int(port)), Ids([USER]), client=Client(1, SEARCHED.connections), slos=slos
+    )
 
 
 def show(result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from recserve.benchmarks.compare import Figure, rows_of
 from recserve.benchmarks.environment import machine_line
 from recserve.benchmarks.kernels.timing import OURS
 from recserve.benchmarks.load.report import load_name
+from recserve.benchmarks.peers.report import draw as draw_servers
 from recserve.benchmarks.scale.report import draw_axis
 from recserve.errors import ConfigError, DataError, InvalidRequest
 
@@ -99,6 +100,9 @@ def panels_of(results: Mapping[str, Result]) -> list[Panel]:
     recalls = {name: result for name, result in results.items() if result.get("approximate")}
     qualities = {name: rows for name, result in results.items() if (rows := _quality_rows(result))}
     panels = [panel for name, result in results.items() for panel in _scale_panels(results, name, result)]
+    for name, result in results.items():
+        if result.get("bench") == "peers":
+            panels.append(Panel(_label(results, name, "servers"), partial(draw_servers, result=result)))
     if loads:
         panels.append(
             Panel("latency from the due time, slow end stretched", lambda axes: _draw_cdf(axes, loads))

@@ -9,46 +9,26 @@ engine's before and after. Rounds are interleaved; figures are medians, ratios a
 
 import argparse
 import contextlib
-import os
-import re
-import shutil
 import statistics
-import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
+from recserve.benchmarks.h2load import Answered, Shape, h2load, reply_bytes, require, write_body
+from recserve.benchmarks.servers import running
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.client import RecommenderClient
 from recserve.engine.wire.convert import request_to_message
-from recserve.errors import CheckFailed, ConfigError
+from recserve.errors import CheckFailed
 
-PATH = "/recserve.v1.Recommender/Recommend"
 SERVERS = ("echo", "chain", "unbatched", "recommend")
 N_CHECKED = 20
-FRAME_BYTES = 5
-SIZE_TOLERANCE = 0.05
 WARM_UP_SECONDS = 1
 CLIENT_TIMEOUT_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A load: ``connections`` × ``streams`` requests in flight."""
-
-    connections: int
-    streams: int
-
-    def __str__(self) -> str:
-        return f"{self.connections}×{self.streams}"
 
 
 SHAPES = (Shape(1, 1), Shape(8, 32))
@@ -57,13 +37,7 @@ SHAPES = (Shape(1, 1), Shape(8, 32))
 def main(arguments: list[str] | None = None) -> int:
     """Runs every case and prints a table, or JSON."""
     options = parse(arguments)
-    if shutil.which("h2load") is None:
-        raise ConfigError(
-            "h2load",
-            found="not installed",
-            expected="on the path",
-            cure="Install the package nghttp2-client.",
-        )
+    require()
     machine = environment(("grpcio", "pygrpc-native", "uvloop", "protobuf", "onnxruntime-gpu"))
     console.note(machine_line(machine))
     rows: list[dict[str, Any]] = []
@@ -72,10 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         tempfile.TemporaryDirectory() as tmp,
     ):
         request = Request(user_id=next(iter(engine.user_ids()), ""), k=options.k)
-        body = Path(tmp) / "request.bin"
-        message = request_to_message(request).SerializeToString()
-        # One uncompressed gRPC frame.
-        body.write_bytes(b"\0" + struct.pack(">I", len(message)) + message)
+        body = write_body(request_to_message(request).SerializeToString(), Path(tmp))
         for transport in options.transport:
             with contextlib.ExitStack() as stack:
                 addresses = {name: stack.enter_context(serving(name, transport, options)) for name in SERVERS}
@@ -122,21 +93,8 @@ def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[
         command = ["recserve.benchmarks.serving_echo", name, transport]
     settings = {"THREADS": options.batcher_threads, "MAX_SIZE": 1 if name == "unbatched" else None}
     extra = {f"RECSERVE__BATCHER__{key}": str(value) for key, value in settings.items() if value is not None}
-    with subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **extra},
-    ) as process:
-        try:
-            assert process.stdout is not None
-            address = process.stdout.readline().strip()
-            if not address:
-                raise CheckFailed(f"server {name} over {transport}", found="ended", expected="running")
-            yield address
-        finally:
-            process.terminate()
+    with running(f"server {name} over {transport}", command, extra) as server:
+        yield server.address
 
 
 def check(engine: Engine, address: str, k: int) -> None:
@@ -156,7 +114,7 @@ def run(
     sizes = {name: reply_bytes(address, body) for name, address in addresses.items()}
     for name, address in addresses.items():
         h2load(address, SHAPES[-1], body, WARM_UP_SECONDS, sizes[name])
-    found: dict[tuple[str, Shape], list[tuple[float, float, float]]] = {}
+    found: dict[tuple[str, Shape], list[Answered]] = {}
     for _ in range(options.rounds):
         for shape in SHAPES:
             for name in SERVERS:
@@ -170,53 +128,15 @@ def run(
                 "transport": transport,
                 "server": name,
                 "in_flight": str(shape),
-                "requests_per_second": statistics.median(rate for rate, _, _ in figures),
-                "p50_us": statistics.median(middle for _, middle, _ in figures),
-                "p99_us": statistics.median(high for _, _, high in figures),
+                "requests_per_second": statistics.median(one.per_second for one in figures),
+                "p50_us": statistics.median(one.p50_us for one in figures),
+                "p99_us": statistics.median(one.p99_us for one in figures),
                 "of_echo": statistics.median(
-                    own[0] / echo[0] for own, echo in zip(figures, ceiling, strict=True)
+                    own.per_second / echo.per_second for own, echo in zip(figures, ceiling, strict=True)
                 ),
             }
         )
     return rows
-
-
-def reply_bytes(address: str, body: Path) -> int:
-    """Returns how long one reply is on the wire, its frame included."""
-    with grpc.insecure_channel(address) as channel:
-        reply = channel.unary_unary(PATH)(body.read_bytes()[FRAME_BYTES:], timeout=CLIENT_TIMEOUT_SECONDS)
-    return FRAME_BYTES + len(reply)
-
-
-def h2load(address: str, shape: Shape, body: Path, seconds: int, size: int) -> tuple[float, float, float]:
-    """Returns requests per second, and the median and 99th percentile of the latency in microseconds.
-
-    ``size``: bytes of a reply. A failed call has none but counts as a success of HTTP, so the sum is checked.
-    """
-    log = body.with_suffix(".log")
-    command = [
-        "h2load", "-D", f"{seconds}", "-t", "1", "-c", str(shape.connections),
-        "-m", str(shape.streams), "-d", str(body), "-H", "content-type: application/grpc",
-        "-H", "te: trailers", f"--log-file={log}", f"http://{address}{PATH}",
-    ]  # fmt: skip
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    counts = re.search(r"status codes: (\d+) 2xx.*\ntraffic: .* \((\d+)\) data", output)
-    if counts is None:
-        raise CheckFailed("output of h2load", found=output[-200:], expected="counts of replies and bytes")
-    succeeded, data = map(int, counts.groups())
-    # Stage times make replies a few bytes longer or shorter.
-    if data < (1 - SIZE_TOLERANCE) * size * succeeded:
-        raise CheckFailed(f"bytes of {succeeded} replies", found=data, expected=f"about {size} each")
-    # Column 3 of the log is the latency in microseconds.
-    latencies = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
-    log.unlink()
-    if not latencies:
-        raise CheckFailed(f"replies of {address}", found=0, expected="some")
-    return (
-        succeeded / seconds,
-        float(latencies[len(latencies) // 2]),
-        float(latencies[len(latencies) * 99 // 100]),
-    )
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -72,6 +72,9 @@ class EngineConfig:
         """``signatures`` and ``trusted_keys`` as a bundle is opened with."""
         return SignaturePolicy(self.signatures, self.trusted_keys)
 
+    warmup_trace: Path | None = None
+    """Traffic that a server captured (`telemetry.capture`): requests like it are answered while loading."""
+
     def __post_init__(self) -> None:
         _ = self.signature_policy
         if self.provider not in PROVIDERS:

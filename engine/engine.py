@@ -28,6 +28,7 @@ from recserve.engine.pipeline import run, run_page
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
+from recserve.engine.rehearsal import rehearsal
 from recserve.engine.retrieval import Retriever
 from recserve.engine.similar import has_directions, similar_slate
 from recserve.engine.slate_cache import SlateCache
@@ -37,8 +38,6 @@ from recserve.engine.state.history import HistoryStore
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable
-
-WARM_REQUESTS = 16  # after so many, a search takes less than twice its usual time
 
 
 class Engine:
@@ -97,16 +96,12 @@ class Engine:
         return engine
 
     def _warm_up(self) -> None:
-        """Answers a batch and a request alone per variant: the first caller finds all at hand."""
-        vocabulary = self._loaded.bundle.catalogue.vocabulary
-        items = vocabulary.ids(range(0, len(vocabulary), -(-len(vocabulary) // WARM_REQUESTS)))
-        for variant in self._loaded.bundle.manifest.variants:
+        bundle = self._loaded.bundle
+        for batch in rehearsal(bundle, self._config):
             # Past the checks: limits that a user set low must not refuse the engine's own requests.
-            requests = [Request(history=[item], variant=variant, k=1) for item in items]
-            self._run([*requests, Request(k=1)])
-            self._run(requests[:1])
-        if has_directions(self._loaded.bundle):
-            self.similar_items(items[0], k=1)
+            self._run(batch)
+        if has_directions(bundle):
+            self.similar_items(bundle.catalogue.vocabulary.ids([0])[0], k=1)
         self._counters.reset()
 
     def __enter__(self) -> "Engine":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recserve.benchmarks import engine_overhead, serving
+from recserve.benchmarks import engine_overhead, h2load, serving
 from recserve.errors import CheckFailed, ConfigError
 
 
@@ -38,9 +38,9 @@ def test_failed_calls_are_not_counted_as_fast_ones(
     class Finished:
         stdout = output
 
-    monkeypatch.setattr(serving.subprocess, "run", lambda *_, **__: Finished)
+    monkeypatch.setattr(h2load.subprocess, "run", lambda *_, **__: Finished)
     with pytest.raises(CheckFailed, match=message):
-        serving.h2load("127.0.0.1:1", serving.SHAPES[0], tmp_path / "body", 1, 300)
+        h2load.h2load("127.0.0.1:1", serving.SHAPES[0], tmp_path / "body", 1, 300)
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from recserve.engine import Engine, EngineConfig, Request
+from recserve.engine.bundle import open_bundle
 from recserve.engine.client import RecommenderClient
 from recserve.engine.feedback_client import FeedbackClient, new_event
+from recserve.engine.rehearsal import captured
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.remembering import Remembering
@@ -151,3 +153,26 @@ def test_other_files_are_no_traces(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(DataError, match="no Parquet file"):
         read_trace(path)
+
+
+def test_an_engine_rehearses_what_was_captured(bundle_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.parquet"
+    capture = Capture(path, 1.0, 100)
+    for i in range(40):
+        call = LocalCall(RECOMMEND)
+        call.request = pb.RecommendRequest(user_id=f"user {i % 5}", k=2000, history=["x"] * (i % 2 * 99))
+        capture.on_answered(call, grpc.StatusCode.OK, 0.0)
+    capture.close()
+    bundle = open_bundle(bundle_folder)
+    batches = list(captured(bundle, EngineConfig(warmup_trace=path)))
+    assert [len(batch) for batch in batches] == [16, 16, 8]
+    requests = [request for batch in batches for request in batch]
+    assert len({request.user_id for request in requests}) == 5
+    assert {request.k for request in requests} == {1000}
+    assert {len(request.history or ()) for request in requests} == {0, bundle.manifest.inputs.max_history}
+    with Engine.load(bundle_folder, EngineConfig(warmup_trace=path)) as engine:
+        assert engine.stats()["requests"] == 0
+        positions = engine.stats()["encoded_positions"]
+    with Engine.load(bundle_folder) as engine:
+        assert engine.stats()["encoded_positions"] < positions
+    assert list(captured(bundle, EngineConfig())) == []
