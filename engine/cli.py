@@ -26,6 +26,7 @@ GROUPS = {
     "bundle": "Sign bundles and check who signed them.",
     "keys": "Make, list and revoke API keys.",
     "audit": "Check an audit log.",
+    "encoder": "Text encoders: items as vectors of their texts.",
     "kernels": "The compiled kernels.",
     "models": "What a running server answers with.",
     "bench": "Measure speed on this machine.",

@@ -1,4 +1,4 @@
-"""The verb ``export``."""
+"""The verb ``export``, and the registration of this folder's verbs."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
+from recserve.exporters.encoder_commands import embed, import_folder
 
 if TYPE_CHECKING:
     from recserve.engine.bundle import Manifest
@@ -20,6 +21,8 @@ NEEDS = ("torch", "onnx", "onnxscript", "polars", "safetensors")
 def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
     add(export, needs=NEEDS, extra="train")
+    add(import_folder, group="encoder", needs=("tokenizers",), extra="text")
+    add(embed, group="encoder", needs=("tokenizers", "polars"), extra="text")
 
 
 def _ranker_rows(ranker: "RankerEntry | None") -> list[list[object]]:

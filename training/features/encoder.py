@@ -1,0 +1,188 @@
+"""A text encoder in a folder: a graph for ONNX Runtime, a tokenizer and how the two are used.
+
+model.onnx  tokenizer.json  encoder.json
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from recserve.errors import DataError, InvalidRequest
+from recserve.training.features.text import unit_rows
+from recserve.training.files import write_whole
+
+GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
+POOLINGS = ("mean", "cls")
+TEXTS_PER_STEP = 32
+# Where exporters of Hugging Face models put the graph.
+GRAPH_PLACES = ("model.onnx", "onnx/model.onnx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSettings:
+    """How the vectors of the pieces become that of a text."""
+
+    pooling: str = "mean"
+    """``mean`` of the pieces, or the first piece (``cls``)."""
+    max_length: int = 256
+    """Pieces of a text that are read."""
+    prefix: str = ""
+    """What stands before every text: E5 and its kin want one."""
+    sha256: str = ""
+    """Of the graph and the tokenizer, one after the other."""
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise InvalidRequest("pooling", found=self.pooling, expected=f"one of {', '.join(POOLINGS)}")
+        if self.max_length < 2:
+            raise InvalidRequest("max_length", found=self.max_length, expected="2 or more")
+
+
+class OnnxTextEncoder:
+    """A :class:`~recserve.training.features.text.TextEncoder` of a folder that ``encoder import`` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises :class:`DataError` for a folder that is not whole or has changed."""
+        self.settings = _read_settings(folder)
+        if _sha256(folder) != self.settings.sha256:
+            raise _refusal(folder, "changed since it was imported")
+        self._session = ort.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._tokenizer.enable_truncation(self.settings.max_length)
+        self._tokenizer.enable_padding()
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """Returns one vector per text, (n, d) float32, of length 1, or 0 for a text without a word."""
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        parts = [self._encode([texts[row] for row in rows]) for rows in _steps(order)]
+        if not parts:
+            return np.zeros((0, self._session.get_outputs()[0].shape[-1]), np.float32)
+        vectors = np.empty((len(texts), parts[0].shape[1]), np.float32)
+        vectors[order] = np.concatenate(parts)
+        vectors[[not text.strip() for text in texts]] = 0
+        return unit_rows(vectors)
+
+    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """Texts of like length are computed together: what is padded costs as much as what is not."""
+        encoded = self._tokenizer.encode_batch([self.settings.prefix + text for text in texts])
+        arrays = {
+            "input_ids": np.array([one.ids for one in encoded], np.int64),
+            "attention_mask": np.array([one.attention_mask for one in encoded], np.int64),
+            "token_type_ids": np.array([one.type_ids for one in encoded], np.int64),
+        }
+        pieces = self._session.run(None, {name: arrays[name] for name in self._inputs})[0]
+        if self.settings.pooling == "cls":
+            return np.asarray(pieces[:, 0], np.float32)
+        mask = arrays["attention_mask"][:, :, None].astype(np.float32)
+        return np.asarray((pieces * mask).sum(1) / np.maximum(mask.sum(1), 1), np.float32)
+
+
+def import_encoder(
+    source: Path,
+    target: Path,
+    *,
+    pooling: str | None = None,
+    prefix: str = "",
+    make_graph: Callable[[Path, Path], None] | None = None,
+) -> EncoderSettings:
+    """Makes an encoder's folder of a Hugging Face folder with an ONNX graph; returns its settings.
+
+    ``pooling``: None takes that of the folder's ``1_Pooling/config.json``, else the mean. Raises
+    :class:`DataError` for a folder without graph or tokenizer or a graph that reads something else than a
+    text, :class:`InvalidRequest` where ``target`` exists. ``make_graph``: (``source``, file) writes the graph
+    of a folder that has none. The graph runs once before anything is written.
+    """
+    if target.exists():
+        raise InvalidRequest(f"encoder folder {target}", found="there already", expected="a new folder")
+    graph = next((source / place for place in GRAPH_PLACES if (source / place).is_file()), None)
+    if (graph is None and make_graph is None) or not (source / TOKENIZER).is_file():
+        raise DataError(
+            f"model folder {source}",
+            found=f"without {TOKENIZER if graph else GRAPH}",
+            expected=f"{' or '.join(GRAPH_PLACES)}, and {TOKENIZER}",
+            cure="Export the model to ONNX first, for example with `optimum-cli export onnx`.",
+        )
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if graph is not None:
+            shutil.copyfile(graph, partial / GRAPH)
+        elif make_graph is not None:
+            make_graph(source, partial / GRAPH)
+        shutil.copyfile(source / TOKENIZER, partial / TOKENIZER)
+        settings = EncoderSettings(
+            pooling=pooling or _pooling_of(source),
+            max_length=_json(source / "sentence_bert_config.json").get("max_seq_length", 256),
+            prefix=prefix,
+            sha256=_sha256(partial),
+        )
+        write_whole(partial / SETTINGS, json.dumps(asdict(settings), indent=2).encode())
+        _try_out(partial)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return settings
+
+
+def _try_out(folder: Path) -> None:
+    try:
+        vectors = OnnxTextEncoder(folder).encode(["a red mug"])
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise _refusal(folder, "a graph that does not read a text") from error
+    if vectors.ndim != 2 or not np.isfinite(vectors).all() or not vectors.any():
+        raise _refusal(folder, f"a graph that returns shape {vectors.shape}, or no numbers")
+
+
+def _read_settings(folder: Path) -> EncoderSettings:
+    try:
+        return EncoderSettings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _refusal(folder, f"without a readable {SETTINGS}") from error
+
+
+def _pooling_of(source: Path) -> str:
+    return "cls" if _json(source / "1_Pooling" / "config.json").get("pooling_mode_cls_token") else "mean"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"file {path}", found="no JSON", expected="JSON") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (GRAPH, TOKENIZER):
+        try:
+            digest.update((folder / name).read_bytes())
+        except OSError as error:
+            raise _refusal(folder, f"without {name}") from error
+    return digest.hexdigest()
+
+
+def _refusal(folder: Path, found: str) -> DataError:
+    return DataError(
+        f"encoder {folder}",
+        found=found,
+        expected="a folder that `recserve encoder import` wrote",
+        cure="Import it again.",
+    )
+
+
+def _steps(rows: list[int]) -> list[list[int]]:
+    return [rows[start : start + TEXTS_PER_STEP] for start in range(0, len(rows), TEXTS_PER_STEP)]
