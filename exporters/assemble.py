@@ -27,6 +27,7 @@ from recserve.exporters.ranker_entry import write_ranker
 from recserve.exporters.table_variant import write_table
 from recserve.exporters.variant import VARIANT, Variant
 from recserve.training.data import Dataset, Histories
+from recserve.training.data.columns import EMBEDDING
 from recserve.training.models.base import RankingModel
 from recserve.training.models.sasrec import SASRec
 from recserve.training.models.sequence import SequenceModel
@@ -143,7 +144,8 @@ def _write_forms(
 
 
 def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:
-    items = dataset.items.to_arrow()
+    # A vector that came with an item was for the model: no rule and no caller reads it.
+    items = dataset.items.drop(EMBEDDING, strict=False).to_arrow()
     ids = items.column("item_id").cast(pa.large_string())
     writer.add_table(layout.ITEMS, items.set_column(0, "item_id", ids))
     writer.add_table(layout.ITEM_LOOKUP, Vocabulary.build(ids.to_pylist()).lookup_table())

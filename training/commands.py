@@ -1,7 +1,7 @@
 """The verbs ``train`` and ``evaluate``. Torch and polars are imported when a verb runs, not before."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +10,9 @@ import typer
 from recserve import console
 from recserve.errors import InvalidRequest, RecserveError
 from recserve.training.models import MODULES
+from recserve.training.show import show_cleaning, show_evaluation, show_predictions
 
 if TYPE_CHECKING:
-    from recserve.training.data import Dataset
     from recserve.training.run import Run, RunConfig
 
 NEEDS = ("torch", "polars", "safetensors")
@@ -42,6 +42,13 @@ def train(
     items: Annotated[
         Path | None, typer.Option(help="File of item attributes (title, category, price, ...).")
     ] = None,
+    item_embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Vectors of the items: .npy in the order of --items, or Parquet with ids."),
+    ] = None,
+    every_item: Annotated[
+        bool, typer.Option("--every-item", help="Keep items of these files that nobody had yet.")
+    ] = False,
     min_user_interactions: Annotated[int, typer.Option(help="k-core: interactions a user needs.")] = 1,
     min_item_interactions: Annotated[int, typer.Option(help="k-core: interactions an item needs.")] = 1,
     split: Annotated[
@@ -75,6 +82,10 @@ def train(
     ] = None,
     reg_exponent: Annotated[
         float | None, typer.Option(help="How regularisation grows with the interactions, 0 to 1 (als).")
+    ] = None,
+    segments: Annotated[int | None, typer.Option(help="Segments of users (segments).")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Items before and after one that are its neighbours (item2vec).")
     ] = None,
     neighbours: Annotated[int | None, typer.Option(help="Neighbours of an item (item-knn).")] = None,
     shrinkage: Annotated[
@@ -149,6 +160,8 @@ def train(
         "weight": weight,
         "reg": reg,
         "reg_exponent": reg_exponent,
+        "n_segments": segments,
+        "window": window,
         "neighbours": neighbours,
         "shrinkage": shrinkage,
         "epochs": epochs,
@@ -183,6 +196,8 @@ def train(
                         data,
                         columns=ColumnMap.parse(columns) if columns else None,
                         items_path=items,
+                        item_embeddings_path=item_embeddings,
+                        every_item=every_item,
                         min_user_interactions=min_user_interactions,
                         min_item_interactions=min_item_interactions,
                         on_note=console.note,
@@ -302,7 +317,7 @@ def evaluate(
         if json:
             console.print_json(predictions)
         else:
-            _show_predictions(opened[0], predictions)
+            show_predictions(opened[0], predictions)
         return
     n_users = len(opened[0].split().test.user_index)
     with console.progress("evaluating", n_users * (1 + len(opened))) as update:
@@ -317,41 +332,7 @@ def evaluate(
         only = next(iter(result["models"].values()))
         console.print_json(comparison.of_one_run(only, result) if len(opened) == 1 else result)
     else:
-        _show_evaluation(result)
-
-
-def _show_evaluation(result: dict[str, Any]) -> None:
-    models = result["models"] | {"popularity": result["popularity"]}
-    for name, model in models.items():
-        if unreachable := model["n_unreachable_targets"]:
-            console.note(
-                f"note: {unreachable} held-out items had been seen before; the filter removes them, "
-                f"so they count as missed ({name})"
-            )
-            break
-    metrics = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
-    console.print_table(
-        f"{result['dataset']}, {result['protocol']}, {result['n_users']} users [mean, 95 % interval]",
-        ["metric", *models],
-        [
-            [metric, *(_estimate_text(model["metrics"].get(metric)) for model in models.values())]
-            for metric in metrics
-        ],
-    )
-
-
-def _show_predictions(run: "Run", result: dict[str, Any]) -> None:
-    names = list(result["model"]["metrics"])
-    console.print_table(
-        f"{run.config.model} on {run.dataset.name}, {result['protocol']}, "
-        f"{result['n_examples']} examples of {result['n_users']} users, "
-        f"{result['n_unknown_users']} of them not in training [95 % interval over users]",
-        ["metric", run.config.model, "item mean"],
-        [
-            [name, *(_estimate_text(result[side]["metrics"][name]) for side in ("model", "item mean"))]
-            for name in names
-        ],
-    )
+        show_evaluation(result)
 
 
 def evaluate_run(run: "Run") -> dict[str, Any]:
@@ -363,35 +344,3 @@ def evaluate_run(run: "Run") -> dict[str, Any]:
     with console.progress("evaluating", 2 * len(run.split().test.user_index)) as update:
         result = comparison.evaluate_runs([run], update)
     return comparison.of_one_run(next(iter(result["models"].values())), result)
-
-
-def show_cleaning(dataset: "Dataset") -> None:
-    """Prints what cleaning kept and dropped, to stderr with the rest of the progress."""
-    console.note("cleaning report")
-    report = dataset.report
-    for label, count, detail in (
-        ("rows read", report.rows_read, ""),
-        ("missing", sum(report.missing.values()), _by_column(report.missing)),
-        ("bad types", sum(report.bad_type.values()), _by_column(report.bad_type)),
-        ("out of range", sum(report.out_of_range.values()), _by_column(report.out_of_range)),
-        ("duplicates", report.duplicates, ""),
-        ("below k-core", report.below_core, ""),
-        ("kept", report.kept, ""),
-    ):
-        console.note(f"  {label:<13}{count:>12,}{detail}")
-    console.note(
-        f"data set: {dataset.name}  users {dataset.n_users:,}  items {dataset.n_items:,}  "
-        f"interactions {dataset.interactions.height:,}"
-    )
-
-
-def _by_column(counts: Mapping[str, int]) -> str:
-    return f"  ({', '.join(f'{name} {count:,}' for name, count in counts.items())})" if counts else ""
-
-
-def _estimate_text(estimate: dict[str, float] | None) -> str:
-    if estimate is None:
-        return "–"
-    if estimate["low"] == estimate["high"]:
-        return f"{estimate['mean']:.4f}"
-    return f"{estimate['mean']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"

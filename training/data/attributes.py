@@ -21,14 +21,7 @@ def join_attributes(
     ``role``). price, year and age become numbers, genres and categories lists of strings (separated by
     ``|``), title one string. Raises DataError where no column or no row fits.
     """
-    source = column if column in table.columns else guess_column(role, table.columns)
-    if source is None:
-        raise DataError(
-            f"{role} attributes",
-            found=f"a table with the columns {', '.join(table.columns)}",
-            expected=f"a column named {column or ' or '.join(GUESSES[role][:4])}",
-            cure=f"Rename the column that holds the {role} id.",
-        )
+    source = id_column(table, role, column)
     if source != ids.name:
         table = table.drop(ids.name, strict=False).rename({source: ids.name})
     typed, notes = _with_types(table)
@@ -50,6 +43,25 @@ def join_attributes(
     if unused := distinct.height - (len(ids) - without):
         notes.append(f"{role} attributes: {unused} {role}s without an interaction are left out")
     return joined.select(ids.name, pl.exclude(ids.name)), notes
+
+
+def all_ids(ids: pl.Series, table: pl.DataFrame, role: str, column: str | None = None) -> pl.Series:
+    """Returns ``ids`` and those of ``table``, each once, ascending; ``role`` and ``column`` as above."""
+    others = table[id_column(table, role, column)].cast(pl.String).drop_nulls().alias(ids.name)
+    return pl.concat([ids, others]).unique().sort()
+
+
+def id_column(table: pl.DataFrame, role: str, column: str | None = None) -> str:
+    """Returns the name of the column with the ids; DataError where there is none."""
+    found = column if column in table.columns else guess_column(role, table.columns)
+    if found is None:
+        raise DataError(
+            f"{role} attributes",
+            found=f"a table with the columns {', '.join(table.columns)}",
+            expected=f"a column named {column or ' or '.join(GUESSES[role][:4])}",
+            cure=f"Rename the column that holds the {role} id.",
+        )
+    return found
 
 
 def _with_types(table: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:

@@ -13,6 +13,8 @@ VALUE = "value"
 ACTION = "action"
 USER_INDEX = "user_index"
 ITEM_INDEX = "item_index"
+# Of an item: a vector that came with it.
+EMBEDDING = "embedding"
 
 # What a role is called in the wild, likeliest first; compared without case and punctuation, so that
 # `userId`, `user_id` and `User ID` are one name.

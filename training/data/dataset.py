@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recserve.errors import DataError, InvalidRequest
-from recserve.training.data.attributes import join_attributes
+from recserve.training.data.attributes import all_ids, join_attributes
 from recserve.training.data.cleaning import CleaningReport
 from recserve.training.data.columns import (
     ACTION,
@@ -94,15 +94,18 @@ class Dataset:
         users: pl.DataFrame | None = None,
         items: pl.DataFrame | None = None,
         item_column: str | None = None,
+        every_item: bool = False,
     ) -> "Dataset":
         """Numbers the users and items of clean events and joins their attributes.
 
         events: as ``cleaning.clean`` returns them; users, items: attribute tables, the id column of items
         being ``item_column`` (None: guessed). Users and items without an event are left out, which the
-        report notes.
+        report notes; with ``every_item`` the items that nobody had stay in the catalogue.
         """
         user_ids = events[USER_ID].unique().sort()
         item_ids = events[ITEM_ID].unique().sort()
+        if every_item and items is not None:
+            item_ids = all_ids(item_ids, items, "item", item_column)
         user_table, user_notes = _attributes(user_ids, users, "user", None)
         item_table, item_notes = _attributes(item_ids, items, "item", item_column)
         interactions = events.with_columns(

@@ -100,3 +100,14 @@ class LearnedTables(TableModel):
         if len(new):
             queries[new] = self.fold(histories.take(new))
         return queries
+
+
+class ItemTable(LearnedTables):
+    """A table of items alone, float32 (n_items, d); a user is the history folded in."""
+
+    def __init__(self, items: NDArray[np.float32]) -> None:
+        super().__init__(np.zeros((0, items.shape[1]), np.float32), items)
+
+    def queries(self, users: NDArray[np.int32], histories: Histories) -> NDArray[np.float32]:
+        """Folds every history in."""
+        return self.fold(histories)

@@ -1,6 +1,7 @@
 """The data sets that have a name, and files of the user's own: one call loads either."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ from recserve.errors import InvalidRequest, nearest
 from recserve.training.data.cleaning import CleaningRules, clean
 from recserve.training.data.columns import ColumnMap
 from recserve.training.data.dataset import Dataset
+from recserve.training.data.embeddings import join_embeddings
 from recserve.training.data.k_core import k_core
 from recserve.training.data.readers import SUFFIXES, read_table
 from recserve.training.data.sources import ml_100k, sequences, synthetic_shop
@@ -19,12 +21,30 @@ OnNote = Callable[[str], None]
 NAMES = (ml_100k.NAME, synthetic_shop.NAME)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownItems:
+    """What is known of the items besides the events: a file of attributes and one of vectors."""
+
+    attributes: str | Path | None
+    embeddings: str | Path | None
+    every_item: bool
+
+    def read(self, item_column: str | None) -> pl.DataFrame | None:
+        """Returns both files as one table, None without any."""
+        items = None if self.attributes is None else read_table(self.attributes)
+        if self.embeddings is None:
+            return items
+        return join_embeddings(items, Path(self.embeddings), item_column)
+
+
 def load_dataset(
     spec: str | Path,
     *,
     columns: ColumnMap | None = None,
     rules: CleaningRules | None = None,
     items_path: str | Path | None = None,
+    item_embeddings_path: str | Path | None = None,
+    every_item: bool = False,
     min_user_interactions: int = 1,
     min_item_interactions: int = 1,
     cache_dir: Path | None = None,
@@ -34,22 +54,31 @@ def load_dataset(
 
     ``spec``: ``ml-100k``, ``synthetic-shop``, ``synthetic-shop:n_items=100000,seed=7``, a path, or
     ``sequences:PATH`` of a file with a line per user.
-    ``columns``, ``rules`` and ``items_path`` (a file of item attributes) are for a file of events; the
-    minima are those of the k-core. Notes for a person (licence, what was fetched, what the report notes)
+    ``columns``, ``rules``, ``items_path`` (a file of item attributes) and ``item_embeddings_path`` (see
+    ``embeddings``) are for a file of events, ``every_item`` keeps what is in them and nobody had; the minima
+    are those of the k-core. Notes for a person (licence, what was fetched, what the report notes)
     go to ``on_note``. Raises InvalidRequest for an unknown name or option, DataError for data that cannot
     be used.
     """
     name, _, options = str(spec).partition(":")
     minima = (min_user_interactions, min_item_interactions)
+    known_items = KnownItems(items_path, item_embeddings_path, every_item)
     if name == sequences.NAME and options:
         _refuse_for_named(name, columns=columns, rules=rules)
         dataset = _from_table(
-            Path(options), sequences.read_sequences(Path(options)), ColumnMap(), None, items_path, minima
+            Path(options), sequences.read_sequences(Path(options)), ColumnMap(), None, known_items, minima
         )
     elif name not in NAMES:
-        dataset = _load_file(spec, columns or ColumnMap(), rules, items_path, minima)
+        dataset = _load_file(spec, columns or ColumnMap(), rules, known_items, minima)
     else:
-        _refuse_for_named(name, columns=columns, rules=rules, items_path=items_path)
+        _refuse_for_named(
+            name,
+            columns=columns,
+            rules=rules,
+            items_path=items_path,
+            item_embeddings_path=item_embeddings_path,
+            every_item=every_item or None,
+        )
         dataset = _load_named(name, options, minima, cache_dir, on_note)
     for note in dataset.report.notes:
         on_note(note)
@@ -78,7 +107,7 @@ def _load_file(
     spec: str | Path,
     columns: ColumnMap,
     rules: CleaningRules | None,
-    items_path: str | Path | None,
+    known_items: "KnownItems",
     minima: tuple[int, int],
 ) -> Dataset:
     path = Path(spec)
@@ -90,7 +119,7 @@ def _load_file(
             expected=f"{', '.join(NAMES)}, {sequences.NAME}:PATH or the path of a file",
             cure=nearest(str(spec).partition(":")[0], (*NAMES, sequences.NAME)),
         )
-    return _from_table(path, read_table(path), columns, rules, items_path, minima)
+    return _from_table(path, read_table(path), columns, rules, known_items, minima)
 
 
 def _from_table(
@@ -98,7 +127,7 @@ def _from_table(
     table: pl.DataFrame,
     columns: ColumnMap,
     rules: CleaningRules | None,
-    items_path: str | Path | None,
+    known_items: "KnownItems",
     minima: tuple[int, int],
 ) -> Dataset:
     events, report = clean(table, columns, rules)
@@ -108,6 +137,7 @@ def _from_table(
         events,
         report=report.after_core(events.height),
         source=str(path),
-        items=None if items_path is None else read_table(items_path),
+        items=known_items.read(columns.item),
         item_column=columns.item,
+        every_item=known_items.every_item,
     )

@@ -1,0 +1,82 @@
+"""Item2Vec: pairs of neighbours, their loss, and vectors of what stands together."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recserve.errors import InvalidRequest
+from recserve.training.commands import run_config
+from recserve.training.data import Histories, load_dataset
+from recserve.training.loop import LAST, Trainer
+from recserve.training.models.item2vec import Item2Vec, Item2VecConfig, neighbour_pairs
+from recserve.training.run import create_run
+
+SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
+
+
+def histories(rows: list[list[int]]) -> Histories:
+    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
+    flat = np.array([item for items in rows for item in items], np.int32)
+    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tables this small are slower with threads, which wait for each other actively."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def test_pairs_are_neighbours_of_one_history_both_ways() -> None:
+    words, neighbours = neighbour_pairs(histories([[0, 1, 2, 3], [4, 4, 5], [6]]), window=2)
+    found = sorted(zip(words.tolist(), neighbours.tolist(), strict=True))
+    once = [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (4, 5), (4, 5)]
+    assert found == sorted([*once, *((b, a) for a, b in once)])
+
+
+def test_what_stands_together_is_alike_and_what_nobody_had_is_nowhere() -> None:
+    rng = np.random.default_rng(0)
+    rows = [(rng.choice(10, 6, replace=False) + 10 * (user % 2)).tolist() for user in range(60)]
+    config = Item2VecConfig(embedding_size=8, window=5, learning_rate=0.05, batch_size=256)
+    torch.manual_seed(0)
+    model = Item2Vec(config, 60, 21)
+    losses = [model.fit_epoch(histories(rows), epoch=epoch, seed=0) for epoch in range(1, 16)]
+    assert losses[-1] < losses[0]
+    vectors = model.item_embeddings.numpy()
+    np.testing.assert_allclose(np.linalg.norm(vectors[:20], axis=1), 1, rtol=1e-5)
+    assert not vectors[20].any()
+    likeness = vectors @ vectors.T
+    assert likeness[:10, :10].mean() > likeness[:10, 10:20].mean() + 0.5
+    scores = model.queries(np.array([0], np.int32), histories([[1, 2]])) @ vectors.T
+    assert scores[0, :10].min() > scores[0, 10:20].max()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    weights = []
+    for stops in ([4], [2, 4]):
+        config = run_config("item2vec", "random", {"embedding_size": 8, "epochs": 4, "validate_every": 1})
+        run = create_run(tmp_path / str(len(stops)), config, load_dataset(SHOP))
+        for epochs in stops:
+            loop = run_config("item2vec", "random", {"epochs": epochs, "validate_every": 1}).loop
+            torch.manual_seed(0)
+            trainer = Trainer(run.new_model(), run.split(), run.folder, loop)
+            trainer.resume()
+            trainer.fit()
+        weights.append(load_file(run.folder / LAST))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"embedding_size": 0}, {"window": 0}, {"learning_rate": 2.0}, {"batch_size": 0}, {"n_negatives": 0}],
+)
+def test_wrong_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(settings))):
+        Item2VecConfig(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,78 @@
+"""Results of training for a person: the tables of ``evaluate`` and the report of cleaning."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from recserve import console
+
+if TYPE_CHECKING:
+    from recserve.training.data import Dataset
+    from recserve.training.run import Run
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """Prints one table of all models, metric by metric."""
+    models = result["models"] | {"popularity": result["popularity"]}
+    for name, model in models.items():
+        if unreachable := model["n_unreachable_targets"]:
+            console.note(
+                f"note: {unreachable} held-out items had been seen before; the filter removes them, "
+                f"so they count as missed ({name})"
+            )
+            break
+    metrics = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
+    console.print_table(
+        f"{result['dataset']}, {result['protocol']}, {result['n_users']} users [mean, 95 % interval]",
+        ["metric", *models],
+        [
+            [metric, *(_estimate_text(model["metrics"].get(metric)) for model in models.values())]
+            for metric in metrics
+        ],
+    )
+
+
+def show_predictions(run: "Run", result: dict[str, Any]) -> None:
+    """Prints what a ranker predicts next to the mean of the item."""
+    names = list(result["model"]["metrics"])
+    console.print_table(
+        f"{run.config.model} on {run.dataset.name}, {result['protocol']}, "
+        f"{result['n_examples']} examples of {result['n_users']} users, "
+        f"{result['n_unknown_users']} of them not in training [95 % interval over users]",
+        ["metric", run.config.model, "item mean"],
+        [
+            [name, *(_estimate_text(result[side]["metrics"][name]) for side in ("model", "item mean"))]
+            for name in names
+        ],
+    )
+
+
+def show_cleaning(dataset: "Dataset") -> None:
+    """Prints what cleaning kept and dropped, to stderr with the rest of the progress."""
+    console.note("cleaning report")
+    report = dataset.report
+    for label, count, detail in (
+        ("rows read", report.rows_read, ""),
+        ("missing", sum(report.missing.values()), _by_column(report.missing)),
+        ("bad types", sum(report.bad_type.values()), _by_column(report.bad_type)),
+        ("out of range", sum(report.out_of_range.values()), _by_column(report.out_of_range)),
+        ("duplicates", report.duplicates, ""),
+        ("below k-core", report.below_core, ""),
+        ("kept", report.kept, ""),
+    ):
+        console.note(f"  {label:<13}{count:>12,}{detail}")
+    console.note(
+        f"data set: {dataset.name}  users {dataset.n_users:,}  items {dataset.n_items:,}  "
+        f"interactions {dataset.interactions.height:,}"
+    )
+
+
+def _by_column(counts: Mapping[str, int]) -> str:
+    return f"  ({', '.join(f'{name} {count:,}' for name, count in counts.items())})" if counts else ""
+
+
+def _estimate_text(estimate: dict[str, float] | None) -> str:
+    if estimate is None:
+        return "–"
+    if estimate["low"] == estimate["high"]:
+        return f"{estimate['mean']:.4f}"
+    return f"{estimate['mean']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"
