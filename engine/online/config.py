@@ -31,8 +31,8 @@ class OnlineConfig:
     width: float = 1.0
     """How much uncertainty counts: standard deviations above the mean (linucb) or of the draws (thompson)."""
 
-    learning_rate: float = 0.1
-    """Of ftrl: alpha of the paper."""
+    learning_rate: float = 0.3
+    """Of ftrl: alpha of the paper. Too small ones are worse than the mean click rate for long."""
 
     l1: float = 0.0
     """Of ftrl: a feature whose evidence is below this has no weight."""

@@ -71,6 +71,8 @@ class FtrlHead:
 
     def __init__(self, vectors: ItemVectors, config: OnlineConfig) -> None:
         self._vectors, self._config = vectors, config
+        # The products of an example are as long as 1: many of them must not outweigh the other features.
+        self._scale = vectors.dim**-0.5
         # Features: 1, cosine, ranks, products, items, item × context.
         self._products = 2 + N_RANKS + 1
         self._items = self._products + vectors.dim
@@ -98,7 +100,7 @@ class FtrlHead:
         total: Numbers = weights[self._items + items].astype(np.float64)
         if asked.recent:
             by_product = weights[self._products : self._items].astype(np.float64) * self._vectors.dim
-            total += self._vectors.unit(items) @ (query * (by_product + weights[1]))
+            total += self._vectors.unit(items) @ (query * (by_product * self._scale + weights[1]))
         for entry in asked.context:
             total += weights[self._crossed(entry, items)]
         return total
@@ -147,7 +149,7 @@ class FtrlHead:
         indices[:, 4:first] = np.arange(self._products, self._items)
         values[:, :4] = 1.0
         values[:, 1] = products.mean(axis=1)
-        values[:, 4:first] = products
+        values[:, 4:first] = products * self._scale
         for row, example in enumerate(examples):
             for column, entry in enumerate(example.context, start=first):
                 indices[row, column] = self._crossed(entry, items[row : row + 1])[0]
