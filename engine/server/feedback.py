@@ -72,6 +72,7 @@ class FeedbackService:
                 handler=self._export_user,
                 scope="history:read",
                 http="/v1/export-user",
+                is_audited=True,
             ),
             Method(
                 path=PREFIX + "EraseUser",
@@ -80,6 +81,7 @@ class FeedbackService:
                 handler=self._erase_user,
                 scope="history:erase",
                 http="/v1/erase-user",
+                is_audited=True,
             ),
         ]
 

@@ -103,7 +103,8 @@ class Method:
     ``path``: "/package.Service/Name"; ``request`` and ``response``: message classes; ``is_admitted``:
     whether the call counts against ``max_in_flight`` and holds a drain (health and streams do not);
     ``is_batched``: whether calls are answered together (for metrics and model statistics); ``http``: path
-    of a unary method on the JSON gateway, "" for none.
+    of a unary method on the JSON gateway, "" for none; ``is_audited``: written to the audit log although it
+    is on the public address.
     """
 
     path: str
@@ -116,6 +117,7 @@ class Method:
     is_admitted: bool = True
     is_batched: bool = False
     http: str = ""
+    is_audited: bool = False
     also_scope: Callable[[Any], str] | None = None
     decode: Callable[[bytes], Any] = _that_of_the_message
     encode: Callable[[Any], bytes] = _that_of_the_message

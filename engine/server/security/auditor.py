@@ -20,9 +20,10 @@ MAX_REFUSALS_PER_SECOND = 100
 
 
 class Auditor(Observer):
-    """One record per refusal, two per admin action: before it ("action") and after ("result").
+    """One record per refusal, two per audited call (admin actions, exports and erasures of users): before it
+    ("action") and after ("result").
 
-    An admin action whose record cannot be written does not happen; other calls go on without theirs.
+    An audited call whose record cannot be written does not happen; other calls go on without theirs.
     """
 
     def __init__(self, audit_log: AuditLog, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,12 +52,12 @@ class Auditor(Observer):
             log.error("audit record lost", method=call.method.path, error=str(error))
 
     def permitted(self, call: Call, principal: str, rule: str) -> None:
-        """Records an admin action before it happens; raises :class:`Unavailable` when that fails."""
+        """Records an audited call before it happens; raises :class:`Unavailable` when that fails."""
         try:
             self._append("action", call, principal, rule, authorised=True, durable=True)
         except (OSError, CheckFailed) as error:
             log.error(
-                "audit log failed, admin actions are refused", method=call.method.path, error=str(error)
+                "audit log failed, audited calls are refused", method=call.method.path, error=str(error)
             )
             raise Unavailable(
                 "audit log", found="not writable", expected="writable", cure="The server's log has the cause."
@@ -64,7 +65,7 @@ class Auditor(Observer):
         self._actions[call] = principal
 
     def on_answered(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
-        """Records how an admin action ended."""
+        """Records how an audited call ended."""
         principal = self._actions.pop(call, None) if self._actions else None
         if principal is not None:
             try:

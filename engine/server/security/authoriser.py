@@ -51,7 +51,8 @@ class Authoriser:
             if scope not in principal.scopes:
                 self._refused(call, principal.name, rule)
                 raise PermissionDenied("scope", found="not granted", expected=scope)
-        if scope in ADMIN_SCOPES and self._auditor is not None:
+        is_audited = scope in ADMIN_SCOPES or (scope == call.method.scope and call.method.is_audited)
+        if is_audited and self._auditor is not None:
             self._auditor.permitted(call, principal.name, rule)
         return principal
 

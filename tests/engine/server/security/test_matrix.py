@@ -11,12 +11,15 @@ import pytest
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
 
+from recserve.engine.config import EngineConfig
 from recserve.engine.credentials import Credentials
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.methods import Method
+from recserve.engine.server.remembering import Remembering
 from recserve.engine.server.scopes import ADMIN_SCOPES, SCOPES
+from recserve.engine.state.config import StateConfig
 from recserve.proto import recommender_pb2 as pb
 from tests.engine.server.security.asking import ALLOWED, NO_CONNECTION, TIMEOUT_SECONDS, open_channel, outcome
 from tests.engine.server.security.certificates import Authority
@@ -108,11 +111,13 @@ def serving(estate: Estate, transport: str, *, mutual: bool = False) -> Iterator
         "native": {"transport": "native"},
     }[transport]
     config = ServerConfig(port=0, policy=estate.policy, admin_address="127.0.0.1:0", **where)
-    server = Server(config, extra_methods=[ADMIN_METHOD])
-    try:
-        yield server, server.start()
-    finally:
-        server.stop()
+    with Remembering(StateConfig(url="memory://"), EngineConfig(), config) as remembering:
+        methods = [ADMIN_METHOD, *remembering.methods()]
+        server = Server(config, router=remembering.router, extra_methods=methods)
+        try:
+            yield server, server.start()
+        finally:
+            server.stop()
 
 
 def expected(method: Method, shown: Shown, *, admin: bool, local_plain: bool) -> str:
@@ -245,6 +250,14 @@ def test_every_method_asks_for_a_documented_scope(estate: Estate) -> None:
     assert {scope for scope in paths.values() if scope not in SCOPES} == set()
     assert "/grpc.health.v1.Health/Check" in paths
     assert any("ServerReflection" in path for path in paths)
+    feedback = {path.rpartition("/")[2]: scope for path, scope in paths.items() if "v1.Feedback" in path}
+    assert feedback == {
+        "Record": "feedback:write",
+        "RecordStream": "feedback:write",
+        "GetHistory": "history:read",
+        "ExportUser": "history:read",
+        "EraseUser": "history:erase",
+    }
 
 
 def test_a_public_scope_needs_no_credentials(estate: Estate) -> None:
