@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-client bench-serving bench-swaps bench-smoke bench-tables gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-client bench-serving bench-events bench-swaps bench-smoke bench-tables gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -64,6 +64,9 @@ bench-client: $(VENV)/.dev  ## how far the load generator can be trusted, next t
 
 bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=folder; needs h2load)
 	$(BIN)/python -m recserve.benchmarks.serving $(BUNDLE)
+
+bench-events: $(VENV)/.dev  ## time the event log against its promises (BUNDLE=folder)
+	$(BIN)/python -m recserve.benchmarks.events $(BUNDLE) $(ARGS)
 
 bench-als: $(VENV)/.dev  ## time ALS and measure ALS and BPR against implicit
 	$(BIN)/python -m recserve.benchmarks.als_speed

@@ -76,8 +76,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[str]:
-    """Runs one of the servers; yields its address when it is ready."""
+def serving(name: str, transport: str, options: argparse.Namespace, *more: str) -> Iterator[str]:
+    """Runs one of the servers, with ``more`` arguments; yields its address when it is ready."""
     if name in ("recommend", "unbatched"):
         command = [
             "recserve.engine.cli",
@@ -88,7 +88,7 @@ def serving(name: str, transport: str, options: argparse.Namespace) -> Iterator[
             "--transport",
             transport,
         ]
-        command += ["--provider", "cpu"]
+        command += ["--provider", "cpu", *more]
     else:
         command = ["recserve.benchmarks.serving_echo", name, transport]
     settings = {"THREADS": options.batcher_threads, "MAX_SIZE": 1 if name == "unbatched" else None}

@@ -1,0 +1,226 @@
+"""Times the event log: ``python -m recserve.benchmarks.events BUNDLE`` (`make bench-events BUNDLE=…`).
+
+``recserve serve --state sqlite:///…`` runs as a process of its own, its log durable against a power failure.
+One process sends batches of events of many users and looks at every reply; the load generator of
+``bench load`` times single Record and Recommend calls from the moment at which they were due. Rounds
+alternate: Recommend alone, then beside batches at the promised rate. At the end the log must have every
+acknowledged event of the batches. Clients and server share the machine.
+"""
+
+import argparse
+import contextlib
+import itertools
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from recserve import console
+from recserve.benchmarks.environment import describe, machine_line
+from recserve.benchmarks.load.options import Asked, Pace, Target
+from recserve.benchmarks.load.run import PACKAGES, Load, read_ids
+from recserve.benchmarks.output import Output
+from recserve.benchmarks.serving import serving
+from recserve.engine.server.feedback import PREFIX
+from recserve.engine.state.config import StateConfig
+from recserve.engine.state.state import read_log
+from recserve.errors import CheckFailed
+from recserve.proto import feedback_pb2 as pb
+
+MIN_EVENTS_PER_SECOND = 20_000
+MAX_RECORD_P99_MS = 15.0
+MAX_RECOMMEND_RATIO = 1.3
+N_CALLERS = 4
+ID_MARK = "-"
+N_USERS = 5_000
+WARM_UP_SECONDS = 2.0
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """``batch`` events a call, flat out or ``rate`` events per second; ``items``: what they are about."""
+
+    address: str
+    items: tuple[str, ...]
+    batch: int
+    rate: float = 0.0
+
+
+def ingest(work: Ingest, seconds: float, started: Any, acknowledged: Any) -> None:
+    """Sends until the time is over (a process of its own); ``acknowledged`` gets the number of events."""
+    end = 0.0
+    counts: list[int] = []
+    first = time.time_ns()
+
+    def call(number: int) -> None:
+        stored = 0
+        with grpc.insecure_channel(work.address, options=[("grpc.channel_number", number)]) as channel:
+            record = channel.unary_unary(PREFIX + "Record", None, pb.RecordResponse.FromString)
+            sent = 0
+            for batch in itertools.count(number, N_CALLERS):
+                body = _batch(work, first, batch)
+                due = begin + sent / work.rate * N_CALLERS if work.rate else 0.0
+                time.sleep(max(0.0, due - time.perf_counter()))
+                if time.perf_counter() >= end:
+                    break
+                reply = record(body, timeout=TIMEOUT_SECONDS)
+                if reply.stored != work.batch or reply.durability != pb.POWER:
+                    raise CheckFailed("reply to Record", found=str(reply), expected="all stored, POWER")
+                stored += reply.stored
+                sent += work.batch
+        counts.append(stored)
+
+    begin = time.perf_counter()
+    end = begin + seconds
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(N_CALLERS)]
+    for caller in callers:
+        caller.start()
+    started.set()
+    for caller in callers:
+        caller.join()
+    # A caller that failed is missing, and so is its sum.
+    acknowledged.put(sum(counts) if len(counts) == N_CALLERS else -1)
+
+
+def _batch(work: Ingest, first: int, batch: int) -> bytes:
+    numbers = range(batch * work.batch, (batch + 1) * work.batch)
+    return pb.RecordRequest(
+        events=[
+            pb.Event(
+                user_id=f"user-{number * 7919 % N_USERS}",
+                item_id=work.items[number * 31 % len(work.items)],
+                action="view",
+                timestamp=1_750_000_000 + number,
+                event_id=f"{first:x}{ID_MARK}{number:x}",
+            )
+            for number in numbers
+        ]
+    ).SerializeToString()
+
+
+@contextlib.contextmanager
+def ingesting(work: Ingest, seconds: float) -> Iterator[Any]:
+    """Runs :func:`ingest` beside what is inside; yields the queue that will have the number of events."""
+    context = multiprocessing.get_context("spawn")
+    started, acknowledged = context.Event(), context.SimpleQueue()
+    process = context.Process(target=ingest, args=(work, seconds, started, acknowledged))
+    process.start()
+    try:
+        if not started.wait(TIMEOUT_SECONDS):
+            raise CheckFailed("sender of events", found="not running", expected="running")
+        yield acknowledged
+    finally:
+        process.join()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, writes the result, and returns 1 when a promise did not hold."""
+    options = parse(arguments)
+    machine = describe((*PACKAGES, "apsw", "cryptography"))
+    console.note(machine_line(machine))
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        state = f"sqlite:///{folder}/events"
+        with serving("recommend", options.transport, options, "--state", state) as address:
+            figures = measure(address, options)
+        # Events of single calls have ids that the server made.
+        n_logged = sum(ID_MARK in one.event.event_id for one in read_log(StateConfig(url=state)))
+    if n_logged != figures["acknowledged"]:
+        raise CheckFailed(
+            "events in the log", found=n_logged, expected=f"{figures['acknowledged']}, as acknowledged"
+        )
+    holds = {
+        "events_per_second": figures["events_per_second"] >= MIN_EVENTS_PER_SECOND,
+        "record_p99_ms": figures["record_p99_ms"] <= MAX_RECORD_P99_MS,
+        "recommend_ratio": figures["recommend_ratio"] <= MAX_RECOMMEND_RATIO,
+    }
+    result = {"environment": machine, "transport": options.transport, **figures, "holds": holds}
+    Output(options.out, json=options.json).publish("events", result, show)
+    return 0 if all(holds.values()) else 1
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the figures."""
+    plain = [[name, value] for name, value in result.items() if not isinstance(value, dict | list)]
+    console.print_table("event log", ["what", "value"], plain)
+    for name, holds in result["holds"].items():
+        console.note(f"{name}: {'as promised' if holds else 'NOT as promised'}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="recserve.benchmarks.events", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--transport", default="grpcio", choices=["native", "grpcio"])
+    parser.add_argument("--batch", type=int, default=500, help="events a call")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of ingest flat out, and of single calls")
+    parser.add_argument("--rounds", type=int, default=4, help="of Recommend without and with ingest")
+    parser.add_argument("--round-seconds", type=float, default=4.0)
+    parser.add_argument("--rate", type=float, default=100.0, help="single calls per second")
+    parser.add_argument("--folder", type=Path, help="where the log lies: on the disk to be measured")
+    parser.add_argument("--out", type=Path, help="write the result as JSON to a file as well")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.set_defaults(batcher_threads=None)
+    return parser.parse_args(arguments)
+
+
+def measure(address: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Asks the server; returns the figures, and how many events it acknowledged."""
+    host, _, port = address.rpartition(":")
+    target = Target("grpc", host, int(port))
+    ids = read_ids(target, options.bundle, 0)
+    recommend, record = Load(target, ids), Load(target, ids, Asked(mix=(("feedback", 1.0),)))
+    work = Ingest(address, tuple(ids.items), options.batch)
+
+    def pace(seconds: float) -> Pace:
+        return Pace(rate=options.rate, warm_up=WARM_UP_SECONDS, duration=seconds, timeout=TIMEOUT_SECONDS)
+
+    with ingesting(work, options.seconds) as acknowledged:
+        n_flat_out = acknowledged.get()
+    single = _checked(record.measure(pace(options.seconds)))
+    n_events = n_flat_out
+    alone: list[dict[str, float]] = []
+    beside: list[dict[str, float]] = []
+    rates: list[float] = []
+    for _ in range(options.rounds):
+        alone.append(_checked(recommend.measure(pace(options.round_seconds))))
+        seconds = options.round_seconds + WARM_UP_SECONDS
+        with ingesting(replace(work, rate=MIN_EVENTS_PER_SECOND), seconds) as acknowledged:
+            beside.append(_checked(recommend.measure(pace(options.round_seconds))))
+            n_round = acknowledged.get()
+        n_events += n_round
+        rates.append(n_round / seconds)
+    ratios = [after["p99"] / before["p99"] for before, after in zip(alone, beside, strict=True)]
+    return {
+        "acknowledged": n_events,
+        "batch": options.batch,
+        "events_per_second": n_flat_out / options.seconds,
+        "single_calls_per_second": options.rate,
+        "record_p50_ms": single["p50"],
+        "record_p99_ms": single["p99"],
+        "recommend_p99_ms": statistics.median(one["p99"] for one in alone),
+        "recommend_p99_beside_ms": statistics.median(one["p99"] for one in beside),
+        "events_per_second_beside": statistics.median(rates),
+        "recommend_ratio": statistics.median(ratios),
+        "recommend_ratios": ratios,
+    }
+
+
+def _checked(point: dict[str, Any]) -> dict[str, float]:
+    """Returns the latencies in ms; raises :class:`CheckFailed` when a call failed."""
+    if any(point["errors"].values()):
+        raise CheckFailed("calls", found=f"failed {point['errors']}", expected="answered")
+    found: dict[str, float] = point["latency_ms"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
