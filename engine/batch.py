@@ -1,22 +1,28 @@
 """What goes through the stages of the pipeline: a batch of requests and the bundle that answers it."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle
+from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.explain.explained import Explained
 from recserve.engine.features import ResolvedRequest
+from recserve.engine.fixed_ranking import FixedRanking
 from recserve.engine.online.stage import Choice, OnlineStage
 from recserve.engine.ranking import Objective, RankStage
 from recserve.engine.retrieval import Retriever
+from recserve.engine.segments import Segments
 from recserve.engine.slate.plan import Planner
+from recserve.engine.slate.quotas import Origins
 from recserve.engine.slate.rerank import Reranker
 from recserve.engine.sources import QuerySource
 from recserve.engine.types import Request
 from recserve.errors import ConfigError, InvalidRequest
+
+SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class LoadedBundle:
     reranker: Reranker
     ranking: RankStage | None = None
     online: OnlineStage | None = None
+    segments: Segments | None = None
+    newest: FixedRanking | None = None
 
     @classmethod
     def of(
@@ -48,8 +56,29 @@ class LoadedBundle:
             raise ConfigError(
                 error.name, found=error.found, expected=error.expected, cure=error.cure
             ) from error
-        reranker = Reranker(bundle.item_embeddings, bundle.popularity)
-        return cls(bundle, sources, retriever, planner, reranker, ranking, online)
+        entry = bundle.manifest.segments
+        return cls(
+            bundle,
+            sources,
+            retriever,
+            planner,
+            Reranker(bundle.item_embeddings, bundle.popularity),
+            ranking,
+            online,
+            None if entry is None else Segments(bundle, entry, retriever.popularity),
+            _newest(bundle),
+        )
+
+
+def _newest(bundle: Bundle) -> FixedRanking | None:
+    """Returns the items by age, the youngest first; scores: days before the youngest's first interaction."""
+    if layout.FIRST_SEEN not in bundle.manifest.files:
+        return None
+    shape = (bundle.manifest.n_items,)
+    first_seen = bundle.array(layout.FIRST_SEEN, np.dtype(np.int64), shape)
+    # Nobody had it yet: nothing is newer.
+    seen = np.where(first_seen > 0, first_seen, first_seen.max())
+    return FixedRanking.of(((seen - seen.max()) / SECONDS_PER_DAY).astype(np.float32))
 
 
 @dataclass(slots=True)
@@ -74,6 +103,8 @@ class Batch:
     objectives: dict[int, Objective] = field(default_factory=dict)
     # By row: why its items are in the slate; of the rows that ask for it.
     explained: dict[int, Explained] = field(default_factory=dict)
+    # By row: where its candidates come from; rows with one source are not in it.
+    origins: dict[int, Origins] = field(default_factory=dict)
     # The rows that the model can answer; the others are cold starts.
     model_rows: list[int] = field(default_factory=list)
     # By row: what the online stage left to chance.
@@ -83,6 +114,12 @@ class Batch:
     def moves(self) -> OnlineStage | None:
         """What moves scores by what was learned online, None where nothing does."""
         return None if self.degraded else self.loaded.online
+
+    def query(self, i: int) -> NDArray[np.float32] | None:
+        """Returns the query embedding (d,) of row ``i``, None for a cold start."""
+        place = bisect_left(self.model_rows, i)
+        is_known = place < len(self.model_rows) and self.model_rows[place] == i
+        return self.queries[place] if is_known else None
 
     def n_wanted(self, i: int) -> int:
         """How many items retrieval must bring for row ``i``."""

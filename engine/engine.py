@@ -200,6 +200,8 @@ class Engine:
     def _check(self, request: Request) -> None:
         loaded = self._loaded
         check_request(request, loaded.bundle, self._config, loaded.planner)
+        if request.context and loaded.segments is not None:
+            loaded.segments.check(request.context)
         if loaded.ranking is not None:
             loaded.ranking.check(request)
         elif request.predict or request.weights:

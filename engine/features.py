@@ -19,6 +19,7 @@ from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
 
 MAX_CONTEXT = 64
+MAX_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,20 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
         planner.check(request)
     if request.page_token is not None:
         read_token(request)
+    if request.seed is not None:
+        check_seed(request.seed)
 
 
 def check_k(k: int, config: EngineConfig) -> None:
     """Raises :class:`InvalidRequest` unless ``k`` is an integer in 1..max_k."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= config.max_k:
         raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises :class:`InvalidRequest` unless ``seed`` is a whole number that the wire carries."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise InvalidRequest("seed", found=seed, expected=f"a whole number from 0 to {MAX_SEED}")
 
 
 def check_ids(name: str, ids: Sequence[str], limit: int) -> None:

@@ -17,13 +17,15 @@ from recserve.engine.explain.explained import Explained
 from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.explain.stage import explain
 from recserve.engine.features import ResolvedRequest, resolve
+from recserve.engine.mixing import cold_start, mix, scores_of
 from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
 from recserve.engine.slate.paging import MAX_SHOWN, read_token, write_token
 from recserve.engine.slate.plan import NO_ITEMS, Plan
+from recserve.engine.slate.quotas import Origins
 from recserve.engine.slate.rerank import Candidates
 from recserve.engine.state.history import HistoryStore
-from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL, SOURCE_POPULARITY
+from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ def run_page(batch: Batch, store: HistoryStore) -> list[Ranked]:
     on_page = NO_ITEMS
     for i in range(len(batch.requests)):
         _leave_out(batch, i, on_page)
+        _mix(batch, [i])
         _finish(batch, [i])
         items = batch.found[i][2][: batch.resolved[i].k]
         on_page = np.concatenate([on_page, items[items >= 0]])
@@ -57,6 +60,12 @@ def find(batch: Batch, store: HistoryStore, *, on_page: bool = False) -> None:
         batch.n_spare = sum(resolved.k for resolved in batch.resolved[:-1])
     _timed(batch, "encode", lambda: _encode(batch))
     _timed(batch, "retrieve", lambda: retrieve(batch))
+    if not on_page:
+        _mix(batch, range(len(batch.requests)))
+
+
+def _mix(batch: Batch, rows: Sequence[int]) -> None:
+    _timed(batch, "retrieve", lambda: mix(batch, rows))
 
 
 def _finish(batch: Batch, rows: Sequence[int]) -> None:
@@ -124,11 +133,13 @@ def retrieve(batch: Batch) -> None:
         for row, i in enumerate(rows[j] for j in group):
             n = batch.n_wanted(i)
             answers[i] = (SOURCE_MODEL, scores[row, :n], items[row, :n])
-    batch.found = [
-        answer
-        or (SOURCE_POPULARITY, *retriever.popular(batch.n_wanted(i), one.exclude, one.allowed, one.boosts))
-        for i, (answer, one) in enumerate(zip(answers, batch.resolved, strict=True))
-    ]
+    batch.found = [answer or _without_model(batch, i) for i, answer in enumerate(answers)]
+
+
+def _without_model(batch: Batch, i: int) -> tuple[str, NDArray[np.float32], NDArray[np.int32]]:
+    resolved, (source, ranking) = batch.resolved[i], cold_start(batch, i)
+    best = ranking.best(batch.n_wanted(i), resolved.exclude, resolved.allowed, resolved.boosts)
+    return source, *best
 
 
 def rank(batch: Batch, rows: Sequence[int]) -> None:
@@ -190,20 +201,14 @@ def _move(batch: Batch, rows: Sequence[int]) -> None:
 
 def rerank(batch: Batch, rows: Sequence[int]) -> None:
     """Makes slates of the candidates of those of ``rows`` that have a plan."""
-    query_of = {i: row for row, i in enumerate(batch.model_rows)}
-    planned, candidates = [], []
-    for i in rows:
-        if (plan := batch.resolved[i].plan) is not None:
-            query = batch.queries[query_of[i]] if i in query_of else None
-            planned.append(i)
-            candidates.append(_candidates(batch, i, plan, query))
-    for i, slate in zip(planned, batch.loaded.reranker.rerank(candidates), strict=True):
+    planned = [(i, plan) for i in rows if (plan := batch.resolved[i].plan) is not None]
+    candidates = [_candidates(batch, i, plan) for i, plan in planned]
+    for (i, _), slate in zip(planned, batch.loaded.reranker.rerank(candidates), strict=True):
         batch.found[i] = (batch.found[i][0], *slate)
 
 
-def _candidates(batch: Batch, i: int, plan: Plan, query: NDArray[np.float32] | None) -> Candidates:
-    """``query``: (d,) the query embedding of row ``i``, None for a cold start."""
-    loaded, resolved, found = batch.loaded, batch.resolved[i], batch.found[i]
+def _candidates(batch: Batch, i: int, plan: Plan) -> Candidates:
+    loaded, resolved, found, query = batch.loaded, batch.resolved[i], batch.found[i], batch.query(i)
     retriever, boosts = loaded.retriever, resolved.boosts
 
     def more(
@@ -213,25 +218,21 @@ def _candidates(batch: Batch, i: int, plan: Plan, query: NDArray[np.float32] | N
         allowed = retriever.filters.of_mask(mask)
         exclude = np.concatenate([resolved.exclude, without])
         if query is None:
-            candidates = retriever.popular(n, exclude, allowed, boosts)
+            candidates = cold_start(batch, i)[1].best(n, exclude, allowed, boosts)
         else:
             scores, items = retriever.by_query(query[None], n, [exclude], [allowed], boosts)
             candidates = scores[0], items[0]
         return _by_objective(batch, [i], [candidates])[0] if i in batch.objectives else candidates
 
     pinned = np.array([item for _, item in plan.pins], np.int32)
-    pin_scores = retriever.popular_share(pinned)
-    if query is not None:
-        pin_scores = loaded.bundle.item_embeddings[pinned] @ query
-    if boosts is not None:
-        pin_scores = pin_scores + boosts[pinned]
+    scores = scores_of(batch, i, pinned)
     return Candidates(
         resolved.k,
         plan,
         found[1],
         found[2],
         more,
-        pin_scores,
+        scores,
         query is not None,
         resolved.history.items,
     )
@@ -262,7 +263,20 @@ def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ra
     for i, request in enumerate(batch.requests):
         if request.page_token is not None:
             answers[i] = _with_token(batch, i, answers[i], on_page)
+    for i, origins in batch.origins.items():
+        answers[i] = replace(answers[i], origins=_of_slate(answers[i], origins))
     return answers
+
+
+def _of_slate(answer: Ranked, origins: Origins) -> Origins:
+    """Returns the origins of the slate's items in their order; of items that came later, the slate's own."""
+    brought = dict(
+        zip(origins.items.tolist(), zip(origins.names, origins.scores.tolist(), strict=True), strict=True)
+    )
+    slate = zip(answer.items.tolist(), answer.scores.tolist(), strict=True)
+    found = [brought.get(item, (answer.source, score)) for item, score in slate]
+    scores = np.array([score for _, score in found], np.float32)
+    return Origins(answer.items, [name for name, _ in found], scores)
 
 
 def _with_token(batch: Batch, i: int, answer: Ranked, on_page: NDArray[np.int32] | None) -> Ranked:

@@ -1,8 +1,9 @@
 """What comes out of the pipeline: ranked items as arrays, and the slates that they become."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import Bundle
 from recserve.engine.explain.explained import Explained
 from recserve.engine.online.stage import Choice
+from recserve.engine.slate.quotas import Origins
 from recserve.engine.types import Slate, SlateItem
 
 
@@ -30,6 +32,8 @@ class Ranked:
     arm: str = ""
     degraded: tuple[str, ...] = ()
     next_page_token: str = ""
+    # Of each of ``items``, where they come from several sources.
+    origins: Origins | None = None
     slate_id: str = ""
     explained: Explained | None = None
     choice: Choice | None = None
@@ -77,7 +81,7 @@ def chances(answer: Ranked) -> tuple[tuple[float, ...], tuple[int, ...]]:
 
 
 def _items(answer: Ranked) -> tuple[SlateItem, ...]:
-    items = slate_items(answer.bundle, answer.scores, answer.items)
+    items = slate_items(answer.bundle, answer.scores, answer.items, answer.origins)
     if answer.explained is None:
         return items
     explanations = answer.explained.explanations(answer.bundle)
@@ -86,11 +90,14 @@ def _items(answer: Ranked) -> tuple[SlateItem, ...]:
 
 
 def slate_items(
-    bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32]
+    bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32], origins: Origins | None = None
 ) -> tuple[SlateItem, ...]:
     """Turns one row of search results into slate items, leaving out the padding (−1)."""
     if len(items) and items[-1] < 0:
         valid = items >= 0
         scores, items = scores[valid], items[valid]
     ids = bundle.catalogue.vocabulary.ids(items)
-    return tuple(map(SlateItem, range(1, len(ids) + 1), ids, scores.tolist()))
+    columns: list[Iterable[Any]] = [range(1, len(ids) + 1), ids, scores.tolist()]
+    if origins is not None:
+        columns += [origins.names, origins.scores.tolist()]
+    return tuple(map(SlateItem, *columns))

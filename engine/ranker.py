@@ -1,6 +1,5 @@
 """The ranker of a bundle: users, the moment and candidates → predictions, through ONNX Runtime."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,29 +7,17 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
-from recserve.engine.bundle.ranker_entry import (
-    CATEGORY,
-    HOUR,
-    ID,
-    ISOTONIC,
-    LINEAR,
-    WEEKDAY,
-    CalibrationEntry,
-    RankerEntry,
-    RankerFeature,
-)
+from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, CalibrationEntry, RankerEntry
+from recserve.engine.bundle.request_features import ID
 from recserve.engine.config import EngineConfig
+from recserve.engine.feature_reader import FeatureReader
 from recserve.engine.features import pad_histories
 from recserve.engine.golden import check_golden, read_golden
 from recserve.engine.session import open_session, session_options
-from recserve.errors import BundleInvalid, InvalidRequest
+from recserve.errors import BundleInvalid
 
 # Users times candidates that go through the graph at once: bounds the memory of a call.
 MAX_PAIRS = 32_768
-SECONDS_PER_HOUR, HOURS_PER_DAY, DAYS_PER_WEEK = 3600, 24, 7
-# 1970-01-01 was a Thursday; weekday 0 is Monday.
-EPOCH_WEEKDAY = 3
-MOMENTS = {HOUR: HOURS_PER_DAY, WEEKDAY: DAYS_PER_WEEK}
 
 
 class Ranker:
@@ -44,14 +31,8 @@ class Ranker:
         self.entry = entry
         self.targets = tuple(entry.targets)
         self._users = _open_users(bundle, entry)
-        self._features = {
-            feature.name: feature for feature in (*entry.user_features, *entry.context_features)
-        }
-        self._vocabularies = {
-            name: _open_vocabulary(bundle, feature.vocabulary)
-            for name, feature in self._features.items()
-            if feature.kind == CATEGORY
-        }
+        self._user = FeatureReader(bundle, entry.user_features)
+        self._context = FeatureReader(bundle, entry.context_features)
         self._row_of = bundle.histories.vocabulary.index_of
         self._session = open_session(bundle, entry.graph, session_options(config), config)
         self._inputs = [node.name for node in self._session.get_inputs()]
@@ -67,7 +48,7 @@ class Ranker:
         indices = self._users[row].copy() if row >= 0 else np.zeros(len(self.entry.user_features), np.int64)
         for i, feature in enumerate(self.entry.user_features):
             if feature.kind != ID and feature.name in context:
-                indices[i] = self._index(feature, context[feature.name])
+                indices[i] = self._user.index(feature, context[feature.name])
         return indices
 
     def context(self, context: Mapping[str, str], now: int) -> NDArray[np.int64]:
@@ -75,35 +56,7 @@ class Ranker:
 
         ``now``: seconds since the epoch. Raises :class:`InvalidRequest` for an hour that is none.
         """
-        hours = now // SECONDS_PER_HOUR
-        clock = {
-            HOUR: 1 + hours % HOURS_PER_DAY,
-            WEEKDAY: 1 + (hours // HOURS_PER_DAY + EPOCH_WEEKDAY) % DAYS_PER_WEEK,
-        }
-        return np.array(
-            [
-                self._index(feature, context[feature.name])
-                if feature.name in context
-                else clock.get(feature.kind, 0)
-                for feature in self.entry.context_features
-            ],
-            np.int64,
-        )
-
-    def _index(self, feature: RankerFeature, text: str) -> int:
-        if feature.kind == CATEGORY:
-            return self._vocabularies[feature.name].get(text, 0)
-        try:
-            if feature.kind in MOMENTS:
-                if not 0 <= (number := int(text)) < MOMENTS[feature.kind]:
-                    raise ValueError
-                return 1 + number
-            if not np.isfinite(value := float(text)):
-                raise ValueError
-            return 1 + int(np.searchsorted(feature.edges, value, side="right"))
-        except ValueError:
-            expected = f"0 to {MOMENTS[feature.kind] - 1}" if feature.kind in MOMENTS else "a number"
-            raise InvalidRequest(f"context[{feature.name}]", found=text, expected=expected) from None
+        return np.array(self._context.indices(context, now), np.int64)
 
     def predict(
         self,
@@ -201,13 +154,3 @@ def _open_users(bundle: Bundle, entry: RankerEntry) -> NDArray[np.int64]:
     if users.size and users.min() < 0:
         raise BundleInvalid(entry.users, found=int(users.min()), expected="indices of 0 or more")
     return users
-
-
-def _open_vocabulary(bundle: Bundle, name: str) -> dict[str, int]:
-    try:
-        values = json.loads(bundle.read(name))
-    except ValueError as error:
-        raise BundleInvalid(f"file {name}", found="not JSON", expected="a list of strings") from error
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise BundleInvalid(f"file {name}", found="something else", expected="a list of strings")
-    return {value: i for i, value in enumerate(values, start=1)}

@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
+from recserve.engine.fixed_ranking import FixedRanking
 from recserve.kernels import ItemFilter, ItemIndex
-
-# What a popularity answer looks through first where a filter may refuse much of it.
-FIRST_LOOK = 1024
 
 
 class Retriever:
@@ -26,9 +24,12 @@ class Retriever:
         name = bundle.manifest.files[layout.ITEM_EMBEDDINGS].sha256
         self._index = _prepare(folder and folder / f"{name}.inner", self._vectors, "inner")
         self._cosine_index = _prepare(folder and folder / f"{name}.cosine", self._vectors, "cosine")
-        self._popularity_order = np.argsort(-bundle.popularity, kind="stable").astype(np.int32)
         total = max(1, int(bundle.popularity.sum()))
-        self._popularity_share = (bundle.popularity / total).astype(np.float32)
+        # By the share of all interactions that each item has.
+        self.popularity = FixedRanking(
+            (bundle.popularity / total).astype(np.float32),
+            np.argsort(-bundle.popularity, kind="stable").astype(np.int32),
+        )
         self.filters = FilterCompiler(bundle.catalogue, self._index.prepare_filter)
 
     def by_query(
@@ -53,63 +54,20 @@ class Retriever:
         self,
         items: NDArray[np.int32],
         k: int,
-        exclude: list[NDArray[np.int32]],
-        allowed: CompiledFilter | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Returns the items nearest to each of ``items`` (batch,) by cosine, padded as above."""
-        # The mask: the filter's bits are in the order of the other index.
-        allow = allowed.allow.mask if allowed else None
-        return self._cosine_index.search(self._vectors[items], k, exclude=_to_csr(exclude), allow=allow)
-
-    def popular(
-        self,
-        k: int,
         exclude: NDArray[np.int32],
         allowed: CompiledFilter | None = None,
         boosts: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Returns at most ``k`` items of the most interactions, and each one's share of all interactions.
-
-        ``exclude``: (m,) int32. Needs O(k + m), whatever the size of the catalogue; with a filter, as far as
-        the k-th item that it allows; with ``boosts``, (n_items,) added to the shares, all of it.
-        """
-        if boosts is not None:
-            return self._popular_boosted(k, exclude, allowed, boosts)
-        order, n = self._popularity_order, k + len(exclude)
-        candidates = order[:n] if allowed is None else _first_allowed(order, allowed, n)
-        kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
-        return self._popularity_share[kept], kept
-
-    def popular_share(self, items: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Returns the share of all interactions that each item has."""
-        return self._popularity_share[items]
-
-    def _popular_boosted(
-        self,
-        k: int,
-        exclude: NDArray[np.int32],
-        allowed: CompiledFilter | None,
-        boosts: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        scores = self._popularity_share + boosts
-        scores[exclude] = -np.inf
-        if allowed is not None:
-            scores[~allowed.allow.mask] = -np.inf
-        # Of equals the lower item_index, as a search does.
-        best = np.argsort(-scores, kind="stable")[:k].astype(np.int32)
-        best = best[scores[best] > -np.inf]
-        return scores[best], best
-
-
-def _first_allowed(order: NDArray[np.int32], allowed: CompiledFilter, n: int) -> NDArray[np.int32]:
-    """Returns the first ``n`` items of ``order`` that a filter allows."""
-    mask, n = allowed.allow.mask, min(n, allowed.n_items)
-    length = max(n, FIRST_LOOK)
-    while True:
-        found = order[:length][mask[order[:length]]]
-        if len(found) >= n:
-            return found[:n]
-        length *= 4
+        """Returns the items nearest to the mean direction of ``items`` by cosine, (k,), padded as above."""
+        vectors = self._vectors[items]
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        direction = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).mean(axis=0, keepdims=True)
+        # The mask: the filter's bits are in the order of the other index.
+        allow = allowed.allow.mask if allowed else None
+        scores, found = self._cosine_index.search(
+            direction, k, exclude=_to_csr([exclude]), allow=allow, bias=boosts
+        )
+        return scores[0], found[0]
 
 
 def _prepare(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> ItemIndex:

@@ -36,13 +36,13 @@ def similar_slate(
         raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")
     banned = vocabulary.indices(exclude)
     banned = np.unique(np.append(banned[banned >= 0], np.int32(item)))
-    scores, items = loaded.retriever.similar(np.array([item], np.int32), k, [banned], allowed)
+    scores, items = loaded.retriever.similar(np.array([item], np.int32), k, banned, allowed)
     return Slate(
-        items=slate_items(bundle, scores[0], items[0]),
+        items=slate_items(bundle, scores, items),
         bundle_version=bundle.manifest.bundle_version,
         variant=variant or bundle.manifest.default_variant,
         source=SOURCE_SIMILAR,
-        warnings=few_left(k, int((items[0] >= 0).sum())) if allowed else (),
+        warnings=few_left(k, int((items >= 0).sum())) if allowed else (),
         stage_ns={"retrieve": time.perf_counter_ns() - start},
         slate_id=new_slate_ids(1)[0],
     )

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from recserve.engine.bundle.rules import Rules
+from recserve.engine.bundle.rules import SOURCES, Rules
 from recserve.engine.explain.explanation import EXPLAIN_NONE, Explanation
 
-# Where the items of a slate come from.
-SOURCE_MODEL = "model"
-SOURCE_POPULARITY = "popularity"
-SOURCE_SIMILAR = "similar"
+# Where items come from: the model's query embedding, what is like the newest of the history, what the users
+# of a segment or all users take, what is new, chance.
+SOURCE_MODEL, SOURCE_SIMILAR, SOURCE_SEGMENT, SOURCE_POPULARITY, SOURCE_NEW, SOURCE_EXPLORE = SOURCES
 
 # What may be left out of a slate so that it comes in time: "model" means popular items instead of its own.
 DEGRADED_MODEL = "model"
@@ -35,6 +34,7 @@ class Request:
     comes with its reasons, "fast" or "exact" (docs/explanations.md); "none" for nothing. ``page_token``: ""
     for the first page of a list, then the ``next_page_token`` of the slate before; None: no further page is
     wanted.
+    ``seed``: the same choice again where chance has a part (exploration), 0 to 2^63 - 1; None: a new one.
     """
 
     user_id: str = ""
@@ -51,18 +51,23 @@ class Request:
     rules: Rules | None = None
     explain: str = EXPLAIN_NONE
     page_token: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SlateItem:
     """One item of a slate: 1-based ``rank``, ``score`` (higher is better, comparable within the slate).
 
+    Of a slate from several sources also ``source``, and ``retrieval_score``, the source's own (a cosine, a
+    share of interactions, days before the newest, a probability); else "" and 0: it is Slate.source.
     ``explanation``: where the request asked for it.
     """
 
     rank: int
     item_id: str
     score: float
+    source: str = ""
+    retrieval_score: float = 0.0
     explanation: Explanation | None = None
 
 

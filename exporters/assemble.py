@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import recserve
 from recserve.engine.bundle import BundleWriter, Manifest, Vocabulary, layout
 from recserve.engine.bundle.histories import histories_table
 from recserve.engine.bundle.manifest import InputContract, Lineage
-from recserve.engine.bundle.ranker_entry import ID, RankerEntry
+from recserve.engine.bundle.ranker_entry import RankerEntry
+from recserve.engine.bundle.request_features import ID
 from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest
 from recserve.exporters.candidates import ALL, AUTO, Material, wanted_forms
@@ -24,6 +26,7 @@ from recserve.exporters.gate import GateBudget
 from recserve.exporters.parity import Parity
 from recserve.exporters.prune import PruneConfig
 from recserve.exporters.ranker_entry import write_ranker
+from recserve.exporters.segments import write_segments
 from recserve.exporters.table_variant import write_table
 from recserve.exporters.variant import VARIANT, Variant
 from recserve.training.data import Dataset, Histories
@@ -33,6 +36,7 @@ from recserve.training.models.sasrec import SASRec
 from recserve.training.models.sequence import SequenceModel
 from recserve.training.models.tables import TableModel
 from recserve.training.run import Run
+from recserve.training.segments import AUTO as AUTO_SEGMENTS
 
 NO_HISTORIES = Histories.from_sorted(
     np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), n_rows=0
@@ -68,14 +72,16 @@ def export_run(
     ranker: Run | None = None,
     options: FormOptions | None = None,
     pipeline: PipelineConfig | None = None,
+    segments: Sequence[str] = AUTO_SEGMENTS,
     signing_key: SigningKey | None = None,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Exported:
     """Exports the best model of ``run`` to the bundle folder ``target``, with that of ``ranker`` behind it.
 
     ``histories``: whether the users' interactions go along, so that known users are served at once.
-    ``pipeline``: the rules that the bundle brings. ``signing_key`` signs it. ``on_progress`` gets the name
-    of each form that is measured.
+    ``pipeline``: the rules that the bundle brings. ``segments``: by what cold starts are told apart, see
+    ``fit_segments``; empty for nothing. ``signing_key`` signs it. ``on_progress`` gets the name of each form
+    that is measured.
     Raises :class:`CheckFailed` when parity does not hold or a form asked for by name is refused,
     :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
     """
@@ -88,9 +94,16 @@ def export_run(
         _add_catalogue(writer, run.dataset)
         _add_histories(writer, run.dataset, known)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
+        writer.add_array(layout.FIRST_SEEN, run.dataset.first_seen())
+        by_segment = write_segments(writer, run.dataset, segments)
         forms = _write_forms(writer, run, model, variant, options, on_progress)
         entry = None if ranker is None else _write_ranker(writer, run, ranker, known)
-        manifest = dataclasses.replace(_manifest(run, variant, forms, writer, entry), pipeline=pipeline)
+        manifest = dataclasses.replace(
+            _manifest(run, variant, forms, writer, entry),
+            inputs=_inputs(variant, entry, by_segment),
+            segments=by_segment,
+            pipeline=pipeline,
+        )
         writer.commit(manifest, signing_key)
     return Exported(manifest, variant.parity)
 
@@ -166,11 +179,11 @@ def _metrics_of(run: Run) -> dict[str, float]:
     return {name: estimate["mean"] for name, estimate in evaluation["model"]["metrics"].items()}
 
 
-def _inputs(variant: Variant, ranker: RankerEntry | None) -> InputContract:
-    if ranker is None:
-        return variant.inputs
-    features = [*ranker.user_features, *ranker.context_features]
-    return dataclasses.replace(variant.inputs, context=[one.name for one in features if one.kind != ID])
+def _inputs(variant: Variant, ranker: RankerEntry | None, segments: SegmentsEntry | None) -> InputContract:
+    features = [*ranker.user_features, *ranker.context_features] if ranker else []
+    features += segments.features if segments else []
+    context = dict.fromkeys(one.name for one in features if one.kind != ID)
+    return dataclasses.replace(variant.inputs, context=list(context))
 
 
 def _manifest(
@@ -189,7 +202,7 @@ def _manifest(
         created_at=now.isoformat(timespec="seconds"),
         n_items=n_items,
         embedding_size=embedding_size,
-        inputs=_inputs(variant, ranker),
+        inputs=variant.inputs,
         ranker=ranker,
         lineage=Lineage(
             data_name=run.dataset.name,

@@ -60,6 +60,13 @@ def export(
     pipeline: Annotated[
         Path | None, typer.Option(help="TOML file whose section [pipeline] are the bundle's own rules.")
     ] = None,
+    segments: Annotated[
+        str,
+        typer.Option(
+            help="By what cold starts are told apart, by comma: attributes of users, hour, weekday; auto: "
+            "all attributes of few values; none."
+        ),
+    ] = "auto",
     sign_key: Annotated[
         Path | None, typer.Option(help="File of a private key (`recserve bundle keygen`) to sign with.")
     ] = None,
@@ -90,6 +97,7 @@ def export(
             ranker=second,
             options=options,
             pipeline=read_pipeline(pipeline) if pipeline is not None else None,
+            segments=[] if segments == "none" else segments.split(","),
             signing_key=signing_key,
             on_progress=lambda name: update(1, description=f"measuring {name}"),
         )

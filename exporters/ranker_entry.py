@@ -12,17 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recserve.engine.bundle import BundleWriter, layout
-from recserve.engine.bundle.ranker_entry import (
-    CATEGORY,
-    ID,
-    ISOTONIC,
-    LINEAR,
-    NUMBER,
-    SIGMOID,
-    CalibrationEntry,
-    RankerEntry,
-    RankerFeature,
-)
+from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, SIGMOID, CalibrationEntry, RankerEntry
+from recserve.engine.bundle.request_features import CATEGORY, ID, NUMBER, RequestFeature
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.exporters.onnx_graph import OPSET, forget_the_exporter, quiet_exporter
 from recserve.exporters.parity import MAX_ABS_ERROR
@@ -93,14 +84,14 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerE
     writer.add_bytes(GOLDEN, golden.getvalue())
     users = model.user_rows.numpy()
     writer.add_array(USERS, users if with_users else users[:0])
-    user_features = [RankerFeature("user_id", ID)]
+    user_features = [RequestFeature("user_id", ID)]
     for i, feature in enumerate(model.schema.users):
         if isinstance(feature, Category):
             name = f"{FOLDER}/vocabulary-{i}.json"
             writer.add_bytes(name, json.dumps(list(feature.values), ensure_ascii=False).encode())
-            user_features.append(RankerFeature(feature.name, CATEGORY, vocabulary=name))
+            user_features.append(RequestFeature(feature.name, CATEGORY, vocabulary=name))
         else:
-            user_features.append(RankerFeature(feature.name, NUMBER, edges=list(feature.edges)))
+            user_features.append(RequestFeature(feature.name, NUMBER, edges=list(feature.edges)))
     evaluation = run.read_evaluation()
     metrics = evaluation["model"]["metrics"] if evaluation else {}
     return RankerEntry(
@@ -110,7 +101,7 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerE
         targets=list(model.labels.targets),
         max_history=model.config.max_history,
         user_features=user_features,
-        context_features=[RankerFeature(name, name) for name in model.schema.context],
+        context_features=[RequestFeature(name, name) for name in model.schema.context],
         calibration=_calibrations(model, run),
         model=run.config.model,
         size_bytes=len(graph),

@@ -85,6 +85,7 @@ class RecommendRequest(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -113,6 +114,8 @@ class RecommendRequest(_message.Message):
     after, nothing of it shown before. `k`, `exclude`, `history`, `context` and `variant` may change on the
     way; a token of another user, filter, prediction or rules is INVALID_ARGUMENT. Not set: no token comes.
     """
+    seed: _builtins.int
+    """Where chance has a part (exploration): the same choice for the same seed and user. Not set: a new one."""
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Item ids, newest last. When given it wins over the history that the server remembers."""
@@ -159,19 +162,24 @@ class RecommendRequest(_message.Message):
         rules: Global___Rules | None = ...,
         explain: _builtins.str = ...,
         page_token: _builtins.str | None = ...,
+        seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "k", b"k", "page_token", b"page_token", "rules", b"rules"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "k", b"k", "page_token", b"page_token", "rules", b"rules", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
     _WhichOneofReturnType__page_token: _TypeAlias = _typing.Literal["page_token"]  # noqa: Y015
     _WhichOneofArgType__page_token: _TypeAlias = _typing.Literal["_page_token", b"_page_token"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__page_token) -> _WhichOneofReturnType__page_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
 
 Global___RecommendRequest: _TypeAlias = RecommendRequest  # noqa: Y015
 
@@ -201,6 +209,26 @@ class Rules(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class QuotasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PINS_FIELD_NUMBER: _builtins.int
     BOOSTS_FIELD_NUMBER: _builtins.int
     CAPS_FIELD_NUMBER: _builtins.int
@@ -210,6 +238,7 @@ class Rules(_message.Message):
     NOVELTY_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CALIBRATE_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
     min_score: _builtins.float
     """Items that the model scores lower are left out."""
     rerank: _builtins.str
@@ -234,6 +263,12 @@ class Rules(_message.Message):
     def caps(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By attribute, how many items of one value (a brand, a category) the slate may have."""
 
+    @_builtins.property
+    def quotas(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """How the candidates are shared between sources, relative: "model", "similar" (to the newest of the
+        history), "segment" (what users take in the segments of `context`), "popularity", "new", "explore" (chance).
+        """
+
     def __init__(
         self,
         *,
@@ -246,10 +281,11 @@ class Rules(_message.Message):
         novelty: _builtins.float | None = ...,
         candidates: _builtins.int | None = ...,
         calibrate: _builtins.str = ...,
+        quotas: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "candidates", b"candidates", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "quotas", b"quotas", "rerank", b"rerank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidates: _TypeAlias = _typing.Literal["candidates"]  # noqa: Y015
     _WhichOneofArgType__candidates: _TypeAlias = _typing.Literal["_candidates", b"_candidates"]  # noqa: Y015
@@ -929,7 +965,9 @@ class Slate(_message.Message):
     variant: _builtins.str
     """The form of the model that answered."""
     source: _builtins.str
-    """Where the items come from: "model", "popularity" (cold start) or "similar"."""
+    """Where the items come from: "model"; of a cold start "segment" (what users take in the segments of
+    `context`) or "popularity"; "similar". With quotas: where most of them come from.
+    """
     arm: _builtins.str
     """The arm that the caller belongs to, while callers are divided between versions."""
     slate_id: _builtins.str
@@ -992,11 +1030,18 @@ class SlateItem(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    RETRIEVAL_SCORE_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     score: _builtins.float
     """Higher is better. Comparable within one slate only."""
     rank: _builtins.int
     """1-based."""
+    source: _builtins.str
+    """With quotas: the source that brought the item, and that source's own score: an inner product ("model"), a
+    cosine, a share of interactions, days before the newest item (0 or less), the probability to be drawn.
+    """
+    retrieval_score: _builtins.float
     @_builtins.property
     def explanation(self) -> Global___Explanation:
         """Where RecommendRequest.explain asks for it."""
@@ -1008,10 +1053,12 @@ class SlateItem(_message.Message):
         score: _builtins.float = ...,
         rank: _builtins.int = ...,
         explanation: Global___Explanation | None = ...,
+        source: _builtins.str = ...,
+        retrieval_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "item_id", b"item_id", "rank", b"rank", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "item_id", b"item_id", "rank", b"rank", "retrieval_score", b"retrieval_score", "score", b"score", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,7 @@ import typer
 from recserve import console
 from recserve.errors import InvalidRequest, RecserveError
 from recserve.training.models import MODULES
-from recserve.training.show import show_cleaning, show_evaluation, show_predictions
+from recserve.training.show import show_cleaning, show_cold_start, show_evaluation, show_predictions
 
 if TYPE_CHECKING:
     from recserve.training.run import Run, RunConfig
@@ -291,6 +291,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the comparison: FILE.png, .svg or .pdf.")] = None,
     sweep: Annotated[str, typer.Option(help="diversity: weigh it against accuracy, with every method.")] = "",
+    cold_start: Annotated[
+        bool, typer.Option("--cold-start", help="NDCG@10 of users cut to 0, 1 and 5 events instead.")
+    ] = False,
 ) -> None:
     """Rank the whole catalogue for every test user; compare with popularity and with each other.
 
@@ -301,6 +304,9 @@ def evaluate(
 
     opened = [open_run(run) for run in runs]
     comparison.check_comparable(opened)
+    if cold_start:
+        _evaluate_cold_start(opened, json=json, out=out, plot=plot)
+        return
     if plot:
         comparison.check_plot(plot)
     if sweep:
@@ -333,6 +339,23 @@ def evaluate(
         console.print_json(comparison.of_one_run(only, result) if len(opened) == 1 else result)
     else:
         show_evaluation(result)
+
+
+def _evaluate_cold_start(runs: "list[Run]", *, json: bool, out: Path | None, plot: Path | None) -> None:
+    from recserve.training.cold_start import evaluate_cold_start
+    from recserve.training.run import write_json
+
+    if plot or len(runs) > 1:
+        found = "--plot" if plot else f"{len(runs)} runs"
+        raise InvalidRequest("--cold-start", found=f"given with {found}", expected="one run, no plot")
+    with console.progress("evaluating", 5 * len(runs[0].split().test.user_index)) as update:
+        result = evaluate_cold_start(runs[0], update)
+    if out:
+        write_json(out, result)
+    if json:
+        console.print_json(result)
+        return
+    show_cold_start(result)
 
 
 def evaluate_run(run: "Run") -> dict[str, Any]:

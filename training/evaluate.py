@@ -191,9 +191,18 @@ def scorer_lister(scorer: Scorer, held_out: EvaluationSet, n_items: int, length:
 
 
 def embedding_lister(
-    model: EmbeddingModel, held_out: EvaluationSet, popularity: NDArray[np.int64], length: int = LIST_LENGTH
+    model: EmbeddingModel,
+    held_out: EvaluationSet,
+    popularity: NDArray[np.int64],
+    length: int = LIST_LENGTH,
+    *,
+    seen: Histories | None = None,
 ) -> Lister:
-    """Returns the lists of a model whose score is an inner product, by exact search in several threads."""
+    """Returns the lists of a model whose score is an inner product, by exact search in several threads.
+
+    ``seen``: what is left out of each row's list, its history in ``held_out`` when not given.
+    """
+    left_out = held_out.histories if seen is None else seen
     vectors = model.item_embeddings.detach().numpy()
     length = min(length, len(vectors))
     if not np.isfinite(vectors).all():
@@ -203,7 +212,7 @@ def embedding_lister(
 
     def lists(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         queries = np.ascontiguousarray(model.query_rows(held_out, rows))
-        seen = held_out.histories.take(rows)
+        seen = left_out.take(rows)
 
         def search(start: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
             part = np.arange(start, min(start + USERS_PER_TASK, len(rows)))
@@ -213,7 +222,7 @@ def embedding_lister(
         with ThreadPoolExecutor(n_threads()) as pool:
             parts = list(pool.map(search, range(0, len(rows), USERS_PER_TASK)))
         scores, items = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        new = seen.lengths == 0
+        new = held_out.histories.lengths[rows] == 0
         scores[new], items[new] = popularity[order].astype(np.float32), order
         return scores, items
 

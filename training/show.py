@@ -46,6 +46,18 @@ def show_predictions(run: "Run", result: dict[str, Any]) -> None:
     )
 
 
+def show_cold_start(result: dict[str, Any]) -> None:
+    """Prints what ``cold_start.evaluate_cold_start`` returned."""
+    console.print_table(
+        f"{result['dataset']}, {result['protocol']}, {result['n_users']} users [mean, 95 % interval]",
+        ["newest events known", "answered by", result["metric"]],
+        [
+            ["all" if row["events"] is None else row["events"], row["source"], _estimate_text(row)]
+            for row in result["rows"]
+        ],
+    )
+
+
 def show_cleaning(dataset: "Dataset") -> None:
     """Prints what cleaning kept and dropped, to stderr with the rest of the progress."""
     console.note("cleaning report")

@@ -4,6 +4,8 @@ ITEMS = "items.arrow"
 ITEM_LOOKUP = "item_lookup.arrow"
 ITEM_EMBEDDINGS = "item_embeddings.npy"
 POPULARITY = "popularity.npy"
+# Optional: seconds since the epoch of each item's first interaction, 0 for none, int64.
+FIRST_SEEN = "first_seen.npy"
 HISTORIES = "histories.arrow"
 USER_LOOKUP = "user_lookup.arrow"
 # Of bundles with a table variant: row i is the query embedding of the user in row i of HISTORIES.

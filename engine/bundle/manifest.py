@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.engine.bundle.ranker_entry import RankerEntry
 from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.errors import BundleInvalid, ConfigError, nearest
 
 FORMAT_VERSION = 1
@@ -121,6 +122,7 @@ class Manifest:
     pipeline: PipelineConfig | None = None
     format_version: int = FORMAT_VERSION
     ranker: RankerEntry | None = None
+    segments: SegmentsEntry | None = None
 
     def to_json(self) -> str:
         """Returns canonical JSON: sorted keys, two spaces, no NaN."""
@@ -174,8 +176,9 @@ class Manifest:
             )
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
-        if self.ranker is not None:
-            self.ranker.check(self.files)
+        for part in (self.ranker, self.segments):
+            if part is not None:
+                part.check(self.files)
         for name, value in (
             ("n_items", self.n_items),
             ("embedding_size", self.embedding_size),

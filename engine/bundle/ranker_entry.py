@@ -4,30 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from recserve.engine.bundle.request_features import CATEGORY, CONTEXT_KINDS, USER_KINDS, RequestFeature
 from recserve.errors import BundleInvalid
 
 CLICK, RATING = "click", "rating"
-# What a feature is: a user's row, one of a vocabulary, a number in ranges, or told by the moment (UTC).
-ID, CATEGORY, NUMBER, HOUR, WEEKDAY = "id", "category", "number", "hour", "weekday"
-USER_KINDS = (ID, CATEGORY, NUMBER)
-CONTEXT_KINDS = (HOUR, WEEKDAY, CATEGORY, NUMBER)
 SIGMOID, ISOTONIC, LINEAR = "sigmoid", "isotonic", "linear"
 MAX_RANKER_HISTORY = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class RankerFeature:
-    """One column of the inputs ``user`` or ``context``; index 0 is unknown.
-
-    ``kind`` id: 1 + the row of the user. category: 1 + the place in ``vocabulary``, a file of a JSON list
-    of strings. number: 1 + how many of the ascending ``edges`` are at or below it. hour: 1 + 0..23. weekday:
-    1 + 0..6, Monday first.
-    """
-
-    name: str
-    kind: str
-    vocabulary: str = ""
-    edges: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +43,8 @@ class RankerEntry:
     users: str
     targets: list[str]
     max_history: int
-    user_features: list[RankerFeature]
-    context_features: list[RankerFeature]
+    user_features: list[RequestFeature]
+    context_features: list[RequestFeature]
     calibration: dict[str, CalibrationEntry]
     model: str
     size_bytes: int
@@ -93,18 +75,9 @@ class RankerEntry:
             raise BundleInvalid("features of the ranker", found=names, expected="distinct names")
         for kinds, group in ((USER_KINDS, self.user_features), (CONTEXT_KINDS, self.context_features)):
             for feature in group:
-                _check_feature(feature, kinds)
+                feature.check(kinds)
         for target, calibration in self.calibration.items():
             _check_calibration(target, calibration)
-
-
-def _check_feature(feature: RankerFeature, kinds: tuple[str, ...]) -> None:
-    if feature.kind not in kinds:
-        raise BundleInvalid(
-            f"kind of feature {feature.name}", found=feature.kind, expected=f"one of {', '.join(kinds)}"
-        )
-    if any(a >= b for a, b in pairwise(feature.edges)):
-        raise BundleInvalid(f"edges of feature {feature.name}", found=feature.edges, expected="ascending")
 
 
 def _check_calibration(target: str, calibration: CalibrationEntry) -> None:

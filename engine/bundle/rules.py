@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-from recserve.errors import ConfigError, RecserveError
+from recserve.errors import ConfigError, RecserveError, nearest
 
 SCORE, MMR, DPP, CALIBRATED = "score", "mmr", "dpp", "calibrated"
 METHODS = (SCORE, MMR, DPP, CALIBRATED)
+# What candidates may come from.
+SOURCES = ("model", "similar", "segment", "popularity", "new", "explore")
 MAX_CANDIDATES = 10_000
 MAX_BOOSTS = 32
 MAX_PINS = 100
@@ -50,7 +52,7 @@ class Rules:
     ``diversity``: its weight under the last three, 0 (the scores alone) to 1. ``calibrate``: the attribute
     (genres) whose values the slate has in the proportions of the user's history. ``novelty``: the weight of
     being little known against the score, 0 to 1. ``candidates``: how many retrieved items a slate is chosen
-    from.
+    from. ``quotas``: how the candidates are shared between sources, relative: {"model": 8, "new": 2}.
     """
 
     pins: Sequence[Pin] = ()
@@ -62,6 +64,7 @@ class Rules:
     novelty: float | None = None
     candidates: int | None = None
     calibrate: str = ""
+    quotas: Mapping[str, float] = field(default_factory=dict)
 
     def over(self, other: "Rules") -> Self:
         """Returns these rules with those of ``other`` where these say nothing."""
@@ -80,6 +83,7 @@ class PipelineConfig(Rules):
     pins: list[Pin] = field(default_factory=list)
     boosts: list[Boost] = field(default_factory=list)
     caps: dict[str, int] = field(default_factory=dict)
+    quotas: dict[str, float] = field(default_factory=dict)
     filter: str = ""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -116,6 +120,13 @@ def check_rules(rules: Rules, name: str, error: type[RecserveError]) -> None:
         _check_whole(f"{name}.caps.{attribute}", limit, MAX_CANDIDATES, error)
     for i, pin in enumerate(rules.pins):
         _check_whole(f"{name}.pins[{i}].rank", pin.rank, MAX_CANDIDATES, error)
+    for source, quota in rules.quotas.items():
+        if source not in SOURCES:
+            cure = nearest(source, SOURCES)
+            raise error(f"{name}.quotas", found=source, expected=f"one of {', '.join(SOURCES)}", cure=cure)
+        _check_number(f"{name}.quotas.{source}", quota, 0.0, MAX_WEIGHT, error)
+    if rules.quotas and not any(rules.quotas.values()):
+        raise error(f"{name}.quotas", found="all 0", expected="one above 0")
     for attribute in ("rank", "item_id"):
         values = [getattr(pin, attribute) for pin in rules.pins]
         if len(set(values)) < len(values):

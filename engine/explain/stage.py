@@ -21,7 +21,7 @@ from recserve.engine.explain.explanation import (
     ReasonCode,
 )
 from recserve.engine.similar import has_directions
-from recserve.engine.types import SOURCE_POPULARITY
+from recserve.engine.types import SOURCE_POPULARITY, SOURCE_SEGMENT
 
 # Of the history, the newest: what an exact explanation costs is so many runs of the model.
 MAX_ITEMS = 50
@@ -47,7 +47,7 @@ def _explain(batch: Batch, i: int) -> Explained:
         scores, items = scores[items >= 0], items[items >= 0]
     # A number per item is popularity, whoever asks.
     knows_users = has_directions(batch.loaded.bundle)
-    marks = _marks(batch, i, items, popular=source == SOURCE_POPULARITY or not knows_users)
+    marks = _marks(batch, i, items, popular=source in (SOURCE_SEGMENT, SOURCE_POPULARITY) or not knows_users)
     history = _newest(batch.resolved[i].history.items, batch.loaded.bundle.manifest.inputs.max_history)
     is_model = knows_users and i in batch.model_rows
     exact = batch.requests[i].explain == EXPLAIN_EXACT

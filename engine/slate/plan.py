@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle
+from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.rules import (
     CALIBRATED,
     DPP,
     MMR,
     SCORE,
+    SOURCES,
     Boost,
     Pin,
     PipelineConfig,
@@ -21,7 +22,7 @@ from recserve.engine.bundle.rules import (
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.kept import Kept
 from recserve.engine.slate.groups import caps_of, categories_of
-from recserve.engine.types import Request
+from recserve.engine.types import SOURCE_NEW, SOURCE_SEGMENT, SOURCE_SIMILAR, Request
 from recserve.errors import InvalidRequest
 from recserve.kernels import Caps, Categories
 
@@ -38,7 +39,7 @@ class Recipe:
     """How slates are chosen; requests that share one are re-ranked in one call.
 
     ``boosts``: (n_items,) float32 added to all scores, None for none; ``categories``: what slates are
-    calibrated on.
+    calibrated on; ``quotas``: of candidates by source.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Recipe:
     min_score: float | None
     n_candidates: int
     categories: Categories | None = None
+    quotas: tuple[tuple[str, float], ...] = ()
 
     @property
     def chooses(self) -> bool:
@@ -80,6 +82,7 @@ class Planner:
         self._catalogue = bundle.catalogue
         self._filters = filters
         self._config = config.over(bundle.manifest.pipeline or NOTHING)
+        self._sources = [source for source in SOURCES if _has(bundle, source)]
         self._recipes = Kept[Recipe](MAX_KEPT_ARRAYS)
         self._caps = Kept[Caps](MAX_KEPT_ARRAYS)
         self._categories = Kept[Categories](MAX_KEPT_ARRAYS)
@@ -147,6 +150,7 @@ class Planner:
             rules.novelty,
             rules.candidates,
             rules.calibrate,
+            _in_order(rules.quotas),
         )
         return self._recipes.get(
             (boosts, caps, *others), lambda: self._make_recipe(rules, boosts, caps, name)
@@ -155,6 +159,7 @@ class Planner:
     def _make_recipe(
         self, rules: Rules, boosts: tuple[object, ...], caps: tuple[tuple[str, int], ...], name: str
     ) -> Recipe:
+        self._check_quotas(rules, name)
         # Who asks for diversity alone means that which works best.
         method = rules.rerank or (CALIBRATED if rules.calibrate else DPP if rules.diversity else SCORE)
         diversity = DEFAULT_WEIGHTS.get(method, 0.0) if rules.diversity is None else rules.diversity
@@ -179,7 +184,18 @@ class Planner:
             )
             if method == CALIBRATED
             else None,
+            quotas=_in_order(rules.quotas),
         )
+
+    def _check_quotas(self, rules: Rules, name: str) -> None:
+        for source, _ in _in_order(rules.quotas):
+            if source not in self._sources:
+                raise InvalidRequest(
+                    f"{name}.quotas",
+                    found=source,
+                    expected=f"a source that the bundle has: {', '.join(self._sources)}",
+                    cure="Export the bundle again.",
+                )
 
     def _make_boosts(self, boosts: Sequence[Boost], name: str) -> NDArray[np.float32]:
         total = np.zeros(len(self._catalogue), np.float32)
@@ -219,3 +235,20 @@ class Planner:
         n_lost = len(in_time) - len(kept)
         lost = f"{n_lost} of {len(in_time)} pinned items are unknown, or kept out by filter, exclusion or cap"
         return tuple(kept), (lost,) if n_lost else ()
+
+
+def _in_order(quotas: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Returns the quotas above 0 in the order of the sources: the wire does not keep that of a map."""
+    return tuple((source, quotas[source]) for source in SOURCES if quotas.get(source))
+
+
+def _has(bundle: Bundle, source: str) -> bool:
+    """Whether a bundle has what the source ``source`` reads."""
+    manifest = bundle.manifest
+    needs = {
+        # Numbers all point the same way.
+        SOURCE_SIMILAR: manifest.embedding_size > 1,
+        SOURCE_SEGMENT: manifest.segments is not None,
+        SOURCE_NEW: layout.FIRST_SEEN in manifest.files,
+    }
+    return needs.get(source, True)

@@ -88,7 +88,9 @@ class Reranker:
     def _relevance(self, recipe: Recipe, scores: Scores, items: Items, n_pinned: Items) -> Scores:
         """Returns what is weighed against diversity and novelty."""
         if recipe.diversity == 0 and recipe.novelty == 0:
-            return scores
+            # The order that the candidates have, which is not that of their scores where sources are mixed.
+            places = -np.arange(items.shape[1], dtype=np.float32)
+            return np.where(items >= 0, places, np.float32(-np.inf))
         relevance = unit_scores(scores, items, n_pinned)
         if recipe.novelty:
             weight = np.float32(recipe.novelty)

@@ -45,6 +45,7 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         rules=_rules_from_message(message.rules) if message.HasField("rules") else None,
         explain=message.explain or EXPLAIN_NONE,
         page_token=message.page_token if message.HasField("page_token") else None,
+        seed=message.seed if message.HasField("seed") else None,
     )
 
 
@@ -66,6 +67,7 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         rules=None if request.rules is None else _rules_to_message(request.rules),
         explain="" if request.explain == EXPLAIN_NONE else request.explain,
         page_token=request.page_token,
+        seed=request.seed,
     )
 
 
@@ -83,6 +85,7 @@ def _rules_from_message(message: pb.Rules) -> Rules:
         novelty=given("novelty"),
         candidates=given("candidates"),
         calibrate=message.calibrate,
+        quotas=dict(message.quotas),
     )
 
 
@@ -98,6 +101,7 @@ def _rules_to_message(rules: Rules) -> pb.Rules:
         novelty=rules.novelty,
         candidates=rules.candidates,
         calibrate=rules.calibrate,
+        quotas=rules.quotas,
     )
 
 
@@ -139,13 +143,21 @@ def slate_from_message(message: pb.Slate) -> Slate:
 
 def _item_to_message(item: SlateItem) -> pb.SlateItem:
     explanation = None if item.explanation is None else explanation_to_message(item.explanation)
-    return pb.SlateItem(item_id=item.item_id, score=item.score, rank=item.rank, explanation=explanation)
+    return pb.SlateItem(
+        item_id=item.item_id,
+        score=item.score,
+        rank=item.rank,
+        source=item.source,
+        retrieval_score=item.retrieval_score,
+        explanation=explanation,
+    )
 
 
 def _item_from_message(message: pb.SlateItem) -> SlateItem:
     explained = message.HasField("explanation")
     explanation = explanation_from_message(message.explanation) if explained else None
-    return SlateItem(message.rank, message.item_id, message.score, explanation)
+    source, retrieval_score = message.source, message.retrieval_score
+    return SlateItem(message.rank, message.item_id, message.score, source, retrieval_score, explanation)
 
 
 def page_from_message(message: pb.RecommendPageRequest) -> dict[str, Request]:

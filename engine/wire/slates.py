@@ -40,11 +40,11 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
         )
         if key not in rest:
             rest[key] = _encode_rest(answer)
-        if answer.explained is None:
+        if answer.explained is None and answer.origins is None:
             own = _encode_id(answer.slate_id) + _encode_chances(answer)
             encoded.append(b"".join((items, rest[key], own)))
         else:
-            # A field that repeats cannot be added to later: explained items are written the plain way.
+            # A field that repeats cannot be added to later: items that tell more are written the plain way.
             encoded.append(_encode_plain(answer))
     if queue_ns is None:
         return encoded

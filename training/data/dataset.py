@@ -149,6 +149,13 @@ class Dataset:
         )
         return counts
 
+    def first_seen(self) -> npt.NDArray[np.int64]:
+        """Returns when each item had its first interaction, seconds, 0 for none, (n_items,) int64."""
+        first = np.zeros(self.n_items, np.int64)
+        earliest = self.interactions.group_by(ITEM_INDEX).agg(pl.col(TIMESTAMP).min())
+        first[earliest[ITEM_INDEX].to_numpy()] = earliest[TIMESTAMP].to_numpy()
+        return first
+
     def save(self, folder: str | Path) -> None:
         """Writes a new folder of three Parquet files and a description, all of it or nothing.
 

@@ -123,7 +123,7 @@ def fit_space(dataset: Dataset, split: Split, *, context: bool, normalisation: s
     counts = np.bincount(train.item_index, minlength=dataset.n_items)
     item_seen = counts > 0
     users, items = dataset.users.drop(USER_ID), dataset.items.drop(ITEM_ID)
-    user_features = [f for f in (_user_feature(column, user_seen) for column in users) if f is not None]
+    user_features = [f for f in (fit_user_feature(column, user_seen) for column in users) if f is not None]
     categories = [f for f in (_category(column, item_seen) for column in items if _is_text(column)) if f]
     lists = [f for f in (_list_category(column, item_seen) for column in items if _is_list(column)) if f]
     # How often an item was met in training is known of every item, a new one too.
@@ -184,7 +184,8 @@ def _is_list(column: pl.Series) -> bool:
     return isinstance(column.dtype, pl.List) and column.dtype.inner == pl.String
 
 
-def _user_feature(column: pl.Series, seen: NDArray[np.bool_]) -> Category | Bins | None:
+def fit_user_feature(column: pl.Series, seen: NDArray[np.bool_]) -> Category | Bins | None:
+    """Returns the values or ranges of an attribute of the users ``seen`` (n_users,), None for other types."""
     if column.dtype.is_numeric():
         known = _floats(column)[seen]
         known = known[~np.isnan(known)]
