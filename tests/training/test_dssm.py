@@ -124,9 +124,11 @@ def test_the_bundle_holds_what_the_towers_compute(cold_run: Run, tmp_path: Path)
     assert isinstance(model, DSSM)
     whole = cold_run.dataset.histories()
     with torch.no_grad():
+        had = model.had_items * model.is_known_item.unsqueeze(1)
+        had = had + model.item_features @ model.item_projection
         pooled = torch.stack(
             [
-                model.had_items[torch.tensor(row[0].tolist())].sum(0) / len(row[0]) ** 0.5
+                had[torch.tensor(row[0].tolist())].sum(0) / len(row[0]) ** 0.5
                 for row in (whole.row(user) for user in range(N_USERS))
             ]
         )

@@ -3,7 +3,8 @@
 After Huang et al. 2013 (doi:10.1145/2505515.2505665) and Yi et al. 2019 (doi:10.1145/3298689.3346996): a
 softmax over the catalogue, full or sampled with the logQ correction. The item tower is an embedding of the
 id plus a projection of what is known of the item: its categories, price, title and any vector that came with
-it. The user tower is an embedding of the id, a projection of the user's attributes and what the user had.
+it. The user tower is an embedding of the id, a projection of the user's attributes and what the user had: an
+embedding of each item and the same projection of what is known of it.
 Ids are hidden from training now and then, so that an item nobody has had yet, whose id says nothing, is
 placed by its content. Both towers run at export: what is served is a table of users and one of items.
 """
@@ -149,7 +150,7 @@ class DSSM(LearnedTables):
         lengths = indptr[distinct + 1] - indptr[distinct]
         offsets = np.cumsum(lengths) - lengths
         flat = np.arange(lengths.sum()) + np.repeat(indptr[distinct] - offsets, lengths)
-        sums = self._sums(items[flat], offsets)[torch.from_numpy(back)] - self.had_items[targets]
+        sums = self._sums(items[flat], offsets)[torch.from_numpy(back)] - self._had(targets)
         others = torch.from_numpy((lengths - 1)[back]).clamp(min=1).sqrt().unsqueeze(1)
         return self._user_tower(torch.from_numpy(users), sums / others)
 
@@ -171,8 +172,13 @@ class DSSM(LearnedTables):
         )
 
     def _sums(self, items: NDArray[np.int32], offsets: NDArray[np.int64]) -> Tensor:
-        flat = torch.from_numpy(items.astype(np.int64))
-        return F.embedding_bag(flat, self.had_items, torch.from_numpy(offsets), mode="sum")
+        needed, back = torch.unique(torch.from_numpy(items.astype(np.int64)), return_inverse=True)
+        return F.embedding_bag(back, self._had(needed), torch.from_numpy(offsets), mode="sum")
+
+    def _had(self, items: Tensor) -> Tensor:
+        """Returns what an item says of who had it: by its id where training knows it, and by its content."""
+        ids = self.had_items[items] * self.is_known_item[items].unsqueeze(1)
+        return ids + self.item_features[items] @ self.item_projection
 
     def _user_tower(self, users: Tensor, pooled: Tensor) -> Tensor:
         ids = self.user_ids[users] * self._shown(self.is_known_user[users])
