@@ -1,6 +1,8 @@
 """What goes through the stages of the pipeline: a batch of requests and the bundle that answers it."""
 
+import time
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +21,7 @@ from recserve.engine.slate.plan import Planner
 from recserve.engine.slate.quotas import Origins
 from recserve.engine.slate.rerank import Reranker
 from recserve.engine.sources import QuerySource
+from recserve.engine.time_budget import StageCosts
 from recserve.engine.types import Request
 from recserve.errors import ConfigError, InvalidRequest
 
@@ -38,6 +41,7 @@ class LoadedBundle:
     online: OnlineStage | None = None
     segments: Segments | None = None
     newest: FixedRanking | None = None
+    costs: StageCosts = field(default_factory=StageCosts)
 
     @classmethod
     def of(
@@ -86,7 +90,8 @@ class Batch:
     """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``.
 
     ``degraded``: the model is left out, all rows are answered as cold starts are. ``n_spare``: how many more
-    candidates each row gets because rows before it on a page may take them.
+    candidates each row gets because rows before it on a page may take them. ``deadlines``: of the rows, by
+    ``clock`` in seconds; empty for none.
     """
 
     loaded: LoadedBundle
@@ -95,6 +100,10 @@ class Batch:
     now: int
     degraded: bool = False
     n_spare: int = 0
+    deadlines: Sequence[float] = ()
+    clock: Callable[[], float] = time.monotonic
+    # By row: the stages that are left out of it to be in time.
+    skipped: dict[int, tuple[str, ...]] = field(default_factory=dict)
     resolved: list[ResolvedRequest] = field(default_factory=list)
     queries: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     found: list[tuple[str, NDArray[np.float32], NDArray[np.int32]]] = field(default_factory=list)

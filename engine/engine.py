@@ -1,14 +1,14 @@
 """The face of the embedded engine."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from recserve import kernels
 from recserve.engine.batch import Batch, LoadedBundle
-from recserve.engine.bundle import Bundle, Manifest, open_bundle
+from recserve.engine.bundle import Bundle, Manifest
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.bundle.signatures import Trust
 from recserve.engine.candidates import rank_candidates
@@ -16,26 +16,18 @@ from recserve.engine.config import EngineConfig
 from recserve.engine.counters import Counters
 from recserve.engine.explain.cause import WhyNot
 from recserve.engine.explain.why_not import why_not
-from recserve.engine.features import (
-    check_ids,
-    check_k,
-    check_page,
-    check_request,
-    check_variant,
-)
+from recserve.engine.features import check_ids, check_k, check_page, check_variant
+from recserve.engine.loading import check_for, load_bundle
 from recserve.engine.online.stage import OnlineStage
 from recserve.engine.pipeline import run, run_page
 from recserve.engine.ranked import Ranked, slates
-from recserve.engine.ranker import Ranker
-from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.rehearsal import rehearsal
-from recserve.engine.retrieval import Retriever
 from recserve.engine.similar import has_directions, similar_slate
 from recserve.engine.slate_cache import SlateCache
-from recserve.engine.sources import open_source
 from recserve.engine.state.events import HISTORY_ACTIONS, check_action
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.time_budget import deadlines_of
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.errors import InvalidRequest, Unavailable
 
@@ -82,16 +74,7 @@ class Engine:
         :class:`ConfigError` when the machine cannot run it as configured.
         """
         config = config or EngineConfig()
-        bundle = open_bundle(path, config.signature_policy)
-        kernels.warmup()
-        sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
-        ranking = None
-        if (entry := bundle.manifest.ranker) is not None:
-            ranking = RankStage(bundle, Ranker(bundle, entry, config), config.rank_candidates)
-        retriever = Retriever(bundle, config.index_folder)
-        stage = None if online is None else online(bundle)
-        loaded = LoadedBundle.of(bundle, sources, retriever, config.pipeline, ranking, stage)
-        engine = cls(loaded, config, observed)
+        engine = cls(load_bundle(path, config, online), config, observed)
         engine._warm_up()
         return engine
 
@@ -150,7 +133,7 @@ class Engine:
         requests = self._accept(requests)
         for request in requests:
             self._check(request)
-        return slates(self._recall(requests))
+        return slates(self._recall(requests, deadlines=deadlines_of(requests, time.monotonic())))
 
     def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
         """Answers the rows of one page by name, as one batch: an item that one has, no later one gets.
@@ -160,15 +143,22 @@ class Engine:
         """
         return dict(zip(rows, slates(self.rank_page(rows)), strict=True))
 
-    def rank_page(self, rows: Mapping[str, Request]) -> list[Ranked]:
-        """Does what :meth:`recommend_page` does, and leaves the items as arrays."""
+    def rank_page(self, rows: Mapping[str, Request], *, deadline: float = math.inf) -> list[Ranked]:
+        """Does what :meth:`recommend_page` does, and leaves the items as arrays.
+
+        ``deadline``: as of :meth:`rank_each`, for the page; a budget of one row counts for all.
+        """
         requests = self._accept(rows.values())
         check_page(rows, self._check, self._config.max_k)
         variants = {self._variant(request) for request in requests}
         if len(variants) > 1:
             found = ", ".join(sorted(variants))
             raise InvalidRequest("variant of the rows", found=found, expected="one for all")
-        return self._run_batch(requests, variants.pop(), run_page) if requests else []
+        if not requests:
+            return []
+        deadline = min(deadline, *deadlines_of(requests, time.monotonic()), math.inf)
+        deadlines = [deadline] * len(requests) if deadline < math.inf else []
+        return self._run_batch(requests, variants.pop(), run_page, deadlines=deadlines)
 
     def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
         """Answers requests as one batch, in their order; a bad entry has its error in its place."""
@@ -177,35 +167,31 @@ class Engine:
         return [next(named) if isinstance(answer, Ranked) else answer for answer in answers]
 
     def rank_each(
-        self, requests: Iterable[Request], *, degraded: bool = False
+        self, requests: Iterable[Request], *, degraded: bool = False, deadlines: Sequence[float] | None = None
     ) -> list[Ranked | InvalidRequest]:
         """Does what :meth:`recommend_each` does, and leaves the items as arrays for the wire to encode.
 
         ``degraded``: leaves the model out and answers with popular items, at a small part of the cost.
+        ``deadlines``: of each request, by ``time.monotonic``; not given: by their budgets from now on.
         """
         requests = self._accept(requests)
+        deadlines = deadlines_of(requests, time.monotonic()) if deadlines is None else deadlines
         answers: list[Ranked | InvalidRequest | None] = []
         good = []
-        for request in requests:
+        for i, request in enumerate(requests):
             try:
                 self._check(request)
             except InvalidRequest as error:
                 answers.append(error)
             else:
                 answers.append(None)
-                good.append(request)
-        ranked = iter(self._recall(good, degraded))
+                good.append(i)
+        kept = [deadlines[i] for i in good] if deadlines else ()
+        ranked = iter(self._recall([requests[i] for i in good], degraded, kept))
         return [next(ranked) if answer is None else answer for answer in answers]
 
     def _check(self, request: Request) -> None:
-        loaded = self._loaded
-        check_request(request, loaded.bundle, self._config, loaded.planner)
-        if request.context and loaded.segments is not None:
-            loaded.segments.check(request.context)
-        if loaded.ranking is not None:
-            loaded.ranking.check(request)
-        elif request.predict or request.weights:
-            refuse_without_ranker(request)
+        check_for(self._loaded, request, self._config)
 
     def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
@@ -216,29 +202,40 @@ class Engine:
             )
         return requests
 
-    def _recall(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
+    def in_haste(self, deadlines: Sequence[float]) -> list[int]:
+        """Returns the rows of a batch that are late unless they are answered apart from the others."""
+        return self._loaded.costs.in_haste(deadlines, time.monotonic())
+
+    def _recall(
+        self, requests: list[Request], degraded: bool = False, deadlines: Sequence[float] = ()
+    ) -> list[Ranked]:
         """Answers from what was computed before, where the settings say so, and computes the rest."""
         if self._cache is None:
-            return self._run(requests, degraded)
+            return self._run(requests, degraded, deadlines)
         states = [self._observed.state_of(request.user_id) for request in requests]
         computed = 0
+        deadline_of = {id(request): deadline for request, deadline in zip(requests, deadlines, strict=False)}
 
         def compute(missing: list[Request]) -> list[Ranked]:
             nonlocal computed
             computed = len(missing)
-            return self._run(missing, degraded)
+            kept = [deadline_of[id(request)] for request in missing] if deadlines else ()
+            return self._run(missing, degraded, kept)
 
         answers = self._cache.answer(requests, states, compute, stale=degraded)
         self._counters.add(requests=len(requests) - computed, cached=len(requests) - computed)
         return answers
 
-    def _run(self, requests: list[Request], degraded: bool = False) -> list[Ranked]:
+    def _run(
+        self, requests: list[Request], degraded: bool = False, deadlines: Sequence[float] = ()
+    ) -> list[Ranked]:
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(self._variant(request), []).append(i)
         ranked: dict[int, Ranked] = {}
         for variant, rows in rows_of.items():
-            answers = self._run_batch([requests[i] for i in rows], variant, run, degraded)
+            kept = [deadlines[i] for i in rows] if deadlines else ()
+            answers = self._run_batch([requests[i] for i in rows], variant, run, degraded, kept)
             ranked.update(zip(rows, answers, strict=True))
         return [ranked[i] for i in range(len(requests))]
 
@@ -248,8 +245,11 @@ class Engine:
         variant: str,
         run: Callable[[Batch, HistoryStore], list[Ranked]],
         degraded: bool = False,
+        deadlines: Sequence[float] = (),
     ) -> list[Ranked]:
-        batch = Batch(self._loaded, variant, requests, now=int(time.time()), degraded=degraded)
+        batch = Batch(
+            self._loaded, variant, requests, now=int(time.time()), degraded=degraded, deadlines=deadlines
+        )
         answers = run(batch, self._store)
         self._counters.add(
             requests=len(requests),

@@ -20,6 +20,7 @@ from recserve.errors import InvalidRequest, nearest
 
 MAX_CONTEXT = 64
 MAX_SEED = (1 << 63) - 1
+MAX_BUDGET_MS = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,9 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
     if request.page_token is not None:
         read_token(request)
     if request.seed is not None:
-        check_seed(request.seed)
+        _check_whole("seed", request.seed, 0, MAX_SEED)
+    if request.budget_ms is not None:
+        _check_whole("budget_ms", request.budget_ms, 1, MAX_BUDGET_MS)
 
 
 def check_k(k: int, config: EngineConfig) -> None:
@@ -110,10 +113,9 @@ def check_k(k: int, config: EngineConfig) -> None:
         raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
 
 
-def check_seed(seed: int) -> None:
-    """Raises :class:`InvalidRequest` unless ``seed`` is a whole number that the wire carries."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-        raise InvalidRequest("seed", found=seed, expected=f"a whole number from 0 to {MAX_SEED}")
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise InvalidRequest(name, found=value, expected=f"a whole number from {low} to {high}")
 
 
 def check_ids(name: str, ids: Sequence[str], limit: int) -> None:

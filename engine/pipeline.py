@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from recserve.engine.batch import Batch
 from recserve.engine.explain.explained import Explained
-from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.explain.stage import explain
 from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.mixing import cold_start, mix, scores_of
+from recserve.engine.optional_stages import rows_of_stages
 from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
 from recserve.engine.slate.paging import MAX_SHOWN, read_token, write_token
@@ -25,7 +25,14 @@ from recserve.engine.slate.plan import NO_ITEMS, Plan
 from recserve.engine.slate.quotas import Origins
 from recserve.engine.slate.rerank import Candidates
 from recserve.engine.state.history import HistoryStore
-from recserve.engine.types import DEGRADED_MODEL, SOURCE_MODEL
+from recserve.engine.time_budget import UNSKIPPED
+from recserve.engine.types import (
+    DEGRADED_EXPLAIN,
+    DEGRADED_MODEL,
+    DEGRADED_RANK,
+    DEGRADED_RERANK,
+    SOURCE_MODEL,
+)
 
 T = TypeVar("T")
 
@@ -33,6 +40,8 @@ T = TypeVar("T")
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     """Answers a batch of checked requests, in their order."""
     find(batch, store)
+    if batch.deadlines:
+        batch.loaded.costs.record(UNSKIPPED, len(batch.requests), sum(batch.stage_ns.values()))
     _finish(batch, range(len(batch.requests)))
     return _timed(batch, "assemble", lambda: _assemble(batch))
 
@@ -70,14 +79,16 @@ def _mix(batch: Batch, rows: Sequence[int]) -> None:
 
 def _finish(batch: Batch, rows: Sequence[int]) -> None:
     """Makes slates of the candidates of ``rows``."""
-    if batch.objectives:
-        _timed(batch, "rank", lambda: rank(batch, [i for i in rows if i in batch.objectives]))
+    planned = [i for i in rows if batch.resolved[i].plan is not None]
+    wanting = rows_of_stages(batch, rows, planned)
+    if ranked := wanting[DEGRADED_RANK]:
+        _timed(batch, "rank", lambda: rank(batch, ranked), len(ranked))
     if batch.moves is not None:
         _timed(batch, "online", lambda: _move(batch, rows))
-    if any(batch.resolved[i].plan for i in rows):
-        _timed(batch, "rerank", lambda: rerank(batch, rows))
-    if explained := [i for i in rows if batch.requests[i].explain != EXPLAIN_NONE]:
-        _timed(batch, "explain", lambda: explain(batch, explained))
+    if planned:
+        _timed(batch, "rerank", lambda: rerank(batch, planned), len(wanting[DEGRADED_RERANK]))
+    if explained := wanting[DEGRADED_EXPLAIN]:
+        _timed(batch, "explain", lambda: explain(batch, explained), len(explained))
 
 
 def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
@@ -91,10 +102,14 @@ def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
     batch.found[i] = (source, scores[kept], items[kept])
 
 
-def _timed(batch: Batch, stage: str, work: Callable[[], T]) -> T:
+def _timed(batch: Batch, stage: str, work: Callable[[], T], n_rows: int = 0) -> T:
+    """``n_rows``: how many rows an optional stage is for, whose cost is remembered."""
     start = time.perf_counter_ns()
     result = work()
-    batch.stage_ns[stage] = batch.stage_ns.get(stage, 0) + time.perf_counter_ns() - start
+    spent = time.perf_counter_ns() - start
+    batch.stage_ns[stage] = batch.stage_ns.get(stage, 0) + spent
+    if n_rows:
+        batch.loaded.costs.record(stage, n_rows, spent)
     return result
 
 
@@ -263,6 +278,8 @@ def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ra
     for i, request in enumerate(batch.requests):
         if request.page_token is not None:
             answers[i] = _with_token(batch, i, answers[i], on_page)
+    for i, skipped in batch.skipped.items():
+        answers[i] = replace(answers[i], degraded=(*answers[i].degraded, *skipped))
     for i, origins in batch.origins.items():
         answers[i] = replace(answers[i], origins=_of_slate(answers[i], origins))
     return answers

@@ -10,10 +10,12 @@ from recserve.engine.explain.explanation import EXPLAIN_NONE, Explanation
 # of a segment or all users take, what is new, chance.
 SOURCE_MODEL, SOURCE_SIMILAR, SOURCE_SEGMENT, SOURCE_POPULARITY, SOURCE_NEW, SOURCE_EXPLORE = SOURCES
 
-# What may be left out of a slate so that it comes in time: "model" means popular items instead of its own.
+# What may be left out of a slate so that it comes in time: "model" means popular items instead of its own,
+# "rank" the order of retrieval, "rerank" no diversity or novelty, "explain" no reasons.
 DEGRADED_MODEL = "model"
 # And "cache": an answer that was computed for the same request some time ago.
 DEGRADED_CACHE = "cache"
+DEGRADED_RANK, DEGRADED_RERANK, DEGRADED_EXPLAIN = "rank", "rerank", "explain"
 
 DEFAULT_K = 10
 
@@ -35,6 +37,8 @@ class Request:
     for the first page of a list, then the ``next_page_token`` of the slate before; None: no further page is
     wanted.
     ``seed``: the same choice again where chance has a part (exploration), 0 to 2^63 - 1; None: a new one.
+    ``budget_ms``: what does not fit into these milliseconds is left out of the slate: explanations first,
+    then diversity, then the second stage; None: nothing is, but for a deadline of the call.
     """
 
     user_id: str = ""
@@ -52,6 +56,7 @@ class Request:
     explain: str = EXPLAIN_NONE
     page_token: str | None = None
     seed: int | None = None
+    budget_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Slate:
 
     ``arm``: the caller's, while a server divides its callers between versions; else "". ``degraded``: what
     was left out to answer in time ("model": these are popular items, "cache": this was computed before and
-    may not know the newest events); empty for a full answer.
+    may not know the newest events; "explain", "rerank", "rank": without them); empty for a full answer.
     ``slate_id``: of this slate alone, for the events that it leads to. ``propensities``: with which
     probability each item got its place, and ``explored``: the ranks of those that have it to learn something;
     empty where nothing is learned online.

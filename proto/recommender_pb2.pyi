@@ -86,6 +86,7 @@ class RecommendRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    BUDGET_MS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -116,6 +117,11 @@ class RecommendRequest(_message.Message):
     """
     seed: _builtins.int
     """Where chance has a part (exploration): the same choice for the same seed and user. Not set: a new one."""
+    budget_ms: _builtins.int
+    """Milliseconds from the arrival of the call, where the call's own deadline is later. What does not fit is left
+    out of the slate and named in `degraded`: explanations first, then diversity and novelty, then the second
+    stage. Not set: the deadline counts.
+    """
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Item ids, newest last. When given it wins over the history that the server remembers."""
@@ -163,17 +169,22 @@ class RecommendRequest(_message.Message):
         explain: _builtins.str = ...,
         page_token: _builtins.str | None = ...,
         seed: _builtins.int | None = ...,
+        budget_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "k", b"k", "page_token", b"page_token", "rules", b"rules", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "k", b"k", "page_token", b"page_token", "rules", b"rules", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget_ms: _TypeAlias = _typing.Literal["budget_ms"]  # noqa: Y015
+    _WhichOneofArgType__budget_ms: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms"]  # noqa: Y015
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
     _WhichOneofReturnType__page_token: _TypeAlias = _typing.Literal["page_token"]  # noqa: Y015
     _WhichOneofArgType__page_token: _TypeAlias = _typing.Literal["_page_token", b"_page_token"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_ms) -> _WhichOneofReturnType__budget_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
     @_typing.overload
@@ -987,7 +998,9 @@ class Slate(_message.Message):
     @_builtins.property
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was left out to answer in time. "model": the items are popular ones, for the model had no time left;
-        "cache": the answer was computed before and may not know the newest events. Empty: a full answer.
+        "cache": the answer was computed before and may not know the newest events.
+        "explain", "rerank", "rank": without explanations, without diversity and novelty, in the order of
+        retrieval. Empty: a full answer.
         """
 
     @_builtins.property

@@ -1,5 +1,6 @@
 """Answers requests through the registry: by arm, counted, guarded, and shadowed after the answer."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,20 +45,24 @@ class Router:
         model: str = "",
         version: str = "",
         degraded: bool = False,
+        deadlines: Sequence[float] = (),
     ) -> Iterator[tuple[list[int], list[Ranked | InvalidRequest]]]:
         """Yields rows of ``requests`` and their answers, one arm after the other, each from one version.
 
         ``keys()`` gives what assigns each request to an arm; asked only when there are several. A request
         that names a variant gets it from whatever version its arm has. ``version``: asks that arm, whoever
         calls; raises :class:`UnknownModel` when no arm has it. ``degraded``: as in Engine.rank_each; such
-        answers say nothing about an arm and are neither counted for it nor shadowed.
+        answers say nothing about an arm and are neither counted for it nor shadowed. ``deadlines``: of the
+        requests, by ``time.monotonic``; who is in haste is answered before the others of the arm.
         """
         with self.registry.lease(model) as lease:
             route = lease.route.only(version) if version else lease.route
-            for arm, rows in route.assign(keys() if route.is_split else [""] * len(requests)):
+            assigned = route.assign(keys() if route.is_split else [""] * len(requests))
+            for arm, rows in _by_haste(lease, assigned, deadlines):
                 asked = [for_arm(requests[i], arm) for i in rows]
                 start = self._clock()
-                answers = self._ask(lease, arm, asked, degraded)
+                until = [deadlines[i] for i in rows] if deadlines else None
+                answers = self._ask(lease, arm, asked, degraded, until)
                 if degraded:
                     yield rows, answers
                     continue
@@ -72,14 +77,16 @@ class Router:
                         if isinstance(answer, Ranked)
                     )
 
-    def answer_page(self, rows: Mapping[str, Request], key: str, *, model: str = "") -> list[Ranked]:
+    def answer_page(
+        self, rows: Mapping[str, Request], key: str, *, model: str = "", deadline: float = math.inf
+    ) -> list[Ranked]:
         """Answers the rows of one page, all from the arm of the caller ``key``; see Engine.recommend_page."""
         with self.registry.lease(model) as lease:
             [(arm, _)] = lease.route.assign([key])
             start = self._clock()
             asked = {name: for_arm(request, arm) for name, request in rows.items()}
             try:
-                answers = lease.engine(arm).rank_page(asked)
+                answers = lease.engine(arm).rank_page(asked, deadline=deadline)
             except InvalidRequest:
                 raise
             except Exception:
@@ -93,10 +100,15 @@ class Router:
         self.shadow.close()
 
     def _ask(
-        self, lease: Lease[Engine], arm: Arm, requests: list[Request], degraded: bool
+        self,
+        lease: Lease[Engine],
+        arm: Arm,
+        requests: list[Request],
+        degraded: bool,
+        deadlines: Sequence[float] | None,
     ) -> list[Ranked | InvalidRequest]:
         try:
-            answers = lease.engine(arm).rank_each(requests, degraded=degraded)
+            answers = lease.engine(arm).rank_each(requests, degraded=degraded, deadlines=deadlines)
         except Exception:
             if len(requests) == 1:
                 # The rows of a larger batch are asked again, each alone.
@@ -135,6 +147,17 @@ class Router:
                 limit=round(breach.limit, 6),
             )
             self.on_rollback(active.model, breach)
+
+
+def _by_haste(
+    lease: Lease[Engine], assigned: list[tuple[Arm, list[int]]], deadlines: Sequence[float]
+) -> Iterator[tuple[Arm, list[int]]]:
+    """Yields arms and rows, those in haste apart and first: a batch is answered when all of it is done."""
+    for arm, rows in assigned:
+        hasty = lease.engine(arm).in_haste([deadlines[i] for i in rows]) if deadlines else []
+        if hasty:
+            yield arm, [rows[place] for place in hasty]
+        yield arm, [row for place, row in enumerate(rows) if place not in hasty] if hasty else rows
 
 
 def for_arm(request: Request, arm: Arm) -> Request:

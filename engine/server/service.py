@@ -77,7 +77,8 @@ class RecommenderService:
 
     def _recommend(self, entries: list[Call | Row], *, degraded: bool) -> None:
         asked = [_asked(entry) for entry in entries]
-        for rows, answers in self._answer(asked, degraded):
+        deadlines = [_deadline(entry, one.request) for entry, one in zip(entries, asked, strict=True)]
+        for rows, answers in self._answer(asked, deadlines, degraded):
             answered = []
             for i, answer in zip(rows, answers, strict=True):
                 entry = entries[i]
@@ -168,14 +169,15 @@ class RecommenderService:
             Asked(entry.model, "", request_from_message(entry), entry.user_id or f"{call.request_id}/{i}")
             for i, entry in enumerate(message.requests)
         ]
-        for rows, answers in self._answer(asked):
+        deadlines = [_deadline(call, one.request) for one in asked]
+        for rows, answers in self._answer(asked, deadlines):
             named = iter(slates([answer for answer in answers if isinstance(answer, Ranked)]))
             for i, answer in zip(rows, answers, strict=True):
                 results[i] = _result(next(named) if isinstance(answer, Ranked) else answer)
         return pb.RecommendManyResponse(results=results)
 
     def _answer(
-        self, asked: Sequence["Asked"], degraded: bool = False
+        self, asked: Sequence["Asked"], deadlines: Sequence[float], degraded: bool = False
     ) -> Iterator[tuple[Sequence[int], list[Ranked | InvalidRequest]]]:
         """Yields rows and their answers, by model, version and arm."""
         for (model, version), group in _by_target(asked):
@@ -183,7 +185,12 @@ class RecommenderService:
             try:
                 keys = partial(_keys_of, asked, group)
                 answered = self._router.answer(
-                    requests, keys, model=model, version=version, degraded=degraded
+                    requests,
+                    keys,
+                    model=model,
+                    version=version,
+                    degraded=degraded,
+                    deadlines=[deadlines[i] for i in group],
                 )
                 for rows, answers in answered:
                     self._tell(model, answers)
@@ -195,7 +202,8 @@ class RecommenderService:
         rows = page_from_message(message)
         # The rows of a page are one caller's.
         key = next((row.user_id for row in rows.values() if row.user_id), call.request_id)
-        answers = self._router.answer_page(rows, key, model=message.model)
+        deadline = min([call.deadline, *(_deadline(call, row) for row in rows.values())])
+        answers = self._router.answer_page(rows, key, model=message.model, deadline=deadline)
         self._tell(message.model, answers)
         for answer in answers[:1]:
             call.stage_ns.update(answer.stage_ns)
@@ -267,6 +275,13 @@ def _asked(entry: Call | Row) -> Asked:
         message = entry.request
         return Asked(message.model, "", request_from_message(message), message.user_id or entry.request_id)
     return Asked(entry.model, entry.version, entry.request, entry.key)
+
+
+def _deadline(entry: Call | Row, request: Request) -> float:
+    """Returns when an answer is late: after the call's deadline or its budget, from its arrival on."""
+    if request.budget_ms is None or not isinstance(entry, Call):
+        return entry.deadline
+    return min(entry.deadline, entry.received_at + request.budget_ms / 1000)
 
 
 def _keys_of(asked: Sequence[Asked], rows: Sequence[int]) -> list[str]:

@@ -1,7 +1,7 @@
 """What is to be done for one request between its candidates and its slate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,12 @@ class Recipe:
     @property
     def chooses(self) -> bool:
         """Whether the slate is another choice than the first candidates."""
-        return self.method != SCORE or self.novelty > 0 or self.caps is not None
+        return self.is_diverse or self.caps is not None
+
+    @property
+    def is_diverse(self) -> bool:
+        """Whether it is chosen by more than the order of the candidates."""
+        return self.method != SCORE or self.novelty > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,10 @@ class Plan:
     recipe: Recipe
     pins: tuple[tuple[int, int], ...]
     warnings: tuple[str, ...]
+
+    def plain(self) -> "Plan":
+        """Returns the plan without diversity and novelty."""
+        return replace(self, recipe=replace(self.recipe, method=SCORE, diversity=0.0, novelty=0.0))
 
     def n_candidates(self, k: int) -> int:
         """How many items a slate of ``k`` is chosen from."""

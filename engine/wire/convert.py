@@ -46,6 +46,7 @@ def request_from_message(message: pb.RecommendRequest) -> Request:
         explain=message.explain or EXPLAIN_NONE,
         page_token=message.page_token if message.HasField("page_token") else None,
         seed=message.seed if message.HasField("seed") else None,
+        budget_ms=message.budget_ms if message.HasField("budget_ms") else None,
     )
 
 
@@ -68,6 +69,7 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         explain="" if request.explain == EXPLAIN_NONE else request.explain,
         page_token=request.page_token,
         seed=request.seed,
+        budget_ms=request.budget_ms,
     )
 
 

@@ -1,5 +1,6 @@
 """Canaries and shadows over real engines: what a caller gets, and what is counted behind it."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ def test_a_batch_is_divided_and_each_row_comes_from_its_arm(bench: Bench) -> Non
         assert is_of(arm.version, [item.item_id for item in slate.items])
     assert {slate.arm for slate in found} == {"control", "canary"}
     assert bench.ask(*users[:5])[0].bundle_version == found[0].bundle_version
+
+
+def test_who_is_in_haste_is_answered_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.registry.set_route(MODEL, Route(arms=(Arm(version="v1"),)))
+    monkeypatch.setattr(bench.engines["v1"], "in_haste", lambda deadlines: [1, 3])
+    requests = [Request(user_id=f"user-{i}", k=3) for i in range(5)]
+    answered = list(bench.router.answer(requests, list, deadlines=[math.inf] * 5))
+    assert [rows for rows, _ in answered] == [[1, 3], [0, 2, 4]]
+    assert all(len(answers) == len(rows) for rows, answers in answered)
+    assert [rows for rows, _ in bench.router.answer(requests, list)] == [[0, 1, 2, 3, 4]]
 
 
 def test_without_a_split_no_arm_is_named(bench: Bench) -> None:

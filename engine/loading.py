@@ -1,0 +1,42 @@
+"""From a folder to a bundle that answers: opened, checked, with everything that its stages need."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from recserve import kernels
+from recserve.engine.batch import LoadedBundle
+from recserve.engine.bundle import Bundle, open_bundle
+from recserve.engine.config import EngineConfig
+from recserve.engine.features import check_request
+from recserve.engine.online.stage import OnlineStage
+from recserve.engine.ranker import Ranker
+from recserve.engine.ranking import RankStage, refuse_without_ranker
+from recserve.engine.retrieval import Retriever
+from recserve.engine.sources import open_source
+from recserve.engine.types import Request
+
+
+def load_bundle(
+    path: str | Path, config: EngineConfig, online: Callable[[Bundle], OnlineStage] | None = None
+) -> LoadedBundle:
+    """Opens the bundle in ``path`` and its stages; raises as :meth:`Engine.load`."""
+    bundle = open_bundle(path, config.signature_policy)
+    kernels.warmup()
+    sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
+    ranking = None
+    if (entry := bundle.manifest.ranker) is not None:
+        ranking = RankStage(bundle, Ranker(bundle, entry, config), config.rank_candidates)
+    retriever = Retriever(bundle, config.index_folder)
+    stage = None if online is None else online(bundle)
+    return LoadedBundle.of(bundle, sources, retriever, config.pipeline, ranking, stage)
+
+
+def check_for(loaded: LoadedBundle, request: Request, config: EngineConfig) -> None:
+    """Raises :class:`InvalidRequest` naming the first field that no stage of ``loaded`` could satisfy."""
+    check_request(request, loaded.bundle, config, loaded.planner)
+    if request.context and loaded.segments is not None:
+        loaded.segments.check(request.context)
+    if loaded.ranking is not None:
+        loaded.ranking.check(request)
+    elif request.predict or request.weights:
+        refuse_without_ranker(request)
