@@ -3,15 +3,18 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from recserve.engine.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
+    from recserve.engine.bundle.rules import Boost
     from recserve.engine.client import RecommenderClient
     from recserve.engine.engine import Engine
+
+T = TypeVar("T")
 
 
 def register(add: Callable[..., Any]) -> None:
@@ -35,6 +38,33 @@ def recommend(
     diversity: Annotated[
         float | None, typer.Option(help="Weight of diversity against the scores, 0 to 1.")
     ] = None,
+    novelty: Annotated[
+        float | None, typer.Option(help="Weight of being little known against the scores, 0 to 1.")
+    ] = None,
+    pins: Annotated[str, typer.Option(help="Items at fixed ranks: ITEM=1,ITEM=3.")] = "",
+    boost: Annotated[
+        list[str] | None,
+        typer.Option(help="Weight added to scores, and of what; may be repeated: '0.3:year >= 1997'."),
+    ] = None,
+    quotas: Annotated[
+        str, typer.Option(help="Shares of candidates by source: model=7,similar=2,new=1.")
+    ] = "",
+    predict: Annotated[
+        str, typer.Option(help="What the score is: context, click, rating or retrieval.")
+    ] = "",
+    weights: Annotated[
+        str, typer.Option(help="Or a weighted sum of predictions and attributes: click=1,margin=0.2.")
+    ] = "",
+    context: Annotated[
+        str, typer.Option(help="What is known of the moment and the user: hour=9,age=25.")
+    ] = "",
+    seed: Annotated[int | None, typer.Option(help="The same choice again where chance has a part.")] = None,
+    page_token: Annotated[
+        str | None, typer.Option(help="'' for the first page; then what the page before printed.")
+    ] = None,
+    budget_ms: Annotated[
+        int | None, typer.Option(help="Leave out what does not fit into so many milliseconds.")
+    ] = None,
     explain: Annotated[str, typer.Option(help="Say why: fast, exact or none.")] = "none",
     why_not: Annotated[str, typer.Option(help="Say instead what keeps this item out of the slate.")] = "",
     language: Annotated[str, typer.Option(help="Of the reasons: en, es, zh.")] = "en",
@@ -54,10 +84,18 @@ def recommend(
     json: JsonOption = False,
 ) -> None:
     """Recommend items to one user, from a bundle or a running server."""
-    from recserve.engine.bundle.rules import Rules
+    from recserve.engine.bundle.rules import NOTHING, Pin, Rules
     from recserve.engine.show import named_items, show_slate, show_why_not
     from recserve.engine.types import Request
 
+    rules = Rules(
+        caps=_pairs("caps", caps, int),
+        diversity=diversity,
+        novelty=novelty,
+        pins=[Pin(item_id, rank) for item_id, rank in _pairs("pins", pins, int).items()],
+        boosts=[_boost(text) for text in boost or ()],
+        quotas=_pairs("quotas", quotas, float),
+    )
     request = Request(
         user_id=user,
         k=k,
@@ -65,7 +103,13 @@ def recommend(
         exclude=exclude.split(",") if exclude else (),
         variant=variant,
         filter=filter,
-        rules=Rules(caps=_caps(caps), diversity=diversity) if caps or diversity is not None else None,
+        rules=None if NOTHING.over(rules) == NOTHING else rules,
+        predict=predict,
+        weights=_pairs("weights", weights, float),
+        context=_pairs("context", context, str),
+        seed=seed,
+        page_token=page_token,
+        budget_ms=budget_ms,
         explain=explain,
     )
     if bool(server) == (bundle is not None):
@@ -95,12 +139,27 @@ def _open(
     return Engine.load(bundle or "", load_settings(config, {}).engine)
 
 
-def _caps(text: str) -> dict[str, int]:
-    """Reads "brand=2,category=4"."""
-    caps = {}
+def _pairs(flag: str, text: str, kind: Callable[[str], T]) -> dict[str, T]:
+    """Reads "brand=2,category=4"; a name may have an equals sign, a value none."""
+    pairs = {}
     for part in text.split(",") if text else ():
-        attribute, _, limit = part.partition("=")
-        if not attribute or not limit.isdecimal():
-            raise typer.BadParameter(f"--caps is {part!r}; expected ATTRIBUTE=NUMBER,...")
-        caps[attribute] = int(limit)
-    return caps
+        name, _, value = part.rpartition("=")
+        try:
+            pairs[name] = kind(value)
+        except ValueError:
+            name = ""
+        if not name:
+            word = {int: "NUMBER", float: "NUMBER"}.get(kind, "VALUE")  # type: ignore[call-overload]
+            raise typer.BadParameter(f"--{flag} is {part!r}; expected NAME={word},...")
+    return pairs
+
+
+def _boost(text: str) -> "Boost":
+    """Reads "0.3:year >= 1997"."""
+    from recserve.engine.bundle.rules import Boost
+
+    weight, _, filter_ = text.partition(":")
+    try:
+        return Boost(filter_, float(weight))
+    except ValueError:
+        raise typer.BadParameter(f"--boost is {text!r}; expected WEIGHT:FILTER") from None

@@ -39,16 +39,25 @@ def show_slate(
         console.print_json(value)
         return
     is_explained = any(item.explanation for item in slate.items)
+    has_sources = any(item.source for item in slate.items)
     labels = [label for label in LABELS if any(label in values for values in attributes.values())]
     console.print_table(
         title,
-        ["rank", "item", *labels, "score", *(["why"] if is_explained else [])],
+        [
+            "rank",
+            "item",
+            *labels,
+            "score",
+            *(["source"] if has_sources else []),
+            *(["why"] if is_explained else []),
+        ],
         [
             [
                 item.rank,
                 item.item_id,
                 *(attribute_text(attributes.get(item.item_id, {}).get(label)) for label in labels),
                 f"{item.score:.4g}",
+                *([item.source] if has_sources else []),
                 *([_why(item, attributes, language)] if is_explained else []),
             ]
             for item in slate.items
@@ -57,6 +66,10 @@ def show_slate(
     console.note(f"{slate.source}, {slate.bundle_version}, {slate.variant}: {stage_text(slate)}")
     for warning in slate.warnings:
         console.note(f"warning: {warning}")
+    if slate.degraded:
+        console.note(f"left out to be in time: {', '.join(slate.degraded)}")
+    if slate.next_page_token:
+        console.note(f"next page: --page-token {slate.next_page_token}")
 
 
 def _why(item: SlateItem, attributes: Mapping[str, Mapping[str, Any]], language: str) -> str:

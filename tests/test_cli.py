@@ -88,8 +88,28 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
     code, out, _ = run("recommend", bundle_folder, "--json", "--history", history, "--why-not", history[:8])
     assert code == 0
     assert json.loads(out)["cause"] == "seen"
-    code, _, err = run("recommend", bundle_folder, "--caps", "category")
-    assert code == 2
+    for flag, text, expected in (
+        ("--caps", "category", "--caps is 'category'; expected NAME=NUMBER"),
+        ("--pins", "item=first", "--pins is 'item=first'; expected NAME=NUMBER"),
+        ("--context", "9", "--context is '9'; expected NAME=VALUE"),
+        ("--boost", "price < 3", "--boost is 'price < 3'; expected WEIGHT:FILTER"),
+    ):
+        code, _, err = run("recommend", bundle_folder, flag, text)
+        assert code == 2
+        assert expected in err
+    pinned = json.loads(out)["item_id"]
+    rules = ("--pins", f"{pinned}=2", "--boost", "9:category = 'Kitchen'", "--quotas", "model=1,explore=1")
+    others = ("--seed", "3", "--predict", "retrieval", "--context", "hour=9", "--budget-ms", "60000")
+    code, out, _ = run("recommend", bundle_folder, "--json", "--page-token", "", *rules, *others)
+    assert code == 0
+    slate = json.loads(out)
+    assert slate["items"][1]["item_id"] == pinned
+    assert {item["source"] for item in slate["items"]} == {"popularity", "explore"}
+    assert slate["warnings"] == ["context 'hour' is not used by this bundle"]
+    again = ("--page-token", slate["next_page_token"])
+    code, _, err = run("recommend", bundle_folder, *rules, "--predict", "retrieval", *again)
+    assert code == 0
+    assert "next page: --page-token" in err
     code, _, err = run("recommend", bundle_folder, "--filter", "price < 30 and")
     assert code == 2
     assert "filter is ending at character 15" in err

@@ -73,6 +73,9 @@ class Rules:
         return replace(self, **{name: said[name] for name in left_open})
 
 
+NOTHING = Rules()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig(Rules):
     """Rules that hold for every request; a stage that nobody asks for does not run.

@@ -11,6 +11,7 @@ from recserve.engine.bundle.rules import (
     CALIBRATED,
     DPP,
     MMR,
+    NOTHING,
     SCORE,
     SOURCES,
     Boost,
@@ -26,7 +27,6 @@ from recserve.engine.types import SOURCE_NEW, SOURCE_SEGMENT, SOURCE_SIMILAR, Re
 from recserve.errors import InvalidRequest
 from recserve.kernels import Caps, Categories
 
-NOTHING = Rules()
 NO_ITEMS: NDArray[np.int32] = np.empty(0, np.int32)
 DEFAULT_CANDIDATES = 200
 DEFAULT_WEIGHTS = {MMR: 0.15, DPP: 0.15, CALIBRATED: 0.5}

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -44,13 +45,13 @@ class Gate:
         self.n_calls = 0
         rank = engine.rank_each
 
-        def held(requests: list[Request], *, degraded: bool = False) -> list[Ranked | InvalidRequest]:
-            if degraded:
-                return rank(requests, degraded=True)
+        def held(requests: list[Request], **options: Any) -> list[Ranked | InvalidRequest]:
+            if options["degraded"]:
+                return rank(requests, **options)
             self.n_calls += len(requests)
             self.entered.release()
             assert self.open.wait(TIMEOUT_SECONDS)
-            return rank(requests)
+            return rank(requests, **options)
 
         monkeypatch.setattr(engine, "rank_each", held)
 
