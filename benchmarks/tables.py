@@ -74,7 +74,8 @@ def _quality(result: Result) -> list[Table]:
         [name, f"{row['mean']:.4f}", " ".join(f"{value:.4f}" for value in row["by_seed"])]
         for name, row in result["ndcg@10"].items()
     ]
-    gains = result.get("gain_over_implicit") or {f"over {result.get('gain_over')}": result.get("gain")}
+    one = {f"over {result.get('gain_over')}": result.get("gain")}
+    gains = result.get("gain_over_peer") or result.get("gain_over_implicit") or one
     note = "; ".join(
         f"{name}: {gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
         for name, gain in gains.items()
