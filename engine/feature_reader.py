@@ -7,7 +7,7 @@ import numpy as np
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.request_features import CATEGORY, HOUR, MOMENTS, WEEKDAY, RequestFeature
-from recserve.errors import BundleInvalid, InvalidRequest
+from recserve.errors import BundleInvalid, BundleReason, InvalidRequest
 
 SECONDS_PER_HOUR, HOURS_PER_DAY, DAYS_PER_WEEK = 3600, 24, 7
 # 1970-01-01 was a Thursday; weekday 0 is Monday.
@@ -75,7 +75,17 @@ def _open_vocabulary(bundle: Bundle, name: str) -> dict[str, int]:
     try:
         values = json.loads(bundle.read(name))
     except ValueError as error:
-        raise BundleInvalid(f"file {name}", found="not JSON", expected="a list of strings") from error
+        raise BundleInvalid(
+            f"file {name}",
+            found="not JSON",
+            expected="a list of strings",
+            reason=BundleReason.CONTENT_MALFORMED,
+        ) from error
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise BundleInvalid(f"file {name}", found="something else", expected="a list of strings")
+        raise BundleInvalid(
+            f"file {name}",
+            found="something else",
+            expected="a list of strings",
+            reason=BundleReason.CONTENT_MALFORMED,
+        )
     return {value: i for i, value in enumerate(values, start=1)}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.manifest import MIN_GOLDEN_TOLERANCE
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 
 def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[Any]]:
@@ -29,7 +29,12 @@ def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[
         NotImplementedError,
         zipfile.BadZipFile,
     ) as error:
-        raise BundleInvalid(f"file {name}", found="unreadable", expected="recorded inference") from error
+        raise BundleInvalid(
+            f"file {name}",
+            found="unreadable",
+            expected="recorded inference",
+            reason=BundleReason.GOLDEN_MALFORMED,
+        ) from error
 
 
 def check_golden(
@@ -40,8 +45,25 @@ def check_golden(
     tolerance: float = MIN_GOLDEN_TOLERANCE,
 ) -> None:
     """Raises :class:`BundleInvalid` unless ``found`` is what file ``name`` recorded, both of ``shape``."""
-    if not found.shape == expected.shape == shape:
-        raise BundleInvalid(f"output of {name}", found=found.shape, expected=f"shape {shape}")
+    if expected.shape != shape:
+        raise BundleInvalid(
+            f"recorded output of {name}",
+            found=expected.shape,
+            expected=f"shape {shape}",
+            reason=BundleReason.GOLDEN_MALFORMED,
+        )
+    if found.shape != shape:
+        raise BundleInvalid(
+            f"output of {name}",
+            found=found.shape,
+            expected=f"shape {shape}",
+            reason=BundleReason.GRAPH_OUTPUT,
+        )
     difference = float(np.max(np.abs(found - expected), initial=0.0))
     if not difference <= tolerance:
-        raise BundleInvalid(f"difference from {name}", found=difference, expected=f"at most {tolerance:.2g}")
+        raise BundleInvalid(
+            f"difference from {name}",
+            found=difference,
+            expected=f"at most {tolerance:.2g}",
+            reason=BundleReason.GOLDEN_DIFFERS,
+        )

@@ -14,7 +14,7 @@ from recserve.engine.feature_reader import FeatureReader
 from recserve.engine.features import pad_histories
 from recserve.engine.golden import check_golden, read_golden
 from recserve.engine.session import open_session, session_options
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 # Users times candidates that go through the graph at once: bounds the memory of a call.
 MAX_PAIRS = 32_768
@@ -110,12 +110,18 @@ class Ranker:
         expected |= {layout.CONTEXT_INPUT} if self.entry.context_features else set()
         if set(self._inputs) != expected:
             raise BundleInvalid(
-                f"inputs of {self.entry.graph}", found=sorted(self._inputs), expected=str(sorted(expected))
+                f"inputs of {self.entry.graph}",
+                found=sorted(self._inputs),
+                expected=str(sorted(expected)),
+                reason=BundleReason.GRAPH_SIGNATURE,
             )
         outputs = [node.name for node in self._session.get_outputs()]
         if outputs != [layout.LOGITS_OUTPUT]:
             raise BundleInvalid(
-                f"outputs of {self.entry.graph}", found=outputs, expected=layout.LOGITS_OUTPUT
+                f"outputs of {self.entry.graph}",
+                found=outputs,
+                expected=layout.LOGITS_OUTPUT,
+                reason=BundleReason.GRAPH_SIGNATURE,
             )
 
     def _check_golden(self, data: bytes, n_items: int) -> None:
@@ -124,17 +130,32 @@ class Ranker:
         expected = recorded.pop(layout.LOGITS_OUTPUT)
         candidates = recorded[layout.CANDIDATES_INPUT]
         if candidates.ndim != 2 or not candidates.size:
-            raise BundleInvalid(f"candidates of {name}", found=candidates.shape, expected="a table of items")
+            raise BundleInvalid(
+                f"candidates of {name}",
+                found=candidates.shape,
+                expected="a table of items",
+                reason=BundleReason.GOLDEN_MALFORMED,
+            )
         try:
             found = self._run(recorded)
             # The first and the last item of the catalogue: the graph's tables may be shorter than it.
             ends = {**recorded, layout.CANDIDATES_INPUT: np.full_like(candidates, n_items - 1)}
             last = self._run(ends)
         except Exception as error:
-            raise BundleInvalid(name, found="an inference that fails", expected="the recorded one") from error
+            raise BundleInvalid(
+                name,
+                found="an inference that fails",
+                expected="the recorded one",
+                reason=BundleReason.GRAPH_FAILS,
+            ) from error
         check_golden(name, found, expected, (*candidates.shape, len(self.targets)))
         if not np.isfinite(last).all():
-            raise BundleInvalid(f"output of {self.entry.graph}", found="not finite", expected="numbers")
+            raise BundleInvalid(
+                f"output of {self.entry.graph}",
+                found="not finite",
+                expected="numbers",
+                reason=BundleReason.GRAPH_OUTPUT,
+            )
 
 
 def calibrated(entry: CalibrationEntry, logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,5 +173,10 @@ def _open_users(bundle: Bundle, entry: RankerEntry) -> NDArray[np.int64]:
     shape = (len(bundle.histories), len(entry.user_features))
     users = bundle.array(entry.users, np.dtype(np.int64), shape)
     if users.size and users.min() < 0:
-        raise BundleInvalid(entry.users, found=int(users.min()), expected="indices of 0 or more")
+        raise BundleInvalid(
+            entry.users,
+            found=int(users.min()),
+            expected="indices of 0 or more",
+            reason=BundleReason.VALUE_RANGE,
+        )
     return users

@@ -10,7 +10,7 @@ from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.engine.feature_reader import FeatureReader
 from recserve.engine.fixed_ranking import FixedRanking
 from recserve.engine.kept import Kept
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 MAX_KEPT_BYTES = 32 << 20
 # A score and a place in the order.
@@ -33,9 +33,19 @@ class Segments:
         self._popularity = popularity
         n_items = len(popularity.scores)
         if self._items.size and not -1 <= self._items.min() <= self._items.max() < n_items:
-            raise BundleInvalid(entry.items, found="out of range", expected=f"-1 to {n_items - 1}")
+            raise BundleInvalid(
+                entry.items,
+                found="out of range",
+                expected=f"-1 to {n_items - 1}",
+                reason=BundleReason.VALUE_RANGE,
+            )
         if not (np.isfinite(self._shares).all() and (np.diff(self._shares) <= 0).all()):
-            raise BundleInvalid(entry.shares, found="not falling", expected="finite and falling")
+            raise BundleInvalid(
+                entry.shares,
+                found="not falling",
+                expected="finite and falling",
+                reason=BundleReason.VALUE_RANGE,
+            )
         self._kept = Kept[FixedRanking](max(4, MAX_KEPT_BYTES // (BYTES_PER_ITEM * n_items)))
 
     def check(self, context: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from recserve.engine.bundle.histories import History
 from recserve.engine.config import EngineConfig
 from recserve.engine.features import pad_histories, pad_time_gaps
 from recserve.engine.golden import check_golden, read_golden
-from recserve.errors import BundleInvalid, ConfigError
+from recserve.errors import BundleInvalid, BundleReason, ConfigError
 
 
 class QueryEncoder:
@@ -102,26 +102,47 @@ class QueryEncoder:
         outputs = {node.name for node in self._session.get_outputs()}
         known = {layout.HISTORY_INPUT, layout.TIME_GAPS_INPUT}
         if not {layout.HISTORY_INPUT} <= set(self.features) <= known:
-            raise BundleInvalid("features", found=self.features, expected=f"history, or {sorted(known)}")
+            raise BundleInvalid(
+                "features",
+                found=self.features,
+                expected=f"history, or {sorted(known)}",
+                reason=BundleReason.MANIFEST_FIELD,
+            )
         if inputs != set(self.features):
             raise BundleInvalid(
-                f"inputs of {graph}", found=sorted(inputs), expected=str(sorted(self.features))
+                f"inputs of {graph}",
+                found=sorted(inputs),
+                expected=str(sorted(self.features)),
+                reason=BundleReason.GRAPH_SIGNATURE,
             )
         if layout.QUERY_EMBEDDING_OUTPUT not in outputs:
             raise BundleInvalid(
-                f"outputs of {graph}", found=sorted(outputs), expected=layout.QUERY_EMBEDDING_OUTPUT
+                f"outputs of {graph}",
+                found=sorted(outputs),
+                expected=layout.QUERY_EMBEDDING_OUTPUT,
+                reason=BundleReason.GRAPH_SIGNATURE,
             )
 
     def _check_golden(self, data: bytes, name: str, tolerance: float) -> None:
         recorded = read_golden(data, name, [*self.features, layout.QUERY_EMBEDDING_OUTPUT])
         expected = recorded.pop(layout.QUERY_EMBEDDING_OUTPUT)
+        shape = (len(recorded[layout.HISTORY_INPUT]), self.embedding_size)
+        if shape[0] == 0:
+            raise BundleInvalid(
+                f"history of {name}",
+                found="empty",
+                expected="at least one row",
+                reason=BundleReason.GOLDEN_MALFORMED,
+            )
         try:
             found = self.run(**recorded)
         except Exception as error:
-            raise BundleInvalid(name, found="an inference that fails", expected="the recorded one") from error
-        shape = (len(recorded[layout.HISTORY_INPUT]), self.embedding_size)
-        if shape[0] == 0:
-            raise BundleInvalid(f"output of {name}", found=found.shape, expected="at least one row")
+            raise BundleInvalid(
+                name,
+                found="an inference that fails",
+                expected="the recorded one",
+                reason=BundleReason.GRAPH_FAILS,
+            ) from error
         check_golden(name, found, expected, shape, tolerance)
 
     def _check_full_length(self, max_history: int, graph: str) -> None:
@@ -132,10 +153,18 @@ class QueryEncoder:
             found = self.run(history, gaps)
         except Exception as error:
             raise BundleInvalid(
-                f"max_history of {graph}", found=max_history, expected="a length that the graph takes"
+                f"max_history of {graph}",
+                found=max_history,
+                expected="a length that the graph takes",
+                reason=BundleReason.GRAPH_FAILS,
             ) from error
         if found.shape != (1, self.embedding_size) or not np.isfinite(found).all():
-            raise BundleInvalid(f"output of {graph}", found="not finite", expected="one finite embedding")
+            raise BundleInvalid(
+                f"output of {graph}",
+                found="not finite",
+                expected="one finite embedding",
+                reason=BundleReason.GRAPH_OUTPUT,
+            )
 
 
 def session_options(config: EngineConfig) -> ort.SessionOptions:
@@ -160,7 +189,10 @@ def open_session(
         session = ort.InferenceSession(bundle.read(graph), options, providers=providers)
     except Exception as error:
         raise BundleInvalid(
-            f"graph {graph}", found="refused by ONNX Runtime", expected="a valid ONNX graph"
+            f"graph {graph}",
+            found="refused by ONNX Runtime",
+            expected="a valid ONNX graph",
+            reason=BundleReason.GRAPH_REFUSED,
         ) from error
     provider = session.get_providers()[0]
     if provider != providers[0]:

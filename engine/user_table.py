@@ -9,7 +9,7 @@ from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.manifest import FoldIn
 from recserve.engine.golden import check_golden, read_golden
-from recserve.errors import BundleInvalid, InvalidRequest
+from recserve.errors import BundleInvalid, BundleReason, InvalidRequest
 from recserve.kernels import count_repeats, fold_in, gram_matrix
 from recserve.kernels.foldin import fold_in_shares
 
@@ -26,9 +26,19 @@ class UserTable:
         """Raises :class:`BundleInvalid` unless the recorded embeddings come out again."""
         entry, inputs = bundle.manifest.variants[variant], bundle.manifest.inputs
         if bundle.user_embeddings is None:
-            raise BundleInvalid(f"variant {variant}", found="without a user table", expected="one")
+            raise BundleInvalid(
+                f"variant {variant}",
+                found="without a user table",
+                expected="one",
+                reason=BundleReason.MANIFEST_FIELD,
+            )
         if inputs.features != [layout.HISTORY_INPUT]:
-            raise BundleInvalid("features", found=inputs.features, expected="history alone for a table")
+            raise BundleInvalid(
+                "features",
+                found=inputs.features,
+                expected="history alone for a table",
+                reason=BundleReason.MANIFEST_FIELD,
+            )
         self._rows = bundle.user_embeddings
         self._folder = None
         if entry.fold_in is not None:
@@ -67,7 +77,12 @@ class UserTable:
         rows, expected = recorded[layout.USER_ROW_RECORD], recorded[layout.USER_EMBEDDING_RECORD]
         n_users, size = self._rows.shape
         if rows.ndim != 1 or rows.dtype.kind != "i" or np.any((rows < 0) | (rows >= n_users)):
-            raise BundleInvalid(f"user rows of {name}", found="out of range", expected=f"0 to {n_users - 1}")
+            raise BundleInvalid(
+                f"user rows of {name}",
+                found="out of range",
+                expected=f"0 to {n_users - 1}",
+                reason=BundleReason.GOLDEN_MALFORMED,
+            )
         check_golden(name, self._rows[rows], expected, (len(rows), size))
         if self._folder is not None:
             self._folder.check_golden(data, name)
@@ -123,10 +138,20 @@ class Folder:
         recorded = read_golden(data, name, [layout.HISTORY_INPUT, layout.QUERY_EMBEDDING_OUTPUT])
         padded = recorded[layout.HISTORY_INPUT]
         if padded.ndim != 2 or padded.dtype != np.int32 or len(padded) == 0:
-            raise BundleInvalid(f"history of {name}", found=padded.shape, expected="int32, at least one row")
+            raise BundleInvalid(
+                f"history of {name}",
+                found=padded.shape,
+                expected="int32, at least one row",
+                reason=BundleReason.GOLDEN_MALFORMED,
+            )
         try:
             found = self.fold_padded(padded)
         except InvalidRequest as error:
-            raise BundleInvalid(name, found="a fold-in that fails", expected="the recorded one") from error
+            raise BundleInvalid(
+                name,
+                found="a fold-in that fails",
+                expected="the recorded one",
+                reason=BundleReason.GRAPH_FAILS,
+            ) from error
         expected = recorded[layout.QUERY_EMBEDDING_OUTPUT]
         check_golden(name, found, expected, (len(padded), self._items.shape[1]))

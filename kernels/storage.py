@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recserve.errors import BundleInvalid, InvalidRequest
+from recserve.errors import BundleInvalid, BundleReason, InvalidRequest
 from recserve.kernels.calibration import Calibration
 from recserve.kernels.checks import read_only
 from recserve.kernels.metrics import METRICS, Metric
@@ -19,6 +20,8 @@ from recserve.kernels.snapshot import Snapshot, bias_bounds
 
 FORMAT = 2
 META = "index.json"
+
+_wrong_index = partial(BundleInvalid, reason=BundleReason.INDEX)
 
 
 def save(snapshot: Snapshot, metric: Metric, calibration: Calibration | None, folder: Path) -> None:
@@ -79,7 +82,7 @@ def _read_calibration(values: Any) -> Calibration | None:
     try:
         return Calibration.from_dict(values) if values is not None else None
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleInvalid(
+        raise _wrong_index(
             f"{META} calibration", found=str(error), expected="what calibrate has measured"
         ) from error
 
@@ -88,17 +91,15 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BundleInvalid(path.name, found=str(error), expected="the description of an index") from error
+        raise _wrong_index(path.name, found=str(error), expected="the description of an index") from error
     numbers = ("format", "n_items", "n_rows", "dim")
     if not isinstance(meta, dict) or not all(isinstance(meta.get(name), int) for name in numbers):
-        raise BundleInvalid(
-            path.name, found=meta, expected=f"an object with the numbers {', '.join(numbers)}"
-        )
+        raise _wrong_index(path.name, found=meta, expected=f"an object with the numbers {', '.join(numbers)}")
     if meta["format"] != FORMAT:
         cure = "Save the index again with this version."
-        raise BundleInvalid(f"{path.name} format", found=meta["format"], expected=str(FORMAT), cure=cure)
+        raise _wrong_index(f"{path.name} format", found=meta["format"], expected=str(FORMAT), cure=cure)
     if meta.get("metric") not in METRICS:
-        raise BundleInvalid(
+        raise _wrong_index(
             f"{path.name} metric", found=meta.get("metric"), expected=f"one of {', '.join(METRICS)}"
         )
     return meta
@@ -109,8 +110,8 @@ def _map_array(path: Path, shape: tuple[int, ...], dtype: Any) -> Any:
         # An empty file cannot be mapped.
         array = np.load(path, mmap_mode="r" if 0 not in shape else None)
     except (OSError, ValueError) as error:
-        raise BundleInvalid(path.name, found=str(error), expected="an array") from error
+        raise _wrong_index(path.name, found=str(error), expected="an array") from error
     if array.shape != shape or array.dtype != dtype:
         found = f"{array.dtype} of shape {array.shape}"
-        raise BundleInvalid(path.name, found=found, expected=f"{np.dtype(dtype)} of shape {shape}")
+        raise _wrong_index(path.name, found=found, expected=f"{np.dtype(dtype)} of shape {shape}")
     return read_only(array)

@@ -5,7 +5,8 @@ What answers, and how that is changed. Every call that changes something returns
 takes as long as a load: give it a deadline of minutes. A call whose time runs out still finishes.
 
 Whatever fails, what answered before goes on. Refusals: NOT_FOUND UNKNOWN_MODEL, FAILED_PRECONDITION
-BUNDLE_INVALID, ABORTED CONFLICT (another change of the same model is under way, or the state forbids it).
+BUNDLE_… (docs/security.md), ABORTED CONFLICT (another change of the same model is under way, or the state
+forbids it).
 """
 
 from collections import abc as _abc
@@ -138,7 +139,9 @@ class ModelVersion(_message.Message):
     version: _builtins.str
     state: Global___ModelVersion.State.ValueType
     reason: _builtins.str
-    """Of FAILED: BUNDLE_INVALID, CONFIGURATION, OUT_OF_MEMORY or INTERNAL, and the sentence that says more."""
+    """Of FAILED: BUNDLE_… (docs/security.md), CONFIGURATION, OUT_OF_MEMORY or INTERNAL, and the sentence that
+    says more.
+    """
     message: _builtins.str
     def __init__(
         self,

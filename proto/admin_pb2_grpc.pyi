@@ -5,7 +5,8 @@ What answers, and how that is changed. Every call that changes something returns
 takes as long as a load: give it a deadline of minutes. A call whose time runs out still finishes.
 
 Whatever fails, what answered before goes on. Refusals: NOT_FOUND UNKNOWN_MODEL, FAILED_PRECONDITION
-BUNDLE_INVALID, ABORTED CONFLICT (another change of the same model is under way, or the state forbids it).
+BUNDLE_… (docs/security.md), ABORTED CONFLICT (another change of the same model is under way, or the state
+forbids it).
 """
 
 from collections import abc as _abc

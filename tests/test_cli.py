@@ -232,6 +232,7 @@ def test_a_damaged_bundle_has_its_exit_code(run: Run, bundle_folder: Path, tmp_p
         code, out, err = run(verb, tmp_path / "bundle")
         assert (code, out) == (5, "")
         assert "size of variants/fp32/query_encoder.onnx is 100 bytes" in err
+        assert err.strip().endswith("[BUNDLE_FILE_SIZE]")
 
 
 def test_a_verb_without_its_libraries_says_how_to_get_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ FOLDERS = ("proto", "engine", "kernels", "training", "exporters", "benchmarks")
 ALLOWED: dict[str, set[str]] = {
     "proto": set(),
     "kernels": set(),
-    "engine.bundle": set(),
+    "engine.bundle": {"proto"},
     "engine": {"engine.bundle", "engine.online", "engine.state", "engine.wire", "kernels", "proto"},
     "engine.online": {"engine.bundle", "engine.state", "kernels"},
     "engine.state": {"engine.bundle"},

@@ -104,18 +104,41 @@ class CheckFailed(RecserveError):
 
 
 class BundleReason(enum.StrEnum):
-    """Why a bundle is refused, for programs: a closed list."""
+    """Why a bundle is refused, for programs: a closed list; docs/security.md explains each."""
 
-    INVALID = "BUNDLE_INVALID"
-    """Anything that has no reason of its own."""
+    MANIFEST_MISSING = "BUNDLE_MANIFEST_MISSING"
+    MANIFEST_MALFORMED = "BUNDLE_MANIFEST_MALFORMED"
+    MANIFEST_FIELD = "BUNDLE_MANIFEST_FIELD"
+    FORMAT_UNKNOWN = "BUNDLE_FORMAT_UNKNOWN"
+    PATH_UNSAFE = "BUNDLE_PATH_UNSAFE"
+    TOO_LARGE = "BUNDLE_TOO_LARGE"
+    FILE_MISSING = "BUNDLE_FILE_MISSING"
+    FILE_UNLISTED = "BUNDLE_FILE_UNLISTED"
+    FILE_NOT_PLAIN = "BUNDLE_FILE_NOT_PLAIN"
+    FILE_UNREADABLE = "BUNDLE_FILE_UNREADABLE"
+    FILE_SIZE = "BUNDLE_FILE_SIZE"
+    FILE_DIGEST = "BUNDLE_FILE_DIGEST"
     SIGNATURE_MISSING = "BUNDLE_SIGNATURE_MISSING"
-    """Nobody signed it."""
     SIGNATURE_MALFORMED = "BUNDLE_SIGNATURE_MALFORMED"
-    """``signatures.json`` cannot be read."""
     SIGNATURE_UNKNOWN_KEY = "BUNDLE_SIGNATURE_UNKNOWN_KEY"
-    """It is signed, but by no trusted key."""
     SIGNATURE_WRONG = "BUNDLE_SIGNATURE_WRONG"
-    """The signature of a trusted key is not that of this manifest."""
+    CONTENT_MALFORMED = "BUNDLE_CONTENT_MALFORMED"
+    TABLE_COLUMNS = "BUNDLE_TABLE_COLUMNS"
+    ARRAY_TYPE = "BUNDLE_ARRAY_TYPE"
+    SHAPE = "BUNDLE_SHAPE"
+    IDS = "BUNDLE_IDS"
+    LOOKUP = "BUNDLE_LOOKUP"
+    VALUE_RANGE = "BUNDLE_VALUE_RANGE"
+    NOT_FINITE = "BUNDLE_NOT_FINITE"
+    GRAPH_OPERATOR = "BUNDLE_GRAPH_OPERATOR"
+    GRAPH_OUTSIDE_DATA = "BUNDLE_GRAPH_OUTSIDE_DATA"
+    GRAPH_REFUSED = "BUNDLE_GRAPH_REFUSED"
+    GRAPH_SIGNATURE = "BUNDLE_GRAPH_SIGNATURE"
+    GRAPH_FAILS = "BUNDLE_GRAPH_FAILS"
+    GRAPH_OUTPUT = "BUNDLE_GRAPH_OUTPUT"
+    GOLDEN_MALFORMED = "BUNDLE_GOLDEN_MALFORMED"
+    GOLDEN_DIFFERS = "BUNDLE_GOLDEN_DIFFERS"
+    INDEX = "BUNDLE_INDEX"
 
 
 class BundleInvalid(RecserveError):
@@ -130,7 +153,7 @@ class BundleInvalid(RecserveError):
         found: object,
         expected: str,
         cure: str = "",
-        reason: BundleReason = BundleReason.INVALID,
+        reason: BundleReason,
     ) -> None:
         super().__init__(name, found=found, expected=expected, cure=cure)
         self.reason = reason

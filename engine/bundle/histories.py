@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.vocabulary import Vocabulary
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 
 class History(NamedTuple):
@@ -51,13 +51,17 @@ class StoredHistories:
         """Raises :class:`BundleInvalid` for file ``name`` unless every item is one of the catalogue."""
         if not np.array_equal(self._offsets, self._timestamp_offsets):
             raise BundleInvalid(
-                f"column timestamps of {name}", found="of other lengths", expected="one for each of items"
+                f"column timestamps of {name}",
+                found="of other lengths",
+                expected="one for each of items",
+                reason=BundleReason.SHAPE,
             )
         if len(self._items) and not 0 <= self._items.min() <= self._items.max() < n_items:
             raise BundleInvalid(
                 f"column items of {name}",
                 found=f"from {self._items.min()} to {self._items.max()}",
                 expected=f"0 to {n_items - 1}",
+                reason=BundleReason.VALUE_RANGE,
             )
 
     def get(self, user_id: str) -> History:

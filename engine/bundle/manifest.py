@@ -7,13 +7,14 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.engine.bundle.ranker_entry import RankerEntry
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
-from recserve.errors import BundleInvalid, ConfigError, nearest
+from recserve.errors import BundleInvalid, BundleReason, ConfigError, nearest
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -30,6 +31,9 @@ MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE = 1e-3, 0.5
 ENCODER, TABLE = "encoder", "table"
 
 T = TypeVar("T")
+
+_malformed = partial(BundleInvalid, reason=BundleReason.MANIFEST_MALFORMED)
+_wrong_field = partial(BundleInvalid, reason=BundleReason.MANIFEST_FIELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +144,16 @@ class Manifest:
                 parse_int=_integer,
             )
         except json.JSONDecodeError as error:
-            raise BundleInvalid(
+            raise _malformed(
                 f"{MANIFEST_NAME} (line {error.lineno})",
                 found=error.msg,
                 expected="JSON",
                 cure="Export the bundle again.",
             ) from error
         except RecursionError as error:
-            raise BundleInvalid(MANIFEST_NAME, found="nested too deeply", expected="a manifest") from error
+            raise _malformed(MANIFEST_NAME, found="nested too deeply", expected="a manifest") from error
         if not isinstance(raw, dict):
-            raise BundleInvalid(MANIFEST_NAME, found=type(raw).__name__, expected="a JSON object")
+            raise _malformed(MANIFEST_NAME, found=type(raw).__name__, expected="a JSON object")
         version = raw.get("format_version")
         if version != FORMAT_VERSION:
             raise BundleInvalid(
@@ -157,6 +161,7 @@ class Manifest:
                 found=version,
                 expected=str(FORMAT_VERSION),
                 cure="Export the bundle again with this version of recserve.",
+                reason=BundleReason.FORMAT_UNKNOWN,
             )
         manifest = _build(cls, raw, "manifest")
         manifest._check()
@@ -166,12 +171,15 @@ class Manifest:
         for path, entry in self.files.items():
             if not SAFE_PATH.fullmatch(path) or ".." in path:
                 raise BundleInvalid(
-                    "a file name of the manifest", found=path, expected="a plain relative path"
+                    "a file name of the manifest",
+                    found=path,
+                    expected="a plain relative path",
+                    reason=BundleReason.PATH_UNSAFE,
                 )
             if entry.size_bytes < 0 or not SHA256.fullmatch(entry.sha256):
-                raise BundleInvalid(f"the entry of {path}", found=entry, expected="a size and 64 hex digits")
+                raise _wrong_field(f"the entry of {path}", found=entry, expected="a size and 64 hex digits")
         if self.default_variant not in self.variants:
-            raise BundleInvalid(
+            raise _wrong_field(
                 "default_variant", found=self.default_variant, expected=f"one of {sorted(self.variants)}"
             )
         for name, variant in self.variants.items():
@@ -185,46 +193,46 @@ class Manifest:
             ("max_history", self.inputs.max_history),
         ):
             if value < 1:
-                raise BundleInvalid(name, found=value, expected="1 or more")
+                raise _wrong_field(name, found=value, expected="1 or more")
         if self.inputs.max_history > MAX_HISTORY_LIMIT:
-            raise BundleInvalid(
+            raise _wrong_field(
                 "max_history", found=self.inputs.max_history, expected=f"at most {MAX_HISTORY_LIMIT}"
             )
 
     def _check_variant(self, name: str, variant: VariantEntry) -> None:
         if variant.query not in (ENCODER, TABLE):
-            raise BundleInvalid(
+            raise _wrong_field(
                 f"query of variant {name}", found=variant.query, expected=f"{ENCODER} or {TABLE}"
             )
         if not MIN_GOLDEN_TOLERANCE <= variant.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
-            raise BundleInvalid(
+            raise _wrong_field(
                 f"golden_tolerance of variant {name}",
                 found=variant.golden_tolerance,
                 expected=f"{MIN_GOLDEN_TOLERANCE} to {MAX_GOLDEN_TOLERANCE}",
             )
         is_table = variant.query == TABLE
         if is_table and variant.query_encoder:
-            raise BundleInvalid(
+            raise _wrong_field(
                 f"query_encoder of variant {name}", found=variant.query_encoder, expected="empty for a table"
             )
         if variant.fold_in is not None:
             _check_fold_in(name, is_table, variant.fold_in)
         for path in (variant.golden, USER_EMBEDDINGS if is_table else variant.query_encoder):
             if path not in self.files:
-                raise BundleInvalid(
+                raise _wrong_field(
                     f"a file of variant {name}", found=path or "not named", expected="one listed in files"
                 )
 
 
 def _check_fold_in(name: str, is_table: bool, fold_in: FoldIn) -> None:
     if not is_table:
-        raise BundleInvalid(f"fold_in of variant {name}", found="given", expected="none for an encoder")
+        raise _wrong_field(f"fold_in of variant {name}", found="given", expected="none for an encoder")
     if not fold_in.weight >= 0:
-        raise BundleInvalid(f"fold_in.weight of {name}", found=fold_in.weight, expected="0 or more")
+        raise _wrong_field(f"fold_in.weight of {name}", found=fold_in.weight, expected="0 or more")
     if not fold_in.reg > 0:
-        raise BundleInvalid(f"fold_in.reg of {name}", found=fold_in.reg, expected="above 0")
+        raise _wrong_field(f"fold_in.reg of {name}", found=fold_in.reg, expected="above 0")
     if not 0 <= fold_in.reg_exponent <= 1:
-        raise BundleInvalid(f"fold_in.reg_exponent of {name}", found=fold_in.reg_exponent, expected="0 to 1")
+        raise _wrong_field(f"fold_in.reg_exponent of {name}", found=fold_in.reg_exponent, expected="0 to 1")
 
 
 def pipeline_from(values: dict[str, Any]) -> PipelineConfig:
@@ -236,17 +244,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise BundleInvalid(f"key {key} of {MANIFEST_NAME}", found="given twice", expected="one value")
+            raise _malformed(f"key {key} of {MANIFEST_NAME}", found="given twice", expected="one value")
         if not _is_unicode(key):
-            raise BundleInvalid(
-                f"key {key} of {MANIFEST_NAME}", found="not Unicode", expected="valid Unicode"
-            )
+            raise _malformed(f"key {key} of {MANIFEST_NAME}", found="not Unicode", expected="valid Unicode")
         values[key] = value
     return values
 
 
 def _refuse_number(text: str) -> float:
-    raise BundleInvalid(f"a number of {MANIFEST_NAME}", found=text, expected="finite")
+    raise _malformed(f"a number of {MANIFEST_NAME}", found=text, expected="finite")
 
 
 def _finite(text: str) -> float:
@@ -263,11 +269,11 @@ def _integer(text: str) -> int:
 def _build(cls: type[T], raw: Any, where: str) -> T:
     """Builds a dataclass from parsed JSON, naming a missing, unknown or mistyped field by its path."""
     if not isinstance(raw, dict):
-        raise BundleInvalid(where, found=type(raw).__name__, expected="a JSON object")
+        raise _wrong_field(where, found=type(raw).__name__, expected="a JSON object")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in raw:
         if key not in fields:
-            raise BundleInvalid(
+            raise _wrong_field(
                 f"field {key} of {where}",
                 found="unknown",
                 expected="a known field",
@@ -278,11 +284,11 @@ def _build(cls: type[T], raw: Any, where: str) -> T:
         if name in raw:
             values[name] = _convert(spec.type, raw[name], f"{where}.{name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise BundleInvalid(f"{where}.{name}", found="missing", expected="a value")
+            raise _wrong_field(f"{where}.{name}", found="missing", expected="a value")
     try:
         return cls(**values)
     except ConfigError as error:
-        raise BundleInvalid(error.name, found=error.found, expected=error.expected) from error
+        raise _wrong_field(error.name, found=error.found, expected=error.expected) from error
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -297,9 +303,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-        raise BundleInvalid(where, found=value, expected=origin.__name__)
+        raise _wrong_field(where, found=value, expected=origin.__name__)
     if isinstance(value, str) and not _is_unicode(value):
-        raise BundleInvalid(where, found=value, expected="valid Unicode")
+        raise _wrong_field(where, found=value, expected="valid Unicode")
     if origin is dict:
         return {key: _convert(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if origin is list:

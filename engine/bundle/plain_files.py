@@ -9,7 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from recserve.engine.bundle.manifest import FileEntry
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 EXPORT_AGAIN = "Export the bundle again."
 
@@ -21,13 +21,13 @@ def open_plain(path: Path, name: str) -> BufferedReader:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise _not_plain(name) from error
+            raise not_plain(name) from error
         raise unreadable(name, error) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         # It could point outside the bundle or change under us.
         os.close(descriptor)
-        raise _not_plain(name)
+        raise not_plain(name)
     return open(descriptor, "rb")
 
 
@@ -39,7 +39,12 @@ def read_plain(path: Path, name: str, max_bytes: int) -> bytes:
         except OSError as error:
             raise unreadable(name, error) from error
     if len(data) > max_bytes:
-        raise BundleInvalid(f"file {name}", found=f"over {max_bytes} bytes large", expected="smaller")
+        raise BundleInvalid(
+            f"file {name}",
+            found=f"over {max_bytes} bytes large",
+            expected="smaller",
+            reason=BundleReason.TOO_LARGE,
+        )
     return data
 
 
@@ -53,6 +58,7 @@ def check_file(path: Path, name: str, entry: FileEntry) -> None:
                 found=f"{size} bytes",
                 expected=f"{entry.size_bytes} bytes",
                 cure=EXPORT_AGAIN,
+                reason=BundleReason.FILE_SIZE,
             )
         try:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -60,7 +66,11 @@ def check_file(path: Path, name: str, entry: FileEntry) -> None:
             raise unreadable(name, error) from error
     if found != entry.sha256:
         raise BundleInvalid(
-            f"SHA-256 of {name}", found=found[:12] + "…", expected=entry.sha256[:12] + "…", cure=EXPORT_AGAIN
+            f"SHA-256 of {name}",
+            found=found[:12] + "…",
+            expected=entry.sha256[:12] + "…",
+            cure=EXPORT_AGAIN,
+            reason=BundleReason.FILE_DIGEST,
         )
 
 
@@ -74,13 +84,20 @@ def files_in(folder: Path) -> Iterator[str]:
 
 def unreadable(name: str, error: OSError) -> BundleInvalid:
     """Returns the error for a file that the system does not let us read."""
-    return BundleInvalid(f"file {name}", found=f"not readable ({error.strerror})", expected="readable")
+    return BundleInvalid(
+        f"file {name}",
+        found=f"not readable ({error.strerror})",
+        expected="readable",
+        reason=BundleReason.FILE_UNREADABLE,
+    )
 
 
-def _not_plain(name: str) -> BundleInvalid:
+def not_plain(name: str) -> BundleInvalid:
+    """Returns the error for a link or a special file."""
     return BundleInvalid(
         f"file {name}",
         found="a link or special file",
         expected="a regular file with one name",
         cure="Copy the bundle without links.",
+        reason=BundleReason.FILE_NOT_PLAIN,
     )

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 from recserve.engine.bundle.request_features import CATEGORY, CONTEXT_KINDS, USER_KINDS, RequestFeature
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
+
+_wrong_field = partial(BundleInvalid, reason=BundleReason.MANIFEST_FIELD)
+
 
 CLICK, RATING = "click", "rating"
 SIGMOID, ISOTONIC, LINEAR = "sigmoid", "isotonic", "linear"
@@ -57,22 +61,22 @@ class RankerEntry:
         vocabularies = [feature.vocabulary for feature in features if feature.kind == CATEGORY]
         for path in (self.graph, self.golden, self.users, *vocabularies):
             if path not in files:
-                raise BundleInvalid(
+                raise _wrong_field(
                     "a file of the ranker", found=path or "not named", expected="one listed in files"
                 )
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise BundleInvalid("targets of the ranker", found=self.targets, expected="distinct names")
+            raise _wrong_field("targets of the ranker", found=self.targets, expected="distinct names")
         if set(self.calibration) != set(self.targets):
-            raise BundleInvalid(
+            raise _wrong_field(
                 "calibration of the ranker", found=sorted(self.calibration), expected="one of each target"
             )
         if not 0 <= self.max_history <= MAX_RANKER_HISTORY:
-            raise BundleInvalid(
+            raise _wrong_field(
                 "max_history of the ranker", found=self.max_history, expected=f"0 to {MAX_RANKER_HISTORY}"
             )
         names = [feature.name for feature in features]
         if len(set(names)) != len(names):
-            raise BundleInvalid("features of the ranker", found=names, expected="distinct names")
+            raise _wrong_field("features of the ranker", found=names, expected="distinct names")
         for kinds, group in ((USER_KINDS, self.user_features), (CONTEXT_KINDS, self.context_features)):
             for feature in group:
                 feature.check(kinds)
@@ -83,17 +87,17 @@ class RankerEntry:
 def _check_calibration(target: str, calibration: CalibrationEntry) -> None:
     x, y, method = calibration.x, calibration.y, calibration.method
     if method not in (SIGMOID, ISOTONIC, LINEAR):
-        raise BundleInvalid(
+        raise _wrong_field(
             f"calibration of {target}", found=method, expected=f"{SIGMOID}, {ISOTONIC} or {LINEAR}"
         )
     is_curve = method == ISOTONIC
     if len(x) != len(y) or (len(x) < 2 if is_curve else len(x) != 1):
-        raise BundleInvalid(
+        raise _wrong_field(
             f"points of the calibration of {target}",
             found=f"{len(x)} and {len(y)}",
             expected="as many x as y",
         )
     if is_curve and any(a > b for values in (x, y) for a, b in pairwise(values)):
-        raise BundleInvalid(
+        raise _wrong_field(
             f"points of the calibration of {target}", found="falling", expected="never falling"
         )

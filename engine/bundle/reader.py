@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
+from recserve.engine.bundle.graph_check import check_graph
 from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
 from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, Manifest
-from recserve.engine.bundle.plain_files import EXPORT_AGAIN, check_file, files_in, read_plain
+from recserve.engine.bundle.plain_files import EXPORT_AGAIN, check_file, files_in, not_plain, read_plain
 from recserve.engine.bundle.signatures import (
     SIGNATURES_NAME,
     SignaturePolicy,
@@ -23,7 +24,7 @@ from recserve.engine.bundle.signatures import (
 )
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.engine.bundle.vocabulary import LOOKUP_COLUMNS, Vocabulary
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 # A hundred thousand files have room.
@@ -58,7 +59,12 @@ class Bundle:
         entry = self.manifest.files[name]
         data = read_plain(self.folder / name, name, entry.size_bytes)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise BundleInvalid(f"file {name}", found="changed since it was checked", expected="unchanged")
+            raise BundleInvalid(
+                f"file {name}",
+                found="changed since it was checked",
+                expected="unchanged",
+                reason=BundleReason.FILE_DIGEST,
+            )
         return data
 
 
@@ -94,8 +100,12 @@ def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> 
     _check_finite(layout.ITEM_EMBEDDINGS, bundle.item_embeddings)
     if bundle.popularity.min() < 0:
         raise BundleInvalid(
-            layout.POPULARITY, found=int(bundle.popularity.min()), expected="counts of 0 or more"
+            layout.POPULARITY,
+            found=int(bundle.popularity.min()),
+            expected="counts of 0 or more",
+            reason=BundleReason.VALUE_RANGE,
         )
+    _check_graphs(bundle)
     return bundle
 
 
@@ -120,6 +130,7 @@ def read_manifest_bytes(folder: Path) -> bytes:
             found="a folder without a file manifest.json" if folder.is_dir() else "not a folder",
             expected="a folder that `recserve export` wrote",
             cure="Check the path.",
+            reason=BundleReason.MANIFEST_MISSING,
         )
     return read_plain(path, MANIFEST_NAME, MAX_MANIFEST_BYTES)
 
@@ -128,49 +139,124 @@ def _parse(data: bytes) -> Manifest:
     try:
         return Manifest.from_json(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BundleInvalid(MANIFEST_NAME, found="not UTF-8", expected="JSON", cure=EXPORT_AGAIN) from error
+        raise BundleInvalid(
+            MANIFEST_NAME,
+            found="not UTF-8",
+            expected="JSON",
+            cure=EXPORT_AGAIN,
+            reason=BundleReason.MANIFEST_MALFORMED,
+        ) from error
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     present = set(files_in(folder)) - {MANIFEST_NAME, SIGNATURES_NAME}
     for name in sorted(present - set(manifest.files)):
-        raise BundleInvalid(f"file {name}", found="in the bundle", expected="only files of the manifest")
+        if (folder / name).is_symlink():
+            raise not_plain(name)
+        raise BundleInvalid(
+            f"file {name}",
+            found="in the bundle",
+            expected="only files of the manifest",
+            reason=BundleReason.FILE_UNLISTED,
+        )
     for name, entry in sorted(manifest.files.items()):
         if name not in present:
-            raise BundleInvalid(f"file {name}", found="missing", expected="present", cure=EXPORT_AGAIN)
+            raise BundleInvalid(
+                f"file {name}",
+                found="missing",
+                expected="present",
+                cure=EXPORT_AGAIN,
+                reason=BundleReason.FILE_MISSING,
+            )
         check_file(folder / name, name, entry)
+
+
+def _check_graphs(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    shape = (manifest.n_items, manifest.embedding_size)
+    for graph in {variant.query_encoder for variant in manifest.variants.values()} - {""}:
+        check_graph(bundle.read(graph), graph, shape)
+    if manifest.ranker is not None:
+        check_graph(bundle.read(manifest.ranker.graph), manifest.ranker.graph)
 
 
 def _require(manifest: Manifest, name: str) -> None:
     if name not in manifest.files:
-        raise BundleInvalid(f"file {name}", found="not listed", expected="in every bundle", cure=EXPORT_AGAIN)
+        raise BundleInvalid(
+            f"file {name}",
+            found="not listed",
+            expected="in every bundle",
+            cure=EXPORT_AGAIN,
+            reason=BundleReason.FILE_MISSING,
+        )
 
 
 def _check_rows(name: str, found: int, expected: int) -> None:
     if found != expected:
-        raise BundleInvalid(f"rows of {name}", found=found, expected=str(expected), cure=EXPORT_AGAIN)
+        raise BundleInvalid(
+            f"rows of {name}",
+            found=found,
+            expected=str(expected),
+            cure=EXPORT_AGAIN,
+            reason=BundleReason.SHAPE,
+        )
 
 
 def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
     """Maps an Arrow file; ``columns`` must be there, of these types and without nulls."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all()
-        # Arrow trusts what it maps: an offset or an index out of range would read foreign memory.
-        table.validate(full=True)
-        names = table.column_names
+        table = _validated(folder / name)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise BundleInvalid(f"file {name}", found="unreadable", expected="an Arrow file") from error
+        raise BundleInvalid(
+            f"file {name}",
+            found="unreadable",
+            expected="an Arrow file",
+            reason=BundleReason.CONTENT_MALFORMED,
+        ) from error
+    names = table.column_names
     for column in names:
         if names.count(column) > 1:
-            raise BundleInvalid(f"column {column} of {name}", found="there twice", expected="there once")
+            raise BundleInvalid(
+                f"column {column} of {name}",
+                found="there twice",
+                expected="there once",
+                reason=BundleReason.TABLE_COLUMNS,
+            )
     for column, kind in columns.items():
         if column not in names:
-            raise BundleInvalid(f"column {column} of {name}", found="missing", expected="present")
+            raise BundleInvalid(
+                f"column {column} of {name}",
+                found="missing",
+                expected="present",
+                reason=BundleReason.TABLE_COLUMNS,
+            )
         found = table.schema.field(column).type
         if found != kind:
-            raise BundleInvalid(f"column {column} of {name}", found=str(found), expected=str(kind))
+            raise BundleInvalid(
+                f"column {column} of {name}",
+                found=str(found),
+                expected=str(kind),
+                reason=BundleReason.TABLE_COLUMNS,
+            )
         if _has_nulls(table.column(column)):
-            raise BundleInvalid(f"column {column} of {name}", found="with nulls", expected="without nulls")
+            raise BundleInvalid(
+                f"column {column} of {name}",
+                found="with nulls",
+                expected="without nulls",
+                reason=BundleReason.TABLE_COLUMNS,
+            )
+    return table
+
+
+def _validated(path: Path) -> pa.Table:
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    try:
+        # Arrow trusts what it maps: an offset or an index out of range would read foreign memory.
+        table.validate(full=True)
+    except pa.ArrowException:
+        # A log that shows the variables of a traceback would read it too.
+        del table
+        raise
     return table
 
 
@@ -185,20 +271,33 @@ def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[in
         # Not np.load: it also opens archives, and knows more ways to fail.
         array = np.lib.format.open_memmap(folder / name, mode="r")
     except (ValueError, OSError, OverflowError, TypeError) as error:
-        raise BundleInvalid(f"file {name}", found="unreadable", expected="a .npy array") from error
+        raise BundleInvalid(
+            f"file {name}", found="unreadable", expected="a .npy array", reason=BundleReason.CONTENT_MALFORMED
+        ) from error
     if array.shape != shape:
-        raise BundleInvalid(f"shape of {name}", found=array.shape, expected=str(shape), cure=EXPORT_AGAIN)
+        raise BundleInvalid(
+            f"shape of {name}",
+            found=array.shape,
+            expected=str(shape),
+            cure=EXPORT_AGAIN,
+            reason=BundleReason.SHAPE,
+        )
     if array.dtype != dtype or not array.flags.c_contiguous:
         order = "C" if array.flags.c_contiguous else "Fortran"
         raise BundleInvalid(
-            f"layout of {name}", found=f"{array.dtype.str}, {order} order", expected=f"{dtype.str}, C order"
+            f"layout of {name}",
+            found=f"{array.dtype.str}, {order} order",
+            expected=f"{dtype.str}, C order",
+            reason=BundleReason.ARRAY_TYPE,
         )
     return array
 
 
 def _check_finite(name: str, array: NDArray[np.float32]) -> None:
     if not np.isfinite(array).all():
-        raise BundleInvalid(name, found="NaN or infinite", expected="finite numbers")
+        raise BundleInvalid(
+            name, found="NaN or infinite", expected="finite numbers", reason=BundleReason.NOT_FINITE
+        )
 
 
 def _open_user_embeddings(folder: Path, manifest: Manifest, n_users: int) -> NDArray[np.float32] | None:

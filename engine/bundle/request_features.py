@@ -1,9 +1,12 @@
 """What is known of a request besides its history, as a ranker and popularity by segment number it."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
+
+_wrong_field = partial(BundleInvalid, reason=BundleReason.MANIFEST_FIELD)
 
 # What a feature is: a user's row, one of a vocabulary, a number in ranges, or told by the moment (UTC).
 ID, CATEGORY, NUMBER, HOUR, WEEKDAY = "id", "category", "number", "hour", "weekday"
@@ -29,8 +32,8 @@ class RequestFeature:
     def check(self, kinds: tuple[str, ...]) -> None:
         """Raises :class:`BundleInvalid` unless it is of one of ``kinds`` and its edges ascend."""
         if self.kind not in kinds:
-            raise BundleInvalid(
+            raise _wrong_field(
                 f"kind of feature {self.name}", found=self.kind, expected=f"one of {', '.join(kinds)}"
             )
         if any(a >= b for a, b in pairwise(self.edges)):
-            raise BundleInvalid(f"edges of feature {self.name}", found=self.edges, expected="ascending")
+            raise _wrong_field(f"edges of feature {self.name}", found=self.edges, expected="ascending")

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from recserve.engine.bundle.request_features import CATEGORY, CONTEXT_KINDS, RequestFeature
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
+
+_wrong_field = partial(BundleInvalid, reason=BundleReason.MANIFEST_FIELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +29,13 @@ class SegmentsEntry:
         vocabularies = [feature.vocabulary for feature in self.features if feature.kind == CATEGORY]
         for path in (self.items, self.shares, *vocabularies):
             if path not in files:
-                raise BundleInvalid(
+                raise _wrong_field(
                     "a file of the segments", found=path or "not named", expected="one listed in files"
                 )
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) != len(names):
-            raise BundleInvalid("features of the segments", found=names, expected="distinct names")
+            raise _wrong_field("features of the segments", found=names, expected="distinct names")
         for feature in self.features:
             feature.check(CONTEXT_KINDS)
         if self.length < 1:
-            raise BundleInvalid("length of the segments", found=self.length, expected="1 or more")
+            raise _wrong_field("length of the segments", found=self.length, expected="1 or more")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 MAX_ID_BYTES = 256
 # The columns of the lookup's Arrow file.
@@ -31,7 +31,10 @@ class Vocabulary(Sequence[str]):
         """``ids`` (n,) large_string; ``hashes`` (n,) ascending; ``rows`` (n,) the index of each hash."""
         if not len(ids) == len(hashes) == len(rows):
             raise BundleInvalid(
-                "vocabulary", found=f"{len(ids)} ids and {len(hashes)} hashes", expected="as many of both"
+                "vocabulary",
+                found=f"{len(ids)} ids and {len(hashes)} hashes",
+                expected="as many of both",
+                reason=BundleReason.LOOKUP,
             )
         self._ids = ids
         _, offsets, data = ids.buffers()
@@ -62,18 +65,29 @@ class Vocabulary(Sequence[str]):
         _check_unique(self._ids, f"ids of {ids_file}")
         n = len(self)
         if np.any(self._hashes[1:] < self._hashes[:-1]):
-            raise BundleInvalid(f"column hash of {lookup_file}", found="out of order", expected="ascending")
+            raise BundleInvalid(
+                f"column hash of {lookup_file}",
+                found="out of order",
+                expected="ascending",
+                reason=BundleReason.LOOKUP,
+            )
         reached = np.zeros(n, np.bool_)
         if n and self._rows.min() >= 0 and self._rows.max() < n:
             reached[self._rows] = True
         if not reached.all():
             raise BundleInvalid(
-                f"column row of {lookup_file}", found="incomplete", expected=f"each of 0 to {n - 1} once"
+                f"column row of {lookup_file}",
+                found="incomplete",
+                expected=f"each of 0 to {n - 1} once",
+                reason=BundleReason.LOOKUP,
             )
         probes = np.unique(np.linspace(0, n - 1, min(n, N_PROBES)).astype(np.int32))
         if not np.array_equal(self.indices(self.ids(probes)), probes):
             raise BundleInvalid(
-                f"column hash of {lookup_file}", found="of other ids", expected=f"of the ids in {ids_file}"
+                f"column hash of {lookup_file}",
+                found="of other ids",
+                expected=f"of the ids in {ids_file}",
+                reason=BundleReason.LOOKUP,
             )
 
     def lookup_table(self) -> pa.Table:
@@ -155,6 +169,7 @@ def _check_lengths(ids: pa.Array, name: str) -> None:
             name,
             found=f"{lengths['min']} to {lengths['max']} bytes long",
             expected=f"1 to {MAX_ID_BYTES} bytes each",
+            reason=BundleReason.IDS,
         )
 
 
@@ -163,7 +178,9 @@ def _check_unique(ids: pa.Array, name: str) -> None:
         return
     counts = pc.value_counts(ids)
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
-    raise BundleInvalid(name, found=f"{twice.as_py()!r} given twice", expected="unique")
+    raise BundleInvalid(
+        name, found=f"{twice.as_py()!r} given twice", expected="unique", reason=BundleReason.IDS
+    )
 
 
 def _hash(text: str) -> int:

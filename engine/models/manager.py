@@ -240,6 +240,7 @@ class ModelManager:
             engine = self._load_engine(found)
         except BaseException as error:
             reason = reason_of(error)
+            self.repository.refusals.note(error)
             log.warning("load failed", model=model, version=version, reason=reason, exc_info=error)
             ours = isinstance(error, RecserveError)
             self.registry.fail_load(model, version, reason, str(error) if ours else "See the server's log.")

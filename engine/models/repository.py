@@ -20,8 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from recserve.engine.bundle.manifest import MANIFEST_NAME
 from recserve.engine.bundle.reader import read_manifest
+from recserve.engine.models.refusals import Refusals
 from recserve.engine.models.routing import STRICT, Route
-from recserve.errors import BundleInvalid, ConfigError, InvalidRequest
+from recserve.errors import BundleInvalid, BundleReason, ConfigError, InvalidRequest
 
 log = structlog.get_logger("recserve.models")
 
@@ -73,6 +74,7 @@ class Repository:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise ConfigError(f"repository {folder}", found="not a writable folder", expected="one")
         self.folder = folder
+        self.refusals = Refusals()
         self._known: dict[Path, tuple[int, FoundBundle | None]] = {}
 
     def bundles(self) -> list[FoundBundle]:
@@ -180,7 +182,12 @@ class Repository:
             _fsync(self.folder)
         found = self._read(model, target)
         if found is None:
-            raise BundleInvalid(f"bundle {target}", found="unreadable", expected="readable")
+            raise BundleInvalid(
+                f"bundle {target}",
+                found="unreadable",
+                expected="readable",
+                reason=BundleReason.FILE_UNREADABLE,
+            )
         return found
 
     def _read(self, model: str, folder: Path) -> FoundBundle | None:
@@ -199,7 +206,8 @@ class Repository:
                     folder=folder,
                 )
             except BundleInvalid as error:
-                log.warning("bundle skipped", folder=str(folder), error=str(error))
+                self.refusals.note(error)
+                log.warning("bundle skipped", folder=str(folder), reason=str(error.reason), error=str(error))
             self._known[folder] = (changed_at, found)
         return self._known[folder][1]
 

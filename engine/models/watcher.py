@@ -15,7 +15,7 @@ from recserve.engine.models.feeds import Feed, FolderFeed, Place
 from recserve.engine.models.manager import ModelManager, reason_of
 from recserve.engine.models.repository import FoundBundle, check_name
 from recserve.engine.threads import Crew
-from recserve.errors import BundleInvalid, RecserveError
+from recserve.errors import BundleInvalid, BundleReason, RecserveError
 
 log = structlog.get_logger("recserve.models")
 
@@ -80,6 +80,7 @@ class Watcher:
                 self._fetch(self._source, place)
             except (RecserveError, OSError) as error:
                 # Half copied perhaps: the rest will change the fingerprint.
+                self._repository.refusals.note(error)
                 log.warning(
                     "bundle not fetched",
                     place="/".join(place),
@@ -113,7 +114,12 @@ class Watcher:
     def _check_size(self, n_bytes: int) -> None:
         limit = min(self._config.max_bundle_bytes, shutil.disk_usage(self._repository.folder).free)
         if n_bytes > limit:
-            raise BundleInvalid("bundle", found=f"{n_bytes} bytes large", expected=f"at most {limit}")
+            raise BundleInvalid(
+                "bundle",
+                found=f"{n_bytes} bytes large",
+                expected=f"at most {limit}",
+                reason=BundleReason.TOO_LARGE,
+            )
 
     def _activate_new(self) -> None:
         if not self._config.activate_new:

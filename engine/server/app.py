@@ -112,7 +112,7 @@ class Server:
         self.on_end: Callable[[RecserveError], None] = lambda reason: None
         self.binds_when_warm = reuse_port
         self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
-        self._http = self._new_http(http, metrics) if metrics else None
+        self._http = self._new_http(http, metrics, manager) if metrics else None
         # By name, "http" and "metrics"; of the ports that are open.
         self.urls: dict[str, str] = {}
         self._not_ready()
@@ -182,7 +182,7 @@ class Server:
         """Whether the process is worth keeping: its threads have not died again and again."""
         return not self._gave_up
 
-    def _new_http(self, http: HttpConfig, metrics: "Metrics") -> "HttpFront":
+    def _new_http(self, http: HttpConfig, metrics: "Metrics", manager: ModelManager | None) -> "HttpFront":
         from recserve.engine.server.http.front import HttpFront
         from recserve.engine.server.http.probes import probe_routes
         from recserve.engine.server.telemetry.metrics import Sources
@@ -194,6 +194,7 @@ class Server:
             engines=self.router.registry.engines,
             methods=self.chain.methods,
             is_ready=lambda: self.is_ready,
+            refusals=manager.repository.refusals.counts if manager is not None else dict,
         )
         probes = probe_routes(lambda: self.is_alive, lambda: self.is_ready)
         return HttpFront(self.chain, self._config, http, metrics=metrics, sources=sources, probes=probes)

@@ -12,7 +12,14 @@ from google.protobuf.message import EncodeError
 from google.rpc import status_pb2
 
 from recserve.engine.server.methods import Method, Shape
-from recserve.engine.wire.status import REASON_INTERNAL, grpc_code, make_status, reason_of, status_of
+from recserve.engine.wire.status import (
+    REASON_INTERNAL,
+    grpc_code,
+    make_status,
+    reason_for,
+    reason_of,
+    status_of,
+)
 from recserve.errors import DeadlineExceeded, RecserveError
 
 if TYPE_CHECKING:
@@ -206,7 +213,7 @@ class Call(ABC):
             callback()
 
     def _status(self, error: BaseException) -> status_pb2.Status:
-        self.reason = reason_of(type(error))
+        self.reason = reason_for(error)
         if isinstance(error, RecserveError):
             status = status_of(error)
             if status.code != grpc.StatusCode.INTERNAL.value[0]:

@@ -43,7 +43,10 @@ REASON_INTERNAL = "INTERNAL"
 
 @dataclass(frozen=True, slots=True)
 class StatusRow:
-    """One row of the table: the gRPC code and the closed, documented reason."""
+    """One row of the table: the gRPC code and the closed, documented reason.
+
+    A refused bundle has a closer one, of :class:`recserve.errors.BundleReason`.
+    """
 
     code: grpc.StatusCode
     reason: str
@@ -90,13 +93,17 @@ def reason_of(kind: type[BaseException]) -> str:
     return row.reason if row is not None else REASON_INTERNAL
 
 
+def reason_for(error: BaseException) -> str:
+    """Returns the reason of an error: that of its class, or its own where it brings one."""
+    return str(error.reason) if isinstance(error, BundleInvalid) else reason_of(type(error))
+
+
 def status_of(error: RecserveError) -> status_pb2.Status:
     """Returns the rich status of one of our errors; its message is the error's own sentence."""
     row = row_of(type(error))
     if row is None:
         return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, "The server failed; see its log.")
-    reason = str(error.reason) if isinstance(error, BundleInvalid) else row.reason
-    status = make_status(row.code, reason, str(error), field=error.name)
+    status = make_status(row.code, reason_for(error), str(error), field=error.name)
     if row.retry:
         pause = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS))
         status.details.append(_pack(pause))

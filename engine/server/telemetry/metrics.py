@@ -106,6 +106,8 @@ class Sources:
     engines: Callable[[], Sequence[Engine]]
     methods: MethodTable
     is_ready: Callable[[], bool]
+    refusals: Callable[[], dict[str, int]] = dict
+    """Of bundles, by reason."""
 
 
 class Metrics(Observer):
@@ -181,6 +183,10 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
         if os.path.isdir("/proc/self/task"):
             threads = len(os.listdir("/proc/self/task"))
             yield _gauge("process_threads", "Number of threads of the process.", threads)
+        refused = CounterMetricFamily("recserve_bundles_refused", "Bundles refused.", labels=("reason",))
+        for reason, count in sources.refusals().items():
+            refused.add_metric([reason], count)
+        yield refused
         engines = sources.engines()
         # Of all loaded engines together; where one is freed its part goes, as at a restart.
         stats: Counter[str] = Counter()

@@ -7,14 +7,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from recserve.engine import Engine
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 GRAPH = "variants/fp32/query_encoder.onnx"
 GOLDEN = "variants/fp32/golden.npz"
@@ -84,17 +84,47 @@ class BundleCopy:
         self.write(name, buffer.getvalue())
 
 
+Break = Callable[[BundleCopy], object]
+
+
+class Case(NamedTuple):
+    """One way to break a bundle, the reason of its refusal, and what must stand in the sentence."""
+
+    reason: BundleReason
+    names: str
+    change: Break
+
+
+class Cases(dict[str, Case]):
+    """A table of cases by label; a module fills it, one test runs it."""
+
+    def add(self, label: str, reason: BundleReason, names: str, change: Break) -> None:
+        assert label not in self
+        self[label] = Case(reason, names, change)
+
+    def broken(self, reason: BundleReason, names: str) -> Callable[[Break], Break]:
+        """Adds the function below it under its name."""
+
+        def register(change: Break) -> Break:
+            self.add(change.__name__, reason, names, change)
+            return change
+
+        return register
+
+
 @pytest.fixture
 def bundle(bundle_folder: Path, tmp_path: Path) -> BundleCopy:
     return BundleCopy(shutil.copytree(bundle_folder, tmp_path / "bundle"))
 
 
-def refused(bundle: BundleCopy, names: str) -> None:
-    """Asserts that ``bundle`` is refused with one short sentence in which ``names`` stands."""
+def refused(bundle: BundleCopy, case: Case) -> None:
+    """Breaks ``bundle`` and asserts that it is refused, for the reason of ``case``, in one short sentence."""
+    case.change(bundle)
     with pytest.raises(BundleInvalid) as caught:
         Engine.load(bundle.folder)
     sentence = str(caught.value)
-    assert names in sentence
+    assert case.names in sentence
+    assert caught.value.reason is case.reason
     assert re.fullmatch(r"[^\n]+ is [^\n]+; expected [^\n]+\.( [A-Z][^\n]*[.?])?", sentence)
     assert len(sentence) < 350
     assert caught.value.exit_code == 5

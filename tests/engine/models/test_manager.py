@@ -18,7 +18,7 @@ from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.models.routing import Arm, Route, Shadow
 from recserve.engine.models.states import State
 from recserve.engine.server.models import EngineLoader
-from recserve.errors import BundleInvalid, ConfigError, Conflict, InvalidRequest, UnknownModel
+from recserve.errors import BundleInvalid, BundleReason, ConfigError, Conflict, InvalidRequest, UnknownModel
 from tests.engine.models.conftest import MODEL
 from tests.engine.models.versions import flip_bit, is_of, make_version
 
@@ -79,24 +79,22 @@ def test_loading_gives_no_callers(repository_folder: Path) -> None:
 
 
 BROKEN = {
-    "a flipped bit": lambda folder: flip_bit(folder / GRAPH),
-    "a missing file": lambda folder: (folder / "popularity.npy").unlink(),
-    "an extra file": lambda folder: (folder / "extra").write_text("x"),
-    "a link": lambda folder: [
+    BundleReason.FILE_DIGEST: lambda folder: flip_bit(folder / GRAPH),
+    BundleReason.FILE_MISSING: lambda folder: (folder / "popularity.npy").unlink(),
+    BundleReason.FILE_UNLISTED: lambda folder: (folder / "extra").write_text("x"),
+    BundleReason.FILE_NOT_PLAIN: lambda folder: [
         (folder / "items.arrow").rename(folder.parent / "moved"),
         (folder / "items.arrow").symlink_to(folder.parent / "moved"),
     ],
 }
 
 
-@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_bundle_never_replaces_a_good_one(
-    repository_folder: Path, damage: Callable[[Path], object]
-) -> None:
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_broken_bundle_never_replaces_a_good_one(repository_folder: Path, reason: BundleReason) -> None:
     manager = started(repository_folder)
     manager.activate(MODEL, "v1")
     pointer = (repository_folder / "active.json").read_bytes()
-    damage(repository_folder / MODEL / "v2")
+    BROKEN[reason](repository_folder / MODEL / "v2")
     for change in (
         lambda: manager.activate(MODEL, "v2"),
         lambda: manager.load(MODEL, "v2"),
@@ -109,7 +107,7 @@ def test_a_broken_bundle_never_replaces_a_good_one(
         assert answering(manager) == "v1"
     [model] = manager.models()
     [failed] = [entry for entry in model.versions if entry.state is State.FAILED]
-    assert (failed.version, failed.reason) == ("v2", "BUNDLE_INVALID")
+    assert (failed.version, failed.reason) == ("v2", str(reason))
     assert failed.message
     assert (repository_folder / "active.json").read_bytes() == pointer
     assert [engine.manifest.bundle_version for engine in manager.registry.engines()] == ["v1"]

@@ -69,7 +69,7 @@ class Machine(RuleBasedStateMachine):
         self.registry.begin_load(MODEL, version)
         with pytest.raises(Conflict):
             self.registry.begin_load(MODEL, version)
-        self.registry.fail_load(MODEL, version, "BUNDLE_INVALID", "broken")
+        self.registry.fail_load(MODEL, version, "BUNDLE_SHAPE", "broken")
         assert self.registry.state(MODEL, version) is State.FAILED
         assert self.registry.current(MODEL) is before, "a failed load changed what answers"
 
@@ -223,6 +223,6 @@ def test_only_the_newest_failures_are_remembered() -> None:
     registry: Registry[FakeEngine] = Registry(MODEL)
     for i in range(50):
         registry.begin_load(MODEL, f"v{i}")
-        registry.fail_load(MODEL, f"v{i}", "BUNDLE_INVALID", "broken")
+        registry.fail_load(MODEL, f"v{i}", "BUNDLE_SHAPE", "broken")
     [status] = registry.models()
     assert [entry.version for entry in status.versions] == [f"v{i}" for i in range(30, 50)]

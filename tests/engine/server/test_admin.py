@@ -20,6 +20,7 @@ from recserve.engine.config import EngineConfig
 from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
+from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.models import Models
 from recserve.engine.server.remembering import Remembering
 from recserve.engine.state.config import StateConfig
@@ -27,6 +28,7 @@ from recserve.engine.wire.status import RemoteError, error_from_call
 from recserve.proto import admin_pb2 as pb
 from recserve.proto import admin_pb2_grpc
 from tests.engine.models.versions import flip_bit, is_of, make_version
+from tests.engine.server.http_client import HttpCaller
 
 MODEL = "shop"
 TIMEOUT_SECONDS = 60
@@ -59,6 +61,8 @@ class ModelServer:
                 max_in_flight=1000,
             ),
             router=self.models.router,
+            manager=self.models.manager,
+            http=HttpConfig(metrics_port=0),
             extra_methods=self.models.admin.methods(),
         )
         self.address = self.server.start()
@@ -157,9 +161,13 @@ def test_refusals_have_their_status(server: ModelServer, repository_folder: Path
     flip_bit(repository_folder / MODEL / "v1" / "items.arrow")
     assert server.refuses("Activate", pb.ActivateRequest(model=MODEL, version="v1")) == (
         grpc.StatusCode.FAILED_PRECONDITION,
-        "BUNDLE_INVALID",
+        "BUNDLE_FILE_DIGEST",
     )
     assert server.states() == {"v1": "FAILED", "v2": "ACTIVE"}
+    [model] = server.ask("ListModels", pb.ListModelsRequest()).models
+    assert [entry.reason for entry in model.versions if entry.version == "v1"] == ["BUNDLE_FILE_DIGEST"]
+    with HttpCaller(server.server.urls["metrics"]) as caller:
+        assert b'recserve_bundles_refused_total{reason="BUNDLE_FILE_DIGEST"} 1.0' in caller.get("/metrics")[2]
 
 
 def test_a_request_names_its_model(server: ModelServer, repository_folder: Path, bundle_folder: Path) -> None:

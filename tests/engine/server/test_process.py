@@ -17,7 +17,7 @@ from recserve.engine.client import RecommenderClient
 from recserve.engine.server.app import Server, run_server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.wire.status import RemoteError
-from recserve.errors import BundleInvalid
+from recserve.errors import BundleInvalid, BundleReason
 
 TIMEOUT_SECONDS = 60
 
@@ -79,7 +79,7 @@ def test_a_second_signal_ends_a_load_that_hangs(bundle_folder: Path, number: sig
 
 def test_an_error_of_the_load_reaches_the_caller() -> None:
     def load() -> None:
-        raise BundleInvalid("bundle", found="broken", expected="whole")
+        raise BundleInvalid("bundle", found="broken", expected="whole", reason=BundleReason.SHAPE)
 
     with pytest.raises(BundleInvalid, match="bundle is broken"):
         run_server(Server(ServerConfig(port=0)), load, lambda address: None)  # type: ignore[arg-type]

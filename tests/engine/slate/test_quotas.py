@@ -1,7 +1,6 @@
 """Candidates from several sources: the union, where each item comes from, the ladder of cold starts."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from recserve.engine.server.config import ServerConfig
 from recserve.engine.slate.quotas import Source, merge
 from recserve.engine.wire.convert import slate_to_message
 from recserve.engine.wire.slates import encode_ranked
-from recserve.errors import ConfigError
+from recserve.errors import BundleReason, ConfigError
 from recserve.proto import recommender_pb2 as pb
 from recserve.training.run import Run
-from tests.engine.bundle.conftest import BundleCopy, refused
+from tests.engine.bundle.conftest import BundleCopy, Case, refused
 from tests.engine.server.conftest import running
 
 law = settings(deadline=None, max_examples=25, derandomize=True)
@@ -245,34 +244,41 @@ def test_an_operator_s_quota_of_a_missing_source_is_a_config_error(bundle_folder
         Engine.load(bundle_folder, config)
 
 
-BROKEN: dict[str, tuple[str, Callable[[BundleCopy], object]]] = {
-    "an item that is none": (
+BROKEN = {
+    "an item that is none": Case(
+        BundleReason.VALUE_RANGE,
         "segments/items.npy",
         lambda bundle: bundle.write_array("segments/items.npy", bundle.array("segments/items.npy") + 900),
     ),
-    "another shape": (
+    "another shape": Case(
+        BundleReason.SHAPE,
         "segments/shares.npy",
         lambda bundle: bundle.write_array("segments/shares.npy", bundle.array("segments/shares.npy")[1:]),
     ),
-    "rising shares": (
+    "rising shares": Case(
+        BundleReason.VALUE_RANGE,
         "segments/shares.npy",
         lambda bundle: bundle.write_array(
             "segments/shares.npy", bundle.array("segments/shares.npy")[:, ::-1]
         ),
     ),
-    "a vocabulary that is none": (
+    "a vocabulary that is none": Case(
+        BundleReason.CONTENT_MALFORMED,
         "segments/vocabulary-0.json",
         lambda bundle: bundle.write("segments/vocabulary-0.json", b"[1]"),
     ),
-    "a file that is not listed": (
+    "a file that is not listed": Case(
+        BundleReason.MANIFEST_FIELD,
         "a file of the segments",
         lambda bundle: bundle.edit(lambda manifest: manifest["segments"].update(items="other.npy")),
     ),
-    "a kind that is none": (
+    "a kind that is none": Case(
+        BundleReason.MANIFEST_FIELD,
         "kind of feature country",
         lambda bundle: bundle.edit(lambda manifest: manifest["segments"]["features"][0].update(kind="id")),
     ),
-    "another type of times": (
+    "another type of times": Case(
+        BundleReason.ARRAY_TYPE,
         "first_seen.npy",
         lambda bundle: bundle.write_array("first_seen.npy", bundle.array("first_seen.npy").astype(np.int32)),
     ),
@@ -281,7 +287,4 @@ BROKEN: dict[str, tuple[str, Callable[[BundleCopy], object]]] = {
 
 @pytest.mark.parametrize("label", BROKEN)
 def test_broken_segments_are_refused(segmented_folder: Path, tmp_path: Path, label: str) -> None:
-    names, change = BROKEN[label]
-    bundle = BundleCopy(shutil.copytree(segmented_folder, tmp_path / "bundle"))
-    change(bundle)
-    refused(bundle, names)
+    refused(BundleCopy(shutil.copytree(segmented_folder, tmp_path / "bundle")), BROKEN[label])
