@@ -22,6 +22,7 @@ from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.bundle import open_bundle
 from recserve.engine.features import pad_histories
 from recserve.engine.ranked import Ranked
+from recserve.engine.runtime import Runtime
 from recserve.engine.session import QueryEncoder
 from recserve.engine.sources import open_source
 from recserve.engine.wire.slates import encode_ranked
@@ -90,7 +91,9 @@ def time_batch(engine: Engine, size: int, options: argparse.Namespace) -> dict[s
 def parts(folder: Path, users: list[str], k: int) -> Callable[[], object]:
     """Returns the bare inference and search for the histories of ``users``, on arrays made beforehand."""
     bundle = open_bundle(folder)
-    source = open_source(bundle, bundle.manifest.default_variant, EngineConfig(provider="cpu"))
+    source = open_source(
+        bundle, bundle.manifest.default_variant, Runtime(bundle, EngineConfig(provider="cpu"))
+    )
     histories = bundle.histories.get_many(users)
     index = ItemIndex.build(bundle.item_embeddings)
     indptr = np.concatenate([[0], np.cumsum([len(history.items) for history in histories])]).astype(np.int64)

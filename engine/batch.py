@@ -16,6 +16,7 @@ from recserve.engine.fixed_ranking import FixedRanking
 from recserve.engine.online.stage import Choice, OnlineStage
 from recserve.engine.ranking import Objective, RankStage
 from recserve.engine.retrieval import Retriever
+from recserve.engine.runtime import Runtime
 from recserve.engine.segments import Segments
 from recserve.engine.slate.plan import Planner
 from recserve.engine.slate.quotas import Origins
@@ -33,6 +34,7 @@ class LoadedBundle:
     """A bundle with everything that answering from it needs."""
 
     bundle: Bundle
+    runtime: Runtime
     sources: dict[str, QuerySource]
     retriever: Retriever
     planner: Planner
@@ -47,6 +49,7 @@ class LoadedBundle:
     def of(
         cls,
         bundle: Bundle,
+        runtime: Runtime,
         sources: dict[str, QuerySource],
         retriever: Retriever,
         config: PipelineConfig,
@@ -63,6 +66,7 @@ class LoadedBundle:
         entry = bundle.manifest.segments
         return cls(
             bundle,
+            runtime,
             sources,
             retriever,
             planner,

@@ -9,7 +9,42 @@ from recserve.engine.explain.explanation import EXPLAIN_EXACT, EXPLAIN_LEVELS
 from recserve.errors import ConfigError
 
 MAX_CACHE_SECONDS = 3600.0
-PROVIDERS = ("auto", "cpu", "cuda")
+AUTO, CPU, CUDA = "auto", "cpu", "cuda"
+PROVIDERS = (AUTO, CPU, CUDA)
+OPTIMISATIONS = ("none", "basic", "extended", "all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """How ONNX Runtime runs a graph; the defaults are measured (``recserve.benchmarks.sessions``)."""
+
+    threads: int = 1
+    """Threads of one call. One is fastest for single requests; throughput comes from callers."""
+
+    spinning: bool = False
+    """Whether threads that wait burn their core, which the batch beside them needs; of threads above 1."""
+
+    arena: bool = False
+    """Whether memory of a call is kept for the next: the peak of the largest batch, for ever."""
+
+    memory_pattern: bool = True
+    """Whether the memory of a call is planned by the shapes seen before."""
+
+    prepacking: bool = True
+    """Whether weights are kept a second time, in the order that the kernels like."""
+
+    optimisation: str = "all"
+    """What is done to the graph at load: none, basic, extended or all."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError("engine.session.threads", found=self.threads, expected="1 or more")
+        if self.optimisation not in OPTIMISATIONS:
+            raise ConfigError(
+                "engine.session.optimisation",
+                found=self.optimisation,
+                expected=f"one of {', '.join(OPTIMISATIONS)}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +52,10 @@ class EngineConfig:
     """How the engine runs a bundle."""
 
     provider: str = "auto"
-    """Where ONNX graphs run: auto (a GPU where there is one), cpu, or cuda (fails without a GPU)."""
+    """Where ONNX graphs run: auto (a GPU where there is one that works), cpu, or cuda (fails without)."""
 
-    encoder_threads: int = 1
-    """Threads of one ONNX Runtime call. One is fastest for single requests; throughput comes from callers."""
+    session: SessionConfig = field(default_factory=SessionConfig)
+    """The options of ONNX Runtime; the section [engine.session] of a settings file."""
 
     index_folder: Path | None = None
     """Where the prepared search index is kept and mapped from, shared by processes; none: built in memory."""
@@ -86,7 +121,6 @@ class EngineConfig:
                 "engine.explain", found=self.explain, expected=f"one of {', '.join(EXPLAIN_LEVELS)}"
             )
         for name in (
-            "encoder_threads",
             "max_k",
             "max_history",
             "max_exclude",

@@ -10,7 +10,6 @@ from typing import Any
 from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Bundle, Manifest
 from recserve.engine.bundle.ids import check_id, check_timestamp
-from recserve.engine.bundle.signatures import Trust
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
 from recserve.engine.counters import Counters
@@ -112,9 +111,9 @@ class Engine:
         return self._loaded.bundle.manifest
 
     @property
-    def trust(self) -> Trust:
-        """What the signatures of the served bundle were worth when it was loaded."""
-        return self._loaded.bundle.trust
+    def loaded(self) -> LoadedBundle:
+        """The bundle with what it is answered from: whether it is trusted, where its graphs run."""
+        return self._loaded
 
     @property
     def config(self) -> EngineConfig:

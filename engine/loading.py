@@ -12,6 +12,7 @@ from recserve.engine.online.stage import OnlineStage
 from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
+from recserve.engine.runtime import Runtime
 from recserve.engine.sources import open_source
 from recserve.engine.types import Request
 
@@ -22,13 +23,14 @@ def load_bundle(
     """Opens the bundle in ``path`` and its stages; raises as :meth:`Engine.load`."""
     bundle = open_bundle(path, config.signature_policy)
     kernels.warmup()
-    sources = {name: open_source(bundle, name, config) for name in bundle.manifest.variants}
+    runtime = Runtime(bundle, config)
+    sources = {name: open_source(bundle, name, runtime) for name in bundle.manifest.variants}
     ranking = None
     if (entry := bundle.manifest.ranker) is not None:
-        ranking = RankStage(bundle, Ranker(bundle, entry, config), config.rank_candidates)
+        ranking = RankStage(bundle, Ranker(bundle, entry, runtime), config.rank_candidates)
     retriever = Retriever(bundle, config.index_folder)
     stage = None if online is None else online(bundle)
-    return LoadedBundle.of(bundle, sources, retriever, config.pipeline, ranking, stage)
+    return LoadedBundle.of(bundle, runtime, sources, retriever, config.pipeline, ranking, stage)
 
 
 def check_for(loaded: LoadedBundle, request: Request, config: EngineConfig) -> None:

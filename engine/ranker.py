@@ -9,11 +9,10 @@ from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, CalibrationEntry, RankerEntry
 from recserve.engine.bundle.request_features import ID
-from recserve.engine.config import EngineConfig
 from recserve.engine.feature_reader import FeatureReader
 from recserve.engine.features import pad_histories
 from recserve.engine.golden import check_golden, read_golden
-from recserve.engine.session import open_session, session_options
+from recserve.engine.runtime import Runtime
 from recserve.errors import BundleInvalid, BundleReason
 
 # Users times candidates that go through the graph at once: bounds the memory of a call.
@@ -27,14 +26,14 @@ class Ranker:
     says, or the graph does not reproduce the recorded outputs.
     """
 
-    def __init__(self, bundle: Bundle, entry: RankerEntry, config: EngineConfig) -> None:
+    def __init__(self, bundle: Bundle, entry: RankerEntry, runtime: Runtime) -> None:
         self.entry = entry
         self.targets = tuple(entry.targets)
         self._users = _open_users(bundle, entry)
         self._user = FeatureReader(bundle, entry.user_features)
         self._context = FeatureReader(bundle, entry.context_features)
         self._row_of = bundle.histories.vocabulary.index_of
-        self._session = open_session(bundle, entry.graph, session_options(config), config)
+        self._session = runtime.open(entry.graph)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._check_signature()
         self._check_golden(bundle.read(entry.golden), bundle.manifest.n_items)

@@ -1,4 +1,4 @@
-"""Runs the query encoder of one variant through ONNX Runtime."""
+"""The query encoder of one variant: its graph, checked and run."""
 
 import threading
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from recserve.engine.buckets import length_groups
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
-from recserve.engine.config import EngineConfig
 from recserve.engine.features import pad_histories, pad_time_gaps
 from recserve.engine.golden import check_golden, read_golden
-from recserve.errors import BundleInvalid, BundleReason, ConfigError
+from recserve.engine.runtime import Runtime
+from recserve.errors import BundleInvalid, BundleReason
 
 
 class QueryEncoder:
@@ -23,7 +23,7 @@ class QueryEncoder:
     declared inputs and outputs, or does not reproduce the recorded outputs.
     """
 
-    def __init__(self, bundle: Bundle, variant: str, config: EngineConfig) -> None:
+    def __init__(self, bundle: Bundle, variant: str, runtime: Runtime) -> None:
         entry = bundle.manifest.variants[variant]
         self.name = f"variant {variant}"
         self.features = bundle.manifest.inputs.features
@@ -32,14 +32,9 @@ class QueryEncoder:
         # Guards the two counters.
         self._counting = threading.Lock()
         self._positions = self._padding = 0
-        options = session_options(config)
-        options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(bundle.folder.resolve()))
         # The graph's item table is the bundle's memory map: one copy for retrieval and encoder.
-        table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
-        options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, table)
-        self._table = table
-        self._session = open_session(bundle, entry.query_encoder, options, config)
-        self.provider = self._session.get_providers()[0]
+        self._table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
+        self._session = runtime.open(entry.query_encoder, {layout.ITEM_EMBEDDINGS_INITIALIZER: self._table})
         self._check_signature(entry.query_encoder)
         self._check_golden(bundle.read(entry.golden), entry.golden, entry.golden_tolerance)
         self._check_full_length(self.max_history, entry.query_encoder)
@@ -165,54 +160,3 @@ class QueryEncoder:
                 expected="one finite embedding",
                 reason=BundleReason.GRAPH_OUTPUT,
             )
-
-
-def session_options(config: EngineConfig) -> ort.SessionOptions:
-    """Returns the options that every graph of a bundle is run with."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = config.encoder_threads
-    options.inter_op_num_threads = 1
-    # Spinning threads take the core from the batch beside them; the arena keeps the peak of the
-    # largest batch for ever. Neither made single requests faster.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    return options
-
-
-def open_session(
-    bundle: Bundle, graph: str, options: ort.SessionOptions, config: EngineConfig
-) -> ort.InferenceSession:
-    """Opens the file ``graph``; raises :class:`BundleInvalid`, or :class:`ConfigError` for the provider."""
-    providers = select_providers(config.provider)
-    try:
-        session = ort.InferenceSession(bundle.read(graph), options, providers=providers)
-    except Exception as error:
-        raise BundleInvalid(
-            f"graph {graph}",
-            found="refused by ONNX Runtime",
-            expected="a valid ONNX graph",
-            reason=BundleReason.GRAPH_REFUSED,
-        ) from error
-    provider = session.get_providers()[0]
-    if provider != providers[0]:
-        # ONNX Runtime falls back to the CPU with a log line only.
-        raise ConfigError("engine.provider", found=provider, expected=providers[0])
-    return session
-
-
-def select_providers(provider: str) -> list[str]:
-    """Returns ONNX Runtime provider names; ``get_ep_devices`` tells what is there, not what was built."""
-    if provider == "cpu":
-        return ["CPUExecutionProvider"]
-    gpu = any(device.ep_name == "CUDAExecutionProvider" for device in ort.get_ep_devices())
-    if gpu:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    if provider == "cuda":
-        raise ConfigError(
-            "engine.provider",
-            found="cuda",
-            expected="cpu or auto on this machine",
-            cure="No CUDA device is here.",
-        )
-    return ["CPUExecutionProvider"]

@@ -110,8 +110,11 @@ def _environment_keys() -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name in os.environ:
         if name.upper().startswith(ENV_PREFIX):
-            section, _, key = name[len(ENV_PREFIX) :].lower().partition("__")
-            keys.setdefault(section, {})[key] = ""
+            *tables, key = name[len(ENV_PREFIX) :].lower().split("__")
+            place = keys
+            for table in tables:
+                place = place.setdefault(table, {})
+            place[key] = ""
     return keys
 
 
@@ -126,12 +129,19 @@ def _check_keys(values: dict[str, Any], where: str) -> None:
             )
         if not isinstance(keys, dict):
             raise ConfigError(f"section {section} ({where})", found=keys, expected="a table of keys")
-        known = [field.name for field in dataclasses.fields(SECTIONS[section]) if field.name not in SECTIONS]
-        for key in keys:
-            if key not in known:
-                raise ConfigError(
-                    f"key {section}.{key} ({where})",
-                    found="unknown",
-                    expected="a known key",
-                    cure=nearest(key, known) or f"Known: {', '.join(known)}.",
-                )
+        _check_table(SECTIONS[section], keys, section, where)
+
+
+def _check_table(kind: type, keys: dict[str, Any], name: str, where: str) -> None:
+    known = {field.name: field.type for field in dataclasses.fields(kind) if field.name not in SECTIONS}
+    for key, value in keys.items():
+        if key not in known:
+            raise ConfigError(
+                f"key {name}.{key} ({where})",
+                found="unknown",
+                expected="a known key",
+                cure=nearest(key, known) or f"Known: {', '.join(known)}.",
+            )
+        inner = known[key]
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner) and isinstance(value, dict):
+            _check_table(inner, value, f"{name}.{key}", where)

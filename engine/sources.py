@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import Bundle
 from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.manifest import TABLE
-from recserve.engine.config import EngineConfig
+from recserve.engine.runtime import Runtime
 from recserve.engine.session import QueryEncoder
 from recserve.engine.user_table import UserTable
 
@@ -42,8 +42,8 @@ class QuerySource(Protocol):
         ...
 
 
-def open_source(bundle: Bundle, variant: str, config: EngineConfig) -> QuerySource:
+def open_source(bundle: Bundle, variant: str, runtime: Runtime) -> QuerySource:
     """Returns the source of ``variant``; raises :class:`BundleInvalid` when it is not what was recorded."""
     if bundle.manifest.variants[variant].query == TABLE:
         return UserTable(bundle, variant)
-    return QueryEncoder(bundle, variant, config)
+    return QueryEncoder(bundle, variant, runtime)

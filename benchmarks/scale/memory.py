@@ -61,13 +61,13 @@ def _hold(bundle: str) -> dict[str, Any]:
         engine.recommend_many([Request(user_id=user) for user in users])
         return {
             "n_items": engine.manifest.n_items,
-            "resident_bytes": _status("VmRSS"),
-            "peak_bytes": _status("VmHWM"),
+            "resident_bytes": status_bytes("VmRSS"),
+            "peak_bytes": status_bytes("VmHWM"),
             "load_s": load_s,
         }
 
 
-def _status(name: str) -> int:
+def status_bytes(name: str) -> int:
     """Bytes of this process, as Linux counts them."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recserve.engine import Boost, Engine, Pin, PipelineConfig, Request
-from recserve.engine.config import EngineConfig
+from recserve.engine.config import EngineConfig, SessionConfig
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.settings import load_settings
 from recserve.errors import ConfigError
@@ -53,6 +53,14 @@ def test_the_strongest_source_given_wins(
     assert load_settings(file, flags).server.port == expected
 
 
+def test_a_table_inside_a_section_has_the_same_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, "[engine.session]\nthreads = 2\narena = true\n")
+    monkeypatch.setenv("RECSERVE__ENGINE__SESSION__THREADS", "3")
+    assert load_settings(file, {}).engine.session == SessionConfig(threads=3, arena=True)
+
+
 def test_low_limits_do_not_keep_the_engine_from_loading(bundle_folder: Path) -> None:
     limits = EngineConfig(max_k=1, max_requests=1, max_history=1, max_exclude=1)
     with Engine.load(bundle_folder, limits) as engine:
@@ -71,6 +79,9 @@ def test_low_limits_do_not_keep_the_engine_from_loading(bundle_folder: Path) -> 
         ("[server\n", "recserve.toml", "TOML"),
         ("[server]\nport = 1.5\n", "server.port is 1.5; expected a valid integer", ""),
         ("[engine]\nmax_k = [1]\n", "engine.max_k is [1]", "integer"),
+        ("[engine.session]\nspining = true\n", "engine.session.spining", "'spinning'"),
+        ("[engine.session]\nthreads = 0\n", "engine.session.threads", "1 or more"),
+        ("[engine.session]\noptimisation = 'most'\n", "engine.session.optimisation", "none, basic"),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, text: str, named: str, cure: str) -> None:
@@ -92,6 +103,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("RECSERVE__SERVER__PROT", "'port'"),
         ("RECSERVE__ENGIN__MAX_K", "'engine'"),
         ("RECSERVE__ENGINE__MAXK", "'max_k'"),
+        ("RECSERVE__ENGINE__SESSION__THREDS", "'threads'"),
     ],
 )
 def test_wrong_environment_variables_are_named(

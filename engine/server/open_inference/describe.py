@@ -93,6 +93,7 @@ def _properties(engine: Engine) -> dict[str, str]:
         "n_items": str(manifest.n_items),
         "variants": ",".join(sorted(manifest.variants)),
         "default_variant": manifest.default_variant,
+        "device": engine.loaded.runtime.device,
         "default_k": str(DEFAULT_K),
         "max_k": str(engine.config.max_k),
         "max_history": str(engine.config.max_history),

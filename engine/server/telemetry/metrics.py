@@ -202,12 +202,24 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
         items = GaugeMetricFamily(
             "recserve_bundle_items", "Items of the catalogue.", labels=("bundle_version",)
         )
+        runs = GaugeMetricFamily(
+            "recserve_device_info",
+            "Where graphs run; fallback: true where a GPU is there and does not work.",
+            labels=("bundle_version", "device", "fallback"),
+        )
         for engine in engines:
             manifest = engine.manifest
-            labels = [manifest.bundle_version, manifest.model, manifest.default_variant, str(engine.trust)]
+            labels = [
+                manifest.bundle_version,
+                manifest.model,
+                manifest.default_variant,
+                str(engine.loaded.bundle.trust),
+            ]
             info.add_metric(labels, 1)
             items.add_metric([manifest.bundle_version], manifest.n_items)
-        yield from (info, items) if engines else ()
+            runtime = engine.loaded.runtime
+            runs.add_metric([manifest.bundle_version, runtime.device, str(runtime.fell_back).lower()], 1)
+        yield from (info, items, runs) if engines else ()
 
 
 BATCHER_TEXTS = {

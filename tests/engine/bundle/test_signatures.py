@@ -206,7 +206,7 @@ def test_the_engine_requires_warns_or_does_not_ask(bundle: BundleCopy, keys: Key
         Engine.load(bundle.folder, EngineConfig(signatures="require", trusted_keys=keys.trusted))
     with structlog.testing.capture_logs() as logs:
         with Engine.load(bundle.folder, EngineConfig(signatures="warn", trusted_keys=keys.trusted)) as engine:
-            assert str(engine.trust) == "BUNDLE_SIGNATURE_MISSING"
+            assert str(engine.loaded.bundle.trust) == "BUNDLE_SIGNATURE_MISSING"
         Engine.load(bundle.folder, EngineConfig(trusted_keys=keys.trusted)).close()
     [line] = [line for line in logs if line["event"] == "bundle not trusted"]
     assert (line["log_level"], line["reason"]) == ("warning", "BUNDLE_SIGNATURE_MISSING")

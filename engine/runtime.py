@@ -1,0 +1,113 @@
+"""ONNX Runtime for the graphs of one bundle: the options of the settings, the provider that really runs."""
+
+from collections.abc import Mapping
+
+import onnxruntime as ort
+import structlog
+
+from recserve.engine.bundle import Bundle, layout
+from recserve.engine.config import AUTO, CPU, CUDA, EngineConfig
+from recserve.errors import BundleInvalid, BundleReason, ConfigError
+
+log = structlog.get_logger("recserve.engine")
+
+CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class Runtime:
+    """Opens the graphs of a bundle.
+
+    With the setting "auto" a GPU that is there and does not work is given up once, with a warning:
+    ``fell_back`` is true from then on, and all graphs that are opened later run on the CPU.
+    ``providers``: graph → the provider that runs it, as ONNX Runtime tells it.
+    """
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        """Raises :class:`ConfigError` for "cuda" on a machine without a GPU."""
+        self._bundle = bundle
+        self._config = config
+        self._wanted = select_providers(config.provider)
+        self.fell_back = False
+        self.providers: dict[str, str] = {}
+
+    @property
+    def device(self) -> str:
+        """Where all graphs run: cuda, or cpu where at least one does (or there is none)."""
+        on_gpu = bool(self.providers) and set(self.providers.values()) == {CUDA_PROVIDER}
+        return CUDA if on_gpu else CPU
+
+    def open(
+        self, graph: str, initializers: Mapping[str, ort.OrtValue] | None = None
+    ) -> ort.InferenceSession:
+        """Opens the file ``graph``; ``initializers``: tensors that are bound instead of the graph's own.
+
+        Raises :class:`BundleInvalid`, or :class:`ConfigError` where "cuda" does not work.
+        """
+        options = session_options(self._config)
+        options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(self._bundle.folder.resolve()))
+        for name, value in (initializers or {}).items():
+            options.add_initializer(name, value)
+        try:
+            session = ort.InferenceSession(self._bundle.read(graph), options, providers=self._wanted)
+        except Exception as error:
+            raise BundleInvalid(
+                f"graph {graph}",
+                found="refused by ONNX Runtime",
+                expected="a valid ONNX graph",
+                reason=BundleReason.GRAPH_REFUSED,
+            ) from error
+        provider = session.get_providers()[0]
+        if provider != self._wanted[0]:
+            self._give_up(graph, provider)
+        self.providers[graph] = provider
+        return session
+
+    def _give_up(self, graph: str, provider: str) -> None:
+        """ONNX Runtime itself goes on with the CPU and writes a line to stderr."""
+        if self._config.provider != AUTO:
+            raise ConfigError(
+                "engine.provider",
+                found=f"{self._config.provider}, which does not work",
+                expected=f"{AUTO} or {CPU} on this machine",
+                cure="CUDA or cuDNN may be missing.",
+            )
+        self._wanted = [provider]
+        self.fell_back = True
+        log.warning("GPU does not work, graphs run on the CPU", graph=graph, provider=provider)
+
+
+def session_options(config: EngineConfig) -> ort.SessionOptions:
+    """Returns the options that every graph of a bundle is run with."""
+    session = config.session
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = session.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(session.spinning)))
+    options.add_session_config_entry("session.disable_prepacking", str(int(not session.prepacking)))
+    options.enable_cpu_mem_arena = session.arena
+    options.enable_mem_pattern = session.memory_pattern
+    options.graph_optimization_level = LEVELS[session.optimisation]
+    options.log_severity_level = 3
+    return options
+
+
+def select_providers(provider: str) -> list[str]:
+    """Returns ONNX Runtime provider names; ``get_ep_devices`` tells what is there, not what was built."""
+    if provider == CPU:
+        return [CPU_PROVIDER]
+    if any(device.ep_name == CUDA_PROVIDER for device in ort.get_ep_devices()):
+        return [CUDA_PROVIDER, CPU_PROVIDER]
+    if provider == CUDA:
+        raise ConfigError(
+            "engine.provider",
+            found=CUDA,
+            expected=f"{CPU} or {AUTO} on this machine",
+            cure="No CUDA device is here.",
+        )
+    return [CPU_PROVIDER]

@@ -1,0 +1,111 @@
+"""Where graphs really run, with which options, and what happens when the GPU does not work."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import structlog
+
+from recserve.engine import Engine, Request
+from recserve.engine.bundle import open_bundle
+from recserve.engine.config import EngineConfig, SessionConfig
+from recserve.engine.runtime import CPU_PROVIDER, CUDA_PROVIDER, Runtime
+from recserve.engine.session import QueryEncoder
+from recserve.errors import ConfigError
+
+GRAPH = "variants/fp32/query_encoder.onnx"
+has_gpu = any(device.ep_name == CUDA_PROVIDER for device in ort.get_ep_devices())
+without_gpu = pytest.mark.skipif(has_gpu, reason="this machine has a CUDA device")
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that ONNX Runtime lists and cannot use, as one without CUDA's libraries."""
+    devices = [*ort.get_ep_devices(), SimpleNamespace(ep_name=CUDA_PROVIDER)]
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: devices)
+
+
+def test_the_provider_is_what_the_session_says(two_stage_folder: Path) -> None:
+    with Engine.load(two_stage_folder, EngineConfig(provider="cpu")) as engine:
+        runtime = engine.loaded.runtime
+    assert set(runtime.providers.values()) == {CPU_PROVIDER}
+    assert set(runtime.providers) >= {GRAPH}
+    assert len(runtime.providers) == 2
+    assert (runtime.device, runtime.fell_back) == ("cpu", False)
+
+
+@without_gpu
+def test_a_machine_without_a_gpu_has_nothing_to_fall_back_from(bundle_folder: Path) -> None:
+    with Engine.load(bundle_folder, EngineConfig(provider="auto")) as engine:
+        assert (engine.loaded.runtime.device, engine.loaded.runtime.fell_back) == ("cpu", False)
+    with pytest.raises(ConfigError, match="No CUDA device"):
+        Engine.load(bundle_folder, EngineConfig(provider="cuda"))
+
+
+@without_gpu
+def test_a_gpu_that_does_not_work_is_given_up_once_and_visibly(
+    two_stage_folder: Path, broken_gpu: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        structlog.testing.capture_logs() as logs,
+        Engine.load(two_stage_folder, EngineConfig(provider="auto")) as engine,
+    ):
+        runtime = engine.loaded.runtime
+        assert engine.recommend(Request(user_id=engine.user_ids()[0])).source == "model"
+    assert set(runtime.providers.values()) == {CPU_PROVIDER}
+    assert (runtime.device, runtime.fell_back) == ("cpu", True)
+    [line] = [line for line in logs if line["event"].startswith("GPU does not work")]
+    assert (line["log_level"], line["provider"]) == ("warning", CPU_PROVIDER)
+
+
+@without_gpu
+def test_who_asks_for_cuda_gets_cuda_or_an_error(bundle_folder: Path, broken_gpu: None) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.provider is cuda, which does not work"):
+        Engine.load(bundle_folder, EngineConfig(provider="cuda"))
+
+
+@pytest.mark.skipif(not has_gpu, reason="this machine has no CUDA device")
+def test_a_gpu_that_works_is_used(bundle_folder: Path) -> None:
+    with Engine.load(bundle_folder, EngineConfig(provider="cuda")) as engine:
+        assert engine.loaded.runtime.providers == {GRAPH: CUDA_PROVIDER}
+        assert engine.loaded.runtime.device == "cuda"
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "two threads": {"threads": 2},
+    "two threads that spin": {"threads": 2, "spinning": True},
+    "arena": {"arena": True},
+    "no memory pattern": {"memory_pattern": False},
+    "no prepacking": {"prepacking": False},
+    "no optimisation": {"optimisation": "none"},
+    "basic optimisation": {"optimisation": "basic"},
+    "extended optimisation": {"optimisation": "extended"},
+}
+
+
+@pytest.mark.parametrize("label", OPTIONS)
+def test_options_reach_the_session_and_change_no_answer(bundle_folder: Path, label: str) -> None:
+    bundle = open_bundle(bundle_folder)
+    asked = SessionConfig(**OPTIONS[label])
+    encoder = QueryEncoder(bundle, "fp32", Runtime(bundle, EngineConfig(provider="cpu", session=asked)))
+    found = encoder._session.get_session_options()
+    assert (found.intra_op_num_threads, found.enable_cpu_mem_arena) == (asked.threads, asked.arena)
+    assert found.enable_mem_pattern == asked.memory_pattern
+    assert (
+        found.graph_optimization_level.name
+        == {
+            "none": "ORT_DISABLE_ALL",
+            "basic": "ORT_ENABLE_BASIC",
+            "extended": "ORT_ENABLE_EXTENDED",
+            "all": "ORT_ENABLE_ALL",
+        }[asked.optimisation]
+    )
+    entry = found.get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == str(int(asked.spinning))
+    assert entry("session.disable_prepacking") == str(int(not asked.prepacking))
+    plain = QueryEncoder(bundle, "fp32", Runtime(bundle, EngineConfig(provider="cpu")))
+    history = np.arange(24, dtype=np.int32).reshape(2, 12)
+    np.testing.assert_allclose(encoder.run(history), plain.run(history), atol=1e-5)
