@@ -76,13 +76,24 @@ def _quality(result: Result) -> list[Table]:
     ]
     one = {f"over {result.get('gain_over')}": result.get("gain")}
     gains = result.get("gain_over_peer") or result.get("gain_over_implicit") or one
-    note = "; ".join(
-        f"{name}: {gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
-        for name, gain in gains.items()
-        if gain and "mean" in gain
-    )
+    note = "; ".join(f"{name}: {_interval(gain)}" for name, gain in gains.items() if gain and "mean" in gain)
     title = f"NDCG@10 on {result['dataset']}, {result['n_users']:,} users, {len(result['seeds'])} seeds"
     return [Table(title, ["model", "mean", "by seed"], rows, f"Gain, 95 % interval: {note}." if note else "")]
+
+
+def _cold_items(result: Result) -> list[Table]:
+    metrics = list(next(iter(result["metrics"].values())))
+    rows = [
+        [name, *(f"{row[metric]['mean']:.4f}" for metric in metrics)]
+        for name, row in result["metrics"].items()
+    ]
+    note = "; ".join(f"{name}: {_interval(gain)}" for name, gain in result["gain_ndcg"].items())
+    title = f"Online Retail: {result['n_cold_items']:,} items that nobody had, {result['n_users']:,} users"
+    return [Table(title, ["model", *metrics], rows, f"Gain, 95 % interval: {note}." if note else "")]
+
+
+def _interval(gain: Result) -> str:
+    return f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
 
 
 def _rankers(result: Result) -> list[Table]:
@@ -207,6 +218,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "smoke": _smoke,
     "alone": _client,
     "ndcg@10": _quality,
+    "gain_ndcg": _cold_items,
     "auc_gain_over_lr": _rankers,
     "cases": _als_speed,
 }
