@@ -13,6 +13,7 @@ log = structlog.get_logger("recserve.online")
 
 # The log's writer reads them: few, so that those who record events wait little.
 PAGE = 256
+RETRY_SECONDS = 1.0
 
 
 class LearnerThread:
@@ -60,16 +61,28 @@ class LearnerThread:
             self._file.write(self.learner.snapshot())
 
     def _run(self) -> None:
-        try:
-            while not self._closed:
-                self._wake.clear()
-                events, last_seq = self._state.events_after(self.learner.followed_seq, limit=PAGE).result()
-                if last_seq:
-                    self.learner.apply(events, last_seq)
-                    with self._moved:
-                        self._moved.notify_all()
-                else:
-                    self._wake.wait()
-        except RecserveError as error:
-            # The log is closed or failed: slates go on with what was learned.
-            log.error("online learning stopped", error=str(error))
+        is_failing = False
+        while True:
+            self._wake.clear()
+            # After that: who closes sets both, in the other order.
+            if self._closed:
+                return
+            try:
+                is_behind = self._learn()
+                is_failing = False
+            except RecserveError as error:
+                # Slates go on with what was learned.
+                if not is_failing:
+                    log.error("online learning waits for the event log", error=str(error))
+                is_failing, is_behind = True, False
+            if not is_behind:
+                self._wake.wait(RETRY_SECONDS if is_failing else None)
+
+    def _learn(self) -> bool:
+        """Learns from the next events; returns whether there were any."""
+        events, last_seq = self._state.events_after(self.learner.followed_seq, limit=PAGE).result()
+        if last_seq:
+            self.learner.apply(events, last_seq)
+            with self._moved:
+                self._moved.notify_all()
+        return last_seq > 0

@@ -39,7 +39,14 @@ class OnlineLearning:
         )
         thread = LearnerThread(self._state, learner, file)
         self._threads.append(thread)
-        return OnlineStage(learner, self._config, self._state.user_key, thread.close)
+
+        def close() -> None:
+            thread.close()
+            # A learner is as large as its catalogue: none stays behind its bundle.
+            if thread in self._threads:
+                self._threads.remove(thread)
+
+        return OnlineStage(learner, self._config, self._state.user_key, close)
 
     def close(self) -> None:
         """Ends all threads and saves what they learned."""

@@ -2,7 +2,9 @@
 
 import io
 import os
+import threading
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +40,9 @@ class SnapshotFile:
         # The names of the model's own arrays get a prefix: they may be any.
         arrays = {f"model.{name}": array for name, array in snapshot.arrays.items()}
         np.savez(buffer, **{POSITION: position, DRIFT: snapshot.drift}, **arrays)  # type: ignore[arg-type]
-        # Servers that share a log may share a folder too; what each of them writes is whole.
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        # Servers that share a log may share a folder too, and versions with the same items share the file;
+        # what each of them writes is whole.
+        partial = self.path.with_suffix(f".{os.getpid()}.{threading.get_native_id()}.partial")
         try:
             with partial.open("wb") as file:
                 file.write(buffer.getbuffer())
@@ -49,6 +52,8 @@ class SnapshotFile:
             _sync_folder(self.path.parent)
         except OSError as error:
             log.error("online model not saved", file=str(self.path), error=str(error))
+            with suppress(OSError):
+                partial.unlink()
 
     def read(self) -> Snapshot | None:
         """Returns the snapshot, None where there is none.

@@ -1,5 +1,6 @@
 """What the learner knows of each user: newest items, the last slates, and how much of the hour counted."""
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -49,10 +50,12 @@ class _User:
 
 
 class Users:
-    """Follows the log event by event; :meth:`recent` may be called by any thread."""
+    """Follows the log event by event; :meth:`recent` and :meth:`erase` may be called by any thread."""
 
     def __init__(self, config: OnlineConfig) -> None:
         self._config = config
+        # Guards the two below; readers take none.
+        self._lock = threading.Lock()
         self._users: OrderedDict[str, _User] = OrderedDict()
         self._erased: set[str] = set()
 
@@ -63,8 +66,9 @@ class Users:
 
     def erase(self, user_key: str) -> None:
         """Forgets a user for good."""
-        self._erased.add(user_key)
-        self._users.pop(user_key, None)
+        with self._lock:
+            self._erased.add(user_key)
+            self._users.pop(user_key, None)
 
     def follow(self, logged: LoggedEvent, item: int) -> Example | None:
         """Takes the next event, of ``item`` (−1: not in the catalogue), and returns what is to be learned.
@@ -72,10 +76,14 @@ class Users:
         A click counts once, on an impression that counted, among the last slates of its user; and each user
         counts so often in an hour only: that bounds what one of them, or a robot, can teach.
         """
+        if item < 0:
+            return None
+        with self._lock:
+            return None if logged.event.user_id in self._erased else self._follow(logged, item)
+
+    def _follow(self, logged: LoggedEvent, item: int) -> Example | None:
         event = logged.event
         purposes = event.purposes or 0
-        if item < 0 or event.user_id in self._erased:
-            return None
         user = self._user(event.user_id, logged.received // HOUR_SECONDS)
         example = None
         if purposes & LEARN and event.slate_id:

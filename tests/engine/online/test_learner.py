@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from recserve.engine.online.snapshots import SnapshotFile
 from recserve.engine.online.users import Example, Users, hash_of
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
-from recserve.engine.state.state import LoggedEvent, open_state, read_log
-from recserve.errors import ConfigError
+from recserve.engine.state.state import LoggedEvent, State, open_state, read_log
+from recserve.errors import ConfigError, Unavailable
 from tests.engine.online.world import (
     LIKED,
     N_ITEMS,
@@ -232,12 +234,56 @@ def test_a_model_that_became_bad_goes_back_to_the_last_good_one(algorithm: str) 
     assert learner.is_trusted
 
 
+def test_a_user_may_be_erased_while_an_event_of_theirs_is_followed() -> None:
+    users = Users(settings())
+    erasures: list[Future[None]] = []
+
+    class Erasing(OrderedDict[str, Any]):
+        """Has the user erased by another thread as soon as they are looked up."""
+
+        def get(self, key: str, default: Any = None) -> Any:
+            found = super().get(key, default)
+            if not erasures:
+                erasures.append(pool.submit(users.erase, key))
+                # In vain where the erasure waits for its turn.
+                wait(erasures, timeout=0.1)
+            return found
+
+    with ThreadPoolExecutor(1) as pool:
+        seen(users, ("click", 1))
+        users._users = Erasing(users._users)
+        seen(users, ("click", 2))
+    assert erasures[0].exception() is None
+    assert users.recent("u") == ()
+
+
+def test_learning_goes_on_when_the_log_answers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("apsw")
+    answering = State.events_after
+    failures = [Unavailable("log", found="away", expected="there")]
+
+    def events_after(state: State, after: int, *, limit: int) -> Any:
+        if failures:
+            raise failures.pop()
+        return answering(state, after, limit=limit)
+
+    monkeypatch.setattr(State, "events_after", events_after)
+    with open_state(StateConfig(url=f"sqlite:///{tmp_path}/events")) as state:
+        state.load()
+        thread = learn_from(state, settings(), tmp_path)
+        n_events = state.record(next(visits(1, 1))).n_stored
+        assert thread.wait_until(n_events, TIMEOUT_SECONDS)
+        assert not failures
+        thread.close()
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
 def test_a_damaged_snapshot_is_learned_again(tmp_path: Path, damage: bytes | None) -> None:
     file = SnapshotFile(tmp_path / "deep" / "model.npz")
     assert file.read() is None
     learner = learn_all(new_learner(settings()), logged(6, 100))
     file.write(learner.snapshot())
+    assert list(file.path.parent.iterdir()) == [file.path]
     read = file.read()
     assert read is not None
     other = new_learner(settings())
