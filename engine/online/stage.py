@@ -67,8 +67,9 @@ class OnlineStage:
         k of the new order are the slate; where rules still choose from it, nothing is left to chance.
         """
         scores, items = scores[items >= 0], items[items >= 0]
-        k = min(k, len(items))
+        # Of all k places: pins may fill some that have no candidate.
         sure = np.ones(k), np.zeros(k, np.bool_)
+        k = min(k, len(items))
         if not len(items) or not self.learner.is_trusted:
             return Choice(scores, items, *sure)
         recent = self.learner.users.recent(self._key_of(user_id)) if user_id else ()

@@ -64,7 +64,13 @@ def test_scores_move_by_so_much_at_most(strength: float) -> None:
     n_liked = len(LIKED.intersection(choice.items[:10].tolist()))
     assert n_liked == 10 if strength == 2.0 else n_liked < 10
     no_one = choose(stage, scores=np.empty(0, np.float32), items=np.empty(0, np.int32))
-    assert no_one.propensities.shape == (0,)
+    assert no_one.items.shape == (0,)
+
+
+def test_slates_that_pins_fill_have_a_propensity_for_every_place() -> None:
+    few = choose(new_stage("ftrl", epsilon=0.5), scores=SCORES[:2], items=ITEMS[:2], may_explore=False)
+    assert len(few.items) == 2
+    assert few.propensities.tolist() == [1.0] * K
 
 
 def test_equal_scores_follow_what_was_learned() -> None:
@@ -158,6 +164,7 @@ def test_an_engine_learns_and_its_slates_know_after_a_restart(bundle_folder: Pat
         assert [[item.item_id for item in items] for items in alone] == [
             [item.item_id for item in slate.items] for slate in together
         ]
+    assert learning._threads == []
     again = OnlineLearning(config, state)
     with Engine.load(bundle_folder, online=again.stage) as engine:
         # At once: the snapshot that the first engine left when it was closed.
