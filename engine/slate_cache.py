@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.ranked import Ranked, new_slate_ids
 from recserve.engine.types import DEGRADED_CACHE, Request
@@ -134,4 +136,5 @@ def _frozen(value: Any) -> Hashable:
         return value
     if isinstance(value, Mapping):
         return frozenset(value.items())
-    return tuple(value) if isinstance(value, Sequence) else repr(value)
+    # repr() shortens long arrays.
+    return tuple(value) if isinstance(value, Sequence | np.ndarray) else repr(value)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recserve.engine import Engine, EngineConfig, Request
@@ -99,6 +100,14 @@ def test_requests_that_differ_have_answers_of_their_own(backend: Backend) -> Non
     assert backend.computed == 1 + len(OTHERS)
     backend.ask(*OTHERS, replace(ASKED))
     assert backend.computed == 1 + len(OTHERS)
+
+
+def test_long_arrays_that_differ_in_the_middle_are_different(backend: Backend) -> None:
+    excluded = np.array([f"i{item}" for item in range(5000)])
+    other = excluded.copy()
+    other[2500] = "x"
+    backend.ask(replace(ASKED, exclude=excluded), replace(ASKED, exclude=other))
+    assert backend.computed == 2
 
 
 def test_an_answer_is_given_again_until_its_time_is_over(backend: Backend) -> None:
