@@ -75,13 +75,13 @@ class Follower:
 
     def catch_up(self) -> None:
         """Lets memory know of what all servers wrote and whom they erased since the last time."""
-        if not self._is_loaded:
-            return
         self._to_erase += self._keys.new_erasures()
         while self._to_erase:
             # Once more: until now this server may have written events of them.
             self.erase(self._to_erase[0])
             del self._to_erase[0]
+        if not self._is_loaded:
+            return
         self._observed.add(list(self._interactions()))
         if self._read > self._seen:
             self._seen = self._read

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import EventLog
+from recserve.engine.state.event_log import EventLog, Outcome
 from recserve.engine.state.events import Event
 from recserve.engine.state.master import add_key
 from recserve.engine.state.state import State, open_state
@@ -88,6 +88,19 @@ def test_a_user_erased_by_one_server_is_erased_for_all(shared: StateConfig) -> N
     assert logged(shared) == []
     with opened(shared) as state:
         assert list(state._store.rows()) == []
+
+
+def test_a_server_that_has_not_loaded_hears_of_erased_users_too(shared: StateConfig) -> None:
+    with opened(shared) as one, open_state(shared) as other:
+        one.record([event(1)])
+        one.erase("u").result()
+        one.erase("v").result()
+        answered: queue.SimpleQueue[object] = queue.SimpleQueue()
+        other.log.append(lambda: [event(2, user="v")], 1, answered.put)
+        outcome = answered.get(timeout=TIMEOUT_SECONDS)
+        assert isinstance(outcome, Outcome)
+        [(_, error)] = outcome.refused
+        assert isinstance(error, UserErased)
 
 
 def test_nothing_acknowledged_is_lost_when_the_database_ends(
