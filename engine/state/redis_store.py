@@ -49,6 +49,14 @@ for i = 1, #ARGV, 2 do
 end
 return all
 """
+# The same; a key that is gone was destroyed, and stays so.
+REPLACE_KEYS = """
+for i = 1, #ARGV, 2 do
+    if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 1 then
+        redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+    end
+end
+"""
 ERASE = """
 redis.call('HDEL', KEYS[1], ARGV[1])
 if redis.call('ZADD', KEYS[2], 'NX', redis.call('ZCARD', KEYS[2]) + 1, ARGV[1]) == 1 then
@@ -226,7 +234,8 @@ class RedisKeys:
     def __init__(self, database: RedisDatabase) -> None:
         self._database = database
         with database.use() as client:
-            self._add, self._erase = client.register_script(ADD_KEYS), client.register_script(ERASE)
+            scripts = map(client.register_script, (ADD_KEYS, REPLACE_KEYS, ERASE))
+            self._add, self._replace, self._erase = scripts
 
     def get(self, name: bytes) -> tuple[str, bytes] | None:
         """As :meth:`KeyTable.get`."""
@@ -237,13 +246,12 @@ class RedisKeys:
     def add(self, keys: Sequence[KeyRow]) -> bool:
         """As :meth:`KeyTable.add`."""
         with self._database.use():
-            fields = (field for name, master, closed in keys for field in (name, _value(master, closed)))
-            return bool(self._add(keys=(KEYS, ERASED), args=tuple(fields)))
+            return bool(self._add(keys=(KEYS, ERASED), args=_fields(keys)))
 
     def replace(self, keys: Iterable[KeyRow]) -> None:
         """As :meth:`KeyTable.replace`."""
-        with self._database.use() as client:
-            client.hset(KEYS, mapping={name: _value(master, closed) for name, master, closed in keys})
+        with self._database.use():
+            self._replace(keys=(KEYS,), args=_fields(keys))
 
     def closed_by_others(self, master: str) -> Iterator[list[KeyRow]]:
         """As :meth:`KeyTable.closed_by_others`."""
@@ -293,6 +301,10 @@ def _row(entry: tuple[bytes, dict[bytes, bytes]]) -> Row:
         int(fields[b"received"]),
         fields[b"body"],
     )
+
+
+def _fields(keys: Iterable[KeyRow]) -> list[bytes]:
+    return [field for name, master, closed in keys for field in (name, _value(master, closed))]
 
 
 def _value(master: str, closed: bytes) -> bytes:

@@ -168,6 +168,22 @@ def test_a_key_that_another_server_closed_anew_is_opened(shared: StateConfig) ->
         # It has not looked at the file since, and must for this user's key.
         assert items(caught_up(other)) == ["i1"]
         assert other.record([event(2)]).n_stored == 1
+        # And finds nothing left to close anew.
+        add_key(shared.master_file)
+        assert one.follow_key_file() == 1
+        assert other.follow_key_file() == 0
+
+
+def test_closing_keys_anew_brings_no_erased_user_back(shared: StateConfig) -> None:
+    with opened(shared) as one, opened(shared) as other:
+        one.record([event(1)])
+        user_key = one._keys.user_key("u")
+        row = one._keys._table.get(user_key)
+        assert row is not None
+        # Between reading a key and writing it.
+        other.erase("u").result()
+        one._keys._table.replace([(user_key, *row)])
+        assert one._keys._table.get(user_key) is None
 
 
 @pytest.mark.parametrize(
