@@ -84,7 +84,7 @@ def _finish(batch: Batch, rows: Sequence[int]) -> None:
     if ranked := wanting[DEGRADED_RANK]:
         _timed(batch, "rank", lambda: rank(batch, ranked), len(ranked))
     if batch.moves is not None:
-        _timed(batch, "online", lambda: _move(batch, rows))
+        _timed(batch, "online", lambda: move(batch, rows))
     if planned:
         _timed(batch, "rerank", lambda: rerank(batch, planned), len(wanting[DEGRADED_RERANK]))
     if explained := wanting[DEGRADED_EXPLAIN]:
@@ -196,7 +196,7 @@ def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _move(batch: Batch, rows: Sequence[int]) -> None:
+def move(batch: Batch, rows: Sequence[int], *, may_explore: bool = True) -> None:
     """Puts the candidates of ``rows`` in an order that knows what was learned from events."""
     if batch.moves is None:
         return
@@ -208,7 +208,7 @@ def _move(batch: Batch, rows: Sequence[int]) -> None:
             resolved.k,
             scores,
             items,
-            may_explore=resolved.plan is None,
+            may_explore=may_explore and resolved.plan is None,
         )
         batch.found[i] = (source, choice.scores, choice.items)
         batch.choices[i] = choice

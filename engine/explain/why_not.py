@@ -30,6 +30,8 @@ def why_not(batch: Batch, store: HistoryStore, item_id: str) -> WhyNot:
     pipeline.find(batch, store)
     if batch.objectives:
         pipeline.rank(batch, [0])
+    # What chance would show is no reason.
+    pipeline.move(batch, [0], may_explore=False)
     cause, detail, numbers = _Case(batch, item_id, item).cause()
     return WhyNot(item_id, cause, bundle.manifest.bundle_version, detail, numbers)
 

@@ -154,6 +154,7 @@ def test_an_engine_learns_and_its_slates_know_after_a_restart(bundle_folder: Pat
         [thread] = learning._threads
         assert thread.wait_until(len(events), TIMEOUT_SECONDS)
         assert engine.recommend(request).items[0].item_id == liked
+        assert engine.why_not(request, liked).numbers["rank"] == 1
         assert engine.stats()["online_examples"] == len(events)
         # Rules still choose, pins stand where they must, and nothing is left to chance.
         capped = engine.recommend(Request(k=3, rules=Rules(caps={"item_id": 1}, min_score=-1e6)))
