@@ -126,7 +126,17 @@ def test_what_is_no_encoder_is_refused(model_folder: Path, encoder_folder: Path,
         import_encoder(model_folder, encoder_folder)
     with pytest.raises(InvalidRequest, match="pooling"):
         import_encoder(model_folder, tmp_path / "new", pooling="max", make_graph=export_bert)
-    assert list(tmp_path.iterdir()) == []
+    pooled = tmp_path / "pooled"
+    (pooled / "1_Pooling").mkdir(parents=True)
+    for name in ("model.onnx", "tokenizer.json"):
+        (pooled / name).touch()
+    (pooled / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    with pytest.raises(DataError, match="pooling_mode_lasttoken; expected one of pooling_mode_mean_tokens"):
+        import_encoder(pooled, tmp_path / "new")
+    (pooled / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"without tokenizer\.json"):
+        import_encoder(pooled, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == [pooled]
     with pytest.raises(DataError, match=r"without a readable encoder\.json"):
         OnnxTextEncoder(tmp_path)
     for file in encoder_folder.iterdir():

@@ -22,6 +22,8 @@ from recserve.training.files import write_whole
 
 GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
 POOLINGS = ("mean", "cls")
+# What sentence-transformers calls them.
+POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 TEXTS_PER_STEP = 32
 # Where exporters of Hugging Face models put the graph.
 GRAPH_PLACES = ("model.onnx", "onnx/model.onnx")
@@ -98,9 +100,10 @@ def import_encoder(
     """Makes an encoder's folder of a Hugging Face folder with an ONNX graph; returns its settings.
 
     ``pooling``: None takes that of the folder's ``1_Pooling/config.json``, else the mean. Raises
-    :class:`DataError` for a folder without graph or tokenizer or a graph that reads something else than a
-    text, :class:`InvalidRequest` where ``target`` exists. ``make_graph``: (``source``, file) writes the graph
-    of a folder that has none. The graph runs once before anything is written.
+    :class:`DataError` for a folder without graph or tokenizer, with another pooling, or with a graph that
+    reads something else than a text, :class:`InvalidRequest` where ``target`` exists. ``make_graph``:
+    (``source``, file) writes the graph of a folder that has none. The graph runs once before anything is
+    written.
     """
     if target.exists():
         raise InvalidRequest(f"encoder folder {target}", found="there already", expected="a new folder")
@@ -108,10 +111,11 @@ def import_encoder(
     if (graph is None and make_graph is None) or not (source / TOKENIZER).is_file():
         raise DataError(
             f"model folder {source}",
-            found=f"without {TOKENIZER if graph else GRAPH}",
+            found=f"without {GRAPH if graph is None and make_graph is None else TOKENIZER}",
             expected=f"{' or '.join(GRAPH_PLACES)}, and {TOKENIZER}",
             cure="Export the model to ONNX first, for example with `optimum-cli export onnx`.",
         )
+    pooling = pooling or _pooling_of(source)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -122,8 +126,8 @@ def import_encoder(
             make_graph(source, partial / GRAPH)
         shutil.copyfile(source / TOKENIZER, partial / TOKENIZER)
         settings = EncoderSettings(
-            pooling=pooling or _pooling_of(source),
-            max_length=_json(source / "sentence_bert_config.json").get("max_seq_length", 256),
+            pooling=pooling,
+            max_length=_json(source / "sentence_bert_config.json").get("max_seq_length") or 256,
             prefix=prefix,
             sha256=_sha256(partial),
         )
@@ -152,7 +156,18 @@ def _read_settings(folder: Path) -> EncoderSettings:
 
 
 def _pooling_of(source: Path) -> str:
-    return "cls" if _json(source / "1_Pooling" / "config.json").get("pooling_mode_cls_token") else "mean"
+    settings = _json(source / "1_Pooling" / "config.json")
+    modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+    if not modes:
+        return "mean"
+    if len(modes) > 1 or modes[0] not in POOLING_MODES:
+        raise DataError(
+            f"pooling of model folder {source}",
+            found=", ".join(modes),
+            expected=f"one of {', '.join(POOLING_MODES)}",
+            cure="Give --pooling if one of them will do.",
+        )
+    return POOLING_MODES[modes[0]]
 
 
 def _json(path: Path) -> dict[str, Any]:

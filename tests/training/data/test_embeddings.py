@@ -94,5 +94,7 @@ def test_what_does_not_fit_is_refused(files: Path) -> None:
     (files / "bad.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match="unreadable"):
         load_dataset(events, items_path=files / "items.csv", item_embeddings_path=files / "bad.npy")
+    with pytest.raises(InvalidRequest, match="every_item is given alone"):
+        load_dataset(events, every_item=True)
     with pytest.raises(InvalidRequest, match="every_item"):
         load_dataset("synthetic-shop", every_item=True)

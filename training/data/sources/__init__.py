@@ -31,6 +31,10 @@ class KnownItems:
 
     def read(self, item_column: str | None) -> pl.DataFrame | None:
         """Returns both files as one table, None without any."""
+        if self.every_item and self.attributes is None and self.embeddings is None:
+            raise InvalidRequest(
+                "every_item", found="given alone", expected="a file that names items", cure="Give --items."
+            )
         items = None if self.attributes is None else read_table(self.attributes)
         if self.embeddings is None:
             return items
