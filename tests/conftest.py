@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from recserve.engine import cli
 from recserve.engine.engine import Engine
+
+# The same examples in every run, and no time limit on one: another program may hold the cores.
+settings.register_profile("recserve", derandomize=True, deadline=None)
+settings.load_profile("recserve")
 
 SHOP = "synthetic-shop:n_items=1000,n_users=120,n_events=4000,seed=7"
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -314,8 +315,10 @@ def test_the_server_of_a_repository_as_a_process(
                 assert client.recommend(Request()).bundle_version == "v2"
                 v3 = make_version(bundle_folder, tmp_path / "v3", "v3", day=3)
                 shutil.copytree(v3, published / MODEL / "v3")
+                end = time.monotonic() + TIMEOUT_SECONDS
                 while (version := client.recommend(Request()).bundle_version) != "v3":
                     assert (version, process.poll()) == ("v2", None)
+                    assert time.monotonic() < end
             process.send_signal(signal.SIGTERM)
             _, log = process.communicate(timeout=TIMEOUT_SECONDS)
         finally:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,14 @@ def health(address: str, service: str = "") -> int:
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=TIMEOUT_SECONDS).status)
+
+
+def wait_for_in_flight(server: RunningServer, n: int) -> None:
+    """Waits until so many calls are in flight; health answers meanwhile."""
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while server.server.admission.in_flight != n:
+        assert health(server.address) == SERVING
+        assert time.monotonic() < end
 
 
 def test_health_says_when_the_engine_is_warm(start: Callable[..., RunningServer], engine: Engine) -> None:
@@ -133,9 +142,8 @@ def test_overload_is_said_while_health_still_answers(
         ]
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
         with RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client:
-            # The second of the two may still be on its way: ask until the server is full.
-            while server.server.admission.in_flight < 2:
-                assert health(server.address) == SERVING
+            # The second of the two may still be on its way.
+            wait_for_in_flight(server, 2)
             with pytest.raises(RemoteError, match="requests in flight") as caught:
                 client.recommend(Request())
         assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
@@ -158,8 +166,7 @@ def test_in_a_brown_out_who_waits_behind_a_batch_gets_popular_items(
         calls = [stub.Recommend.future(ask, timeout=TIMEOUT_SECONDS)]
         assert gate.entered.acquire(timeout=TIMEOUT_SECONDS)
         calls += [stub.Recommend.future(ask, timeout=TIMEOUT_SECONDS) for _ in range(4)]
-        while server.server.admission.in_flight < len(calls):
-            assert health(server.address) == SERVING
+        wait_for_in_flight(server, len(calls))
         gate.open.set()
         slates = [call.result() for call in calls]
     assert [len(slate.items) for slate in slates] == [3] * 5
@@ -186,8 +193,7 @@ def test_cancelled_calls_leave_nothing_behind(
         for call in calls:
             call.cancel()
         # All of them are gone on the server's side before the first one could end.
-        while server.server.admission.in_flight:
-            assert health(server.address) == SERVING
+        wait_for_in_flight(server, 0)
         gate.open.set()
         assert stub.Recommend(pb.RecommendRequest(k=1), timeout=TIMEOUT_SECONDS).items
     assert gate.n_calls < len(calls)
