@@ -1,4 +1,4 @@
-"""The NumPy twins of the public kernels: short, slow, and equal to the kernels bit for bit."""
+"""The NumPy twins of the public kernels: short, slow, equal bit for bit where both sum in one order."""
 
 import numpy as np
 import numpy.typing as npt
