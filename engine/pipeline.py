@@ -31,6 +31,7 @@ from recserve.engine.types import (
     DEGRADED_MODEL,
     DEGRADED_RANK,
     DEGRADED_RERANK,
+    SOURCE_EXPLORE,
     SOURCE_MODEL,
 )
 
@@ -211,7 +212,9 @@ def move(batch: Batch, rows: Sequence[int], *, may_explore: bool = True) -> None
             may_explore=may_explore and resolved.plan is None,
         )
         batch.found[i] = (source, choice.scores, choice.items)
-        batch.choices[i] = choice
+        # What else chance brought has another probability, which the choice does not know.
+        if i not in batch.origins or SOURCE_EXPLORE not in batch.origins[i].names:
+            batch.choices[i] = choice
 
 
 def rerank(batch: Batch, rows: Sequence[int]) -> None:

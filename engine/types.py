@@ -85,7 +85,7 @@ class Slate:
     may not know the newest events; "explain", "rerank", "rank": without them); empty for a full answer.
     ``slate_id``: of this slate alone, for the events that it leads to. ``propensities``: with which
     probability each item got its place, and ``explored``: the ranks of those that have it to learn something;
-    empty where nothing is learned online.
+    empty where nothing is learned online, and where the source ``explore`` brought candidates.
     ``next_page_token``: asks for what comes after, for requests that page; "" where nothing is left.
     """
 

@@ -159,6 +159,9 @@ def test_an_engine_learns_and_its_slates_know_after_a_restart(bundle_folder: Pat
         # Rules still choose, pins stand where they must, and nothing is left to chance.
         capped = engine.recommend(Request(k=3, rules=Rules(caps={"item_id": 1}, min_score=-1e6)))
         assert (capped.items[0].item_id, capped.propensities) == (liked, (1.0, 1.0, 1.0))
+        # What else chance brings has no propensity that is known.
+        drawn = engine.recommend(Request(k=3, rules=Rules(quotas={"model": 1, "explore": 1})))
+        assert (len(drawn.items), drawn.propensities) == (3, ())
         assert engine.rank_each([request], degraded=True)[0].choice is None  # type: ignore[union-attr]
         alone = [engine.recommend(Request(user_id=f"u{i}", k=7)).items for i in range(4)]
         together = engine.recommend_many([Request(user_id=f"u{i}", k=7) for i in range(4)])
