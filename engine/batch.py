@@ -54,7 +54,6 @@ class LoadedBundle:
         retriever: Retriever,
         config: PipelineConfig,
         ranking: RankStage | None = None,
-        online: OnlineStage | None = None,
     ) -> "LoadedBundle":
         """Adds the stages after retrieval; raises :class:`ConfigError` for rules that do not fit it."""
         try:
@@ -72,9 +71,8 @@ class LoadedBundle:
             planner,
             Reranker(bundle.item_embeddings, bundle.popularity),
             ranking,
-            online,
-            None if entry is None else Segments(bundle, entry, retriever.popularity),
-            _newest(bundle),
+            segments=None if entry is None else Segments(bundle, entry, retriever.popularity),
+            newest=_newest(bundle),
         )
 
 

@@ -1,6 +1,7 @@
 """From a folder to a bundle that answers: opened, checked, with everything that its stages need."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from recserve import kernels
@@ -29,8 +30,9 @@ def load_bundle(
     if (entry := bundle.manifest.ranker) is not None:
         ranking = RankStage(bundle, Ranker(bundle, entry, runtime), config.rank_candidates)
     retriever = Retriever(bundle, config.index_folder)
-    stage = None if online is None else online(bundle)
-    return LoadedBundle.of(bundle, runtime, sources, retriever, config.pipeline, ranking, stage)
+    loaded = LoadedBundle.of(bundle, runtime, sources, retriever, config.pipeline, ranking)
+    # Last: its thread would outlive a load that fails.
+    return loaded if online is None else replace(loaded, online=online(bundle))
 
 
 def check_for(loaded: LoadedBundle, request: Request, config: EngineConfig) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recserve.engine import Engine, EngineConfig, Request
-from recserve.engine.bundle.rules import Rules
+from recserve.engine.bundle.rules import PipelineConfig, Rules
 from recserve.engine.client import RecommenderClient
 from recserve.engine.feedback_client import FeedbackClient, impressions, new_event
 from recserve.engine.online.config import OnlineConfig
@@ -214,6 +214,15 @@ def test_what_is_shown_to_learn_is_told_recorded_and_reported(
     assert "25.00" in out
     assert f"{100 * 12 / 0.75 / 48:.2f}" in out
     assert list((tmp_path / "events.online").glob("*.npz"))
+
+
+def test_a_load_that_fails_leaves_no_learner(bundle_folder: Path, state: State) -> None:
+    learning = OnlineLearning(OnlineConfig(algorithm="ftrl"), state)
+    with pytest.raises(ConfigError, match=r"pipeline\.filter"):
+        Engine.load(
+            bundle_folder, EngineConfig(pipeline=PipelineConfig(filter="colour = 1")), online=learning.stage
+        )
+    assert learning._threads == []
 
 
 def test_learning_needs_a_log_and_vectors_of_some_size() -> None:
