@@ -17,6 +17,7 @@ from recserve.errors import DataError
 from recserve.exporters.onnx_graph import OPSET, quiet_exporter
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+NUMBERS = ("num_hidden_layers", "num_attention_heads", "layer_norm_eps", "max_position_embeddings")
 EMBEDDINGS, LAYER = "embeddings", "encoder.layer.{}"
 
 
@@ -83,7 +84,19 @@ def export_bert(folder: Path, graph: Path) -> None:
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise DataError(f"{name} of {folder}", found=config[name], expected=value)
-    model = Bert(config, load_file(folder / WEIGHTS)).eval()
+    if missing := [name for name in NUMBERS if name not in config]:
+        raise DataError(
+            f"{CONFIG} of {folder}", found=f"without {', '.join(missing)}", expected="BERT's settings"
+        )
+    # A model of another task has the encoder under this name.
+    weights = {name.removeprefix("bert."): value for name, value in load_file(folder / WEIGHTS).items()}
+    needed = [f"{EMBEDDINGS}.word_embeddings.weight", LAYER.format(config["num_hidden_layers"] - 1)]
+    for name in needed:
+        if not any(found.startswith(name) for found in weights):
+            raise DataError(
+                f"{WEIGHTS} of {folder}", found=f"without {name}", expected="the weights of a BertModel"
+            )
+    model = Bert(config, weights).eval()
     # Three tensors of their own: the exporter takes one that is given twice for one input.
     arguments = tuple(torch.ones(2, 5, dtype=torch.int64) for _ in range(3))
     batch = torch.export.Dim("batch", min=1, max=1 << 16)

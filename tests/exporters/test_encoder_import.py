@@ -54,7 +54,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("embeddings", *norms):
         weights[f"{name}.LayerNorm.weight"] = torch.ones(SIZE)
         weights[f"{name}.LayerNorm.bias"] = torch.zeros(SIZE)
-    save_file(weights, folder / "model.safetensors")
+    # As a model of another task has them.
+    save_file({f"bert.{name}": value for name, value in weights.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     vocabulary = {word: place for place, word in enumerate(WORDS)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -78,7 +79,8 @@ def as_trained(model_folder: Path, texts: list[str]) -> np.ndarray:  # type: ign
 
     from recserve.exporters.bert import Bert
 
-    model = Bert(CONFIG, load_file(model_folder / "model.safetensors")).eval()
+    weights = load_file(model_folder / "model.safetensors")
+    model = Bert(CONFIG, {name.removeprefix("bert."): value for name, value in weights.items()}).eval()
     rows = []
     for text in texts:
         ids = torch.tensor([[WORDS.index(word) for word in text.split()][:6]])
@@ -137,6 +139,15 @@ def test_what_is_no_encoder_is_refused(model_folder: Path, encoder_folder: Path,
     with pytest.raises(DataError, match=r"without tokenizer\.json"):
         import_encoder(pooled, tmp_path / "new")
     assert list(tmp_path.iterdir()) == [pooled]
+    for config, sentence in (
+        (CONFIG | {"num_hidden_layers": 3}, r"without encoder\.layer\.2;"),
+        (CONFIG | {"hidden_act": "relu"}, "hidden_act"),
+        ({"model_type": "bert"}, "without num_hidden_layers"),
+    ):
+        (pooled / "config.json").write_text(json.dumps(config))
+        (pooled / "model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes())
+        with pytest.raises(DataError, match=sentence):
+            export_bert(pooled, tmp_path / "graph.onnx")
     with pytest.raises(DataError, match=r"without a readable encoder\.json"):
         OnnxTextEncoder(tmp_path)
     for file in encoder_folder.iterdir():
