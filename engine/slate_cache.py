@@ -15,7 +15,7 @@ import numpy as np
 
 from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.ranked import Ranked, new_slate_ids
-from recserve.engine.types import DEGRADED_CACHE, Request
+from recserve.engine.types import DEGRADED_CACHE, SOURCE_EXPLORE, Request
 
 CACHE = "cache"  # the stage of an answer that was computed before
 STALE_TIMES = 6  # a stale answer is kept so many times as long as a fresh one
@@ -102,7 +102,7 @@ class SlateCache:
         return found
 
     def _keep(self, key: Hashable, state: bytes | None, answer: Ranked) -> None:
-        if key is None or state is None or answer.degraded:
+        if key is None or state is None or answer.degraded or _is_drawn(answer):
             return
         with self._lock:
             self._kept.pop(key, None)
@@ -122,6 +122,11 @@ def _with_own_ids(answers: list[Ranked]) -> list[Ranked]:
     """A slate id names one slate, whatever it is a copy of."""
     ids = new_slate_ids(len(answers))
     return [replace(answer, slate_id=slate_id) for answer, slate_id in zip(answers, ids, strict=True)]
+
+
+def _is_drawn(answer: Ranked) -> bool:
+    """Whether chance brought some of its candidates: who asks again wants others."""
+    return answer.origins is not None and SOURCE_EXPLORE in answer.origins.names
 
 
 def _key(request: Request) -> Hashable:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recserve.engine import Engine, EngineConfig, Request
+from recserve.engine.bundle.rules import Rules
 from recserve.engine.ranked import Ranked
 from recserve.engine.slate_cache import CACHE, STALE_TIMES, SlateCache
 from recserve.engine.types import DEGRADED_CACHE, DEGRADED_MODEL, Slate
@@ -140,6 +141,13 @@ def test_degraded_answers_and_those_of_erased_users_are_not_kept(backend: Backen
     backend.ask(ASKED, stale=True)
     assert len(backend.cache) == 0
     assert backend.computed == 2
+
+
+def test_slates_with_items_that_chance_drew_are_drawn_again(caching: Engine) -> None:
+    drawn = Request(k=5, rules=Rules(quotas={"model": 1, "explore": 1}))
+    caching.recommend(drawn)
+    assert any(item.source == "explore" for item in caching.recommend(drawn).items)
+    assert caching.stats()["cached"] == 0
 
 
 def test_the_oldest_answers_make_room(engine: Engine, backend: Backend) -> None:
