@@ -221,7 +221,8 @@ class Engine:
             kept = [deadline_of[id(request)] for request in missing] if deadlines else ()
             return self._run(missing, degraded, kept)
 
-        answers = self._cache.answer(requests, states, compute, stale=degraded)
+        n_erased = self._observed.n_erased
+        answers = self._cache.answer(requests, states, compute, stale=degraded, n_erased=n_erased)
         self._counters.add(requests=len(requests) - computed, cached=len(requests) - computed)
         return answers
 

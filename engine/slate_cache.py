@@ -40,6 +40,7 @@ class SlateCache:
         # Guards _kept, which is in the order of time.
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._n_erased = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -56,13 +57,18 @@ class SlateCache:
         compute: Callable[[list[Request]], list[Ranked]],
         *,
         stale: bool = False,
+        n_erased: int = 0,
     ) -> list[Ranked]:
         """Returns an answer for each request; ``compute(requests)`` answers those that are not kept.
 
         states[i]: what the answer to ``requests[i]`` depends on and the request does not say, the events of
         its user; None: never kept (an erased user). ``stale``: out of date is better than computed now.
+        ``n_erased``: how many users were erased; when it changes, everything is forgotten.
         """
         start = time.perf_counter_ns()
+        if n_erased != self._n_erased:
+            self._n_erased = n_erased
+            self.clear()
         keys = [
             _key(request) if state is not None else None
             for request, state in zip(requests, states, strict=True)

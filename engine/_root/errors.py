@@ -8,7 +8,7 @@ escaped and cut: parts of them come from outside and must neither flood nor forg
 import difflib
 import enum
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MAX_FOUND_CHARACTERS = 64
 # A name may hold a path, which is worth reading to its end.
@@ -27,6 +27,16 @@ class RecserveError(Exception):
         self.cure = cure
         sentence = f"{self.name} is {self.found}; expected {expected}."
         super().__init__(f"{sentence} {cure}".rstrip())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is unpickled by a call with its arguments, and ours are keywords.
+        return _restored, (type(self), str(self), self.__dict__)
+
+
+def _restored(kind: type[RecserveError], sentence: str, fields: dict[str, Any]) -> RecserveError:
+    error = kind.__new__(kind, sentence)
+    error.__dict__.update(fields)
+    return error
 
 
 class InvalidRequest(RecserveError):

@@ -9,12 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, Full, Queue
 
 import structlog
 
 from recserve.engine.engine import Engine
+from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.models.registry import ActiveRoute, Registry
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.threads import Crew
@@ -140,12 +141,14 @@ class ShadowRunner:
 
     def _compare(self, active: ActiveRoute[Engine], version: str, batch: list[Asked]) -> None:
         key = (active.model, version)
+        # Lists are compared, and how long they take: nobody reads why.
+        requests = [replace(asked.request, explain=EXPLAIN_NONE) for asked in batch]
         try:
             with self._registry.lease(active.model) as lease:
                 if lease.active is not active:
                     return  # Another route: nobody asked for this comparison any more.
                 start = time.perf_counter()
-                answers = active.engines[version].recommend_each([asked.request for asked in batch])
+                answers = active.engines[version].recommend_each(requests)
                 milliseconds = (time.perf_counter() - start) * 1000
         except Exception as error:  # noqa: BLE001 - a shadow fails in the dark, counted
             log.warning("shadow failed", version=version, error=type(error).__name__)

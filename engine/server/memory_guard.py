@@ -14,6 +14,7 @@ import structlog
 log = structlog.get_logger("recserve.server")
 
 CHECK_SECONDS = 0.25
+REMIND_LOOKS = 40  # what was dropped fills up again: a level that lasts is told again
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -79,6 +80,7 @@ class MemoryGuard:
         self._on_pressure = on_pressure
         self._used = used
         self._level = Pressure.NONE
+        self._n_looks = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="recserve-memory", daemon=True)
 
@@ -90,7 +92,8 @@ class MemoryGuard:
         """Looks once."""
         used = self._used()
         level = pressure(used, self.limit, self._level)
-        if level is self._level:
+        self._n_looks += 1
+        if level is self._level and (level is Pressure.NONE or self._n_looks % REMIND_LOOKS):
             return
         log.warning("memory", level=level.name, used_bytes=used, limit_bytes=self.limit)
         self._level = level
@@ -104,4 +107,8 @@ class MemoryGuard:
 
     def _watch(self) -> None:
         while not self._closed.wait(CHECK_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Whatever one look meets: who stops looking is killed by the kernel one day.
+                log.exception("memory guard failed")

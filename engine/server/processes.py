@@ -93,9 +93,8 @@ class Supervisor:
         except EOFError:
             self._on_death(worker)
             return
-        if not isinstance(report, str):
-            kind, name, found, expected, cure = report
-            worker.error = kind(name, found=found, expected=expected, cure=cure)
+        if isinstance(report, RecserveError):
+            worker.error = report
             return
         worker.is_ready = True
         ready = [other for other in self._workers.values() if other.is_ready]
@@ -154,7 +153,7 @@ def _run_worker(serve: Serve, reports: Connection) -> None:
     try:
         serve(reports.send)
     except RecserveError as error:
-        reports.send((type(error), error.name, error.found, error.expected, error.cure))
+        reports.send(error)
         sys.exit(error.exit_code)
 
 

@@ -90,6 +90,11 @@ class ObservedEvents:
         key = self._key_of(user_id)
         return None if key in self._erased else self._events.get(key, b"")
 
+    @property
+    def n_erased(self) -> int:
+        """How many users were erased: what was made of their events before is to be forgotten."""
+        return len(self._erased)
+
     def erase(self, key: Hashable) -> None:
         """Forgets a user, for good: what the bundle knew of them too."""
         with self._lock:

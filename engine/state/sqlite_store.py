@@ -65,24 +65,27 @@ class SqliteStore:
 
     def get(self, event_key: bytes) -> Row | None:
         """As :meth:`EventStore.get`."""
-        found = self._database.execute(
-            f"SELECT {COLUMNS} FROM events WHERE event_key = ?", (event_key,)
-        ).fetchone()
+        with storage_errors():
+            found = self._database.execute(
+                f"SELECT {COLUMNS} FROM events WHERE event_key = ?", (event_key,)
+            ).fetchone()
         return None if found is None else Row(*found)
 
     def rows(self, after: int = 0) -> Iterator[Row]:
         """As :meth:`EventStore.rows`."""
-        return map(
-            Row._make,
-            self._database.execute(f"SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq", (after,)),
-        )
+        with storage_errors():
+            yield from map(
+                Row._make,
+                self._database.execute(f"SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq", (after,)),
+            )
 
     def rows_of(self, user_key: bytes, *, after: int, limit: int) -> list[Row]:
         """As :meth:`EventStore.rows_of`."""
-        found: Sequence[Any] = self._database.execute(
-            f"SELECT {COLUMNS} FROM events WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (user_key, after, limit),
-        ).fetchall()
+        with storage_errors():
+            found: Sequence[Any] = self._database.execute(
+                f"SELECT {COLUMNS} FROM events WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
+                (user_key, after, limit),
+            ).fetchall()
         return [Row(*row) for row in found]
 
     def delete_user(self, user_key: bytes) -> int:
@@ -103,7 +106,8 @@ class SqliteStore:
 
     def cursor(self, name: str) -> int:
         """As :meth:`EventStore.cursor`."""
-        found = self._database.execute("SELECT seq FROM cursors WHERE name = ?", (name,)).fetchone()
+        with storage_errors():
+            found = self._database.execute("SELECT seq FROM cursors WHERE name = ?", (name,)).fetchone()
         return 0 if found is None else int(found[0])
 
     def move_cursor(self, name: str, seq: int) -> None:
@@ -128,9 +132,10 @@ class SqliteKeys:
 
     def get(self, name: bytes) -> tuple[str, bytes] | None:
         """As :meth:`KeyTable.get`."""
-        found: tuple[str, bytes] | None = self._database.execute(
-            "SELECT master, wrapped FROM keys WHERE name = ?", (name,)
-        ).fetchone()
+        with storage_errors():
+            found: tuple[str, bytes] | None = self._database.execute(
+                "SELECT master, wrapped FROM keys WHERE name = ?", (name,)
+            ).fetchone()
         return found
 
     def add(self, keys: Sequence[KeyRow]) -> bool:

@@ -150,6 +150,17 @@ def test_slates_with_items_that_chance_drew_are_drawn_again(caching: Engine) -> 
     assert caching.stats()["cached"] == 0
 
 
+def test_an_erasure_forgets_all_answers(caching: Engine) -> None:
+    users = list(caching.user_ids())[:2]
+    requests = [Request(user_id=user, k=2) for user in users]
+    caching.recommend_many(requests)
+    caching._observed.erase(users[0])
+    erased, other = caching.recommend_many(requests)
+    assert erased.source == "popularity"
+    assert other.source == "model"
+    assert caching.stats()["cached"] == 0
+
+
 def test_the_oldest_answers_make_room(engine: Engine, backend: Backend) -> None:
     small = Backend(backend.ranked, limit=3)
     small.ask(ASKED, *OTHERS)

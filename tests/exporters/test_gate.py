@@ -202,9 +202,13 @@ def test_a_request_chooses_its_form(all_forms: Path) -> None:
         assert [slate.items for slate in together] == [slate.items for slate in answers.values()]
 
 
+# One file each, however many forms there are.
+NUMBERS = ["first_seen.npy", "item_embeddings.npy", "popularity.npy"]
+
+
 def test_forms_share_the_item_table(all_forms: Path) -> None:
     bundle = open_bundle(all_forms)
-    assert sorted(path.name for path in all_forms.rglob("*.npy")) == ["item_embeddings.npy", "popularity.npy"]
+    assert sorted(path.name for path in all_forms.rglob("*.npy")) == NUMBERS
     table = np.ascontiguousarray(bundle.item_embeddings)
     for variant in bundle.manifest.variants.values():
         graph = bundle.read(variant.query_encoder)

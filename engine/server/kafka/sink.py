@@ -47,7 +47,7 @@ class KafkaSink:
             try:
                 pause = 0.0 if self._publish() else LOOK_SECONDS
                 is_failing = False
-            except (RecserveError, self._errors) as error:
+            except (RecserveError, BufferError, self._errors) as error:
                 if not is_failing:
                     log.error(
                         "events are not published, trying again", topic=self._topic.name, error=str(error)

@@ -64,7 +64,7 @@ POINTS: dict[str, tuple[str, str, dict[str, Any], set[str]]] = {
     "copy checked": ("watcher", "open_bundle", {"after": True}, {"v2"}),
     "copy flushed": ("Path", "rename", {"after": False}, {"v2"}),
     "copy in its place": ("Path", "rename", {"after": True}, {"v2"}),
-    "hashed": ("engine", "open_bundle", {"after": True}, {"v2"}),
+    "hashed": ("loading", "open_bundle", {"after": True}, {"v2"}),
     "loaded": ("engine.Engine", "_warm_up", {"after": False}, {"v2"}),
     "warm": ("engine.Engine", "_warm_up", {"after": True}, {"v2"}),
     "pointer written": ("os", "fsync", {"after": False, "only": is_pointer}, {"v2"}),
@@ -108,7 +108,7 @@ def restart(repository: Path, published: Path) -> dict[str, Any]:
 
 
 def new_manager(repository: Path, published: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from recserve.engine import engine
+    from recserve.engine import engine, loading
     from recserve.engine.config import EngineConfig
     from recserve.engine.models import config, feeds, registry, watcher
     from recserve.engine.models import manager as manager_module
@@ -125,6 +125,7 @@ def new_manager(repository: Path, published: Path) -> tuple[Any, Any, dict[str, 
         "feeds": feeds,
         "watcher": watcher,
         "engine": engine,
+        "loading": loading,
         "registry": registry,
         "repository": repository_module,
     }

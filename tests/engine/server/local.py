@@ -8,9 +8,16 @@ from google.rpc import status_pb2
 
 from recserve.engine.server.call import Call
 from recserve.engine.server.methods import Method, Shape
-from recserve.errors import RecserveError
+from recserve.errors import BundleInvalid, BundleReason, RecserveError
 
 TIMEOUT_SECONDS = 30
+
+
+def new_error(kind: type[RecserveError]) -> RecserveError:
+    """An error of ``kind`` whose sentence is "the name is wrong; expected right."."""
+    # Which brings a reason closer than that of its class.
+    own: dict[str, Any] = {"reason": BundleReason.FILE_DIGEST} if kind is BundleInvalid else {}
+    return kind("the name", found="wrong", expected="right", **own)
 
 
 class Bytes:

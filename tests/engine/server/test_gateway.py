@@ -29,6 +29,7 @@ from recserve.engine.wire.status import STATUS_TABLE
 from recserve.errors import ConfigError, MalformedRequest, PermissionDenied, RecserveError
 from recserve.proto import recommender_pb2 as pb
 from tests.engine.server.http_client import HttpCaller, reason_of
+from tests.engine.server.local import new_error
 
 ROUTES = (
     "/v1/recommend",
@@ -96,14 +97,16 @@ def test_every_row_of_the_status_table_has_its_http_code(
     kind: type[RecserveError],
 ) -> None:
     row = STATUS_TABLE[kind]
+    raised = new_error(kind)
 
     def fail(*ignored: Any, **also: Any) -> None:
-        raise kind("the name", found="wrong", expected="right")
+        raise raised
 
     monkeypatch.setattr(engine, "similar_items", fail)
     code, headers, status = caller.post("/v1/similar-items", {"itemId": "x"})
     assert code == (413 if row.reason == "MESSAGE_TOO_LARGE" else HTTP_CODES[row.code])
-    assert (status["code"], reason_of(status)) == (row.code.value[0], row.reason)
+    reason = str(getattr(raised, "reason", row.reason))
+    assert (status["code"], reason_of(status)) == (row.code.value[0], reason)
     assert ("retry-after" in headers) == row.retry
 
 

@@ -10,10 +10,11 @@ from google.rpc import error_details_pb2, status_pb2
 from recserve.engine import Engine, Request
 from recserve.engine.client import RecommenderClient
 from recserve.engine.wire.status import DETAILS_KEY, STATUS_TABLE, RemoteError
-from recserve.errors import BundleInvalid, BundleReason, CheckFailed, RecserveError
+from recserve.errors import CheckFailed, RecserveError
 from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 from tests.engine.server.conftest import RunningServer
+from tests.engine.server.local import new_error
 
 TIMEOUT_SECONDS = 30
 
@@ -32,11 +33,10 @@ def test_every_row_of_the_table_reaches_the_caller(
     server: RunningServer, engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: type[RecserveError]
 ) -> None:
     row = STATUS_TABLE[kind]
-    # Which brings a reason closer than that of its class.
-    own = {"reason": BundleReason.FILE_DIGEST} if kind is BundleInvalid else {}
+    raised = new_error(kind)
 
     def fail(requests: list[Request], **options: bool) -> None:
-        raise kind("the name", found="wrong", expected="right", **own)
+        raise raised
 
     monkeypatch.setattr(engine, "rank_each", fail)
     with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
@@ -49,7 +49,7 @@ def test_every_row_of_the_table_reaches_the_caller(
     assert status.code == row.code.value[0]
     assert status.message == error.details() == "the name is wrong; expected right."
     [info] = details_of(status, error_details_pb2.ErrorInfo)
-    assert (info.reason, info.domain) == (own.get("reason", row.reason), "recserve")
+    assert (info.reason, info.domain) == (str(getattr(raised, "reason", row.reason)), "recserve")
     pauses = details_of(status, error_details_pb2.RetryInfo)
     assert [pause.retry_delay.seconds > 0 for pause in pauses] == [True] * row.retry
     violations = [
