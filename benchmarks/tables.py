@@ -14,6 +14,7 @@ from typing import Any
 
 from recserve import console
 from recserve.benchmarks.compare import read_result
+from recserve.benchmarks.kernels.timing import OURS
 from recserve.benchmarks.load.report import milliseconds
 from recserve.errors import CheckFailed, DataError
 
@@ -160,6 +161,36 @@ def _scale(result: Result) -> list[Table]:
     return [*tables, Table("Growth: time of a call = a · size^b", columns, fits, note)]
 
 
+def _kernels(result: Result) -> list[Table]:
+    rows = [
+        [
+            f"{case['data']} {case['n_items']:,} × {case['dim']}",
+            str(case["threads"]),
+            str(case["batch"]),
+            str(case["k"]),
+            milliseconds(case["median_ms"][OURS]),
+            milliseconds(case["hot_median_ms"][OURS]),
+            f"{case['ratio']:.1f} × {case['best_peer']}" if case["ratio"] else "–",
+        ]
+        for case in result["cases"]
+    ]
+    columns = ["catalogue", "threads", "batch", "k", "ms in turns", "ms alone", "best exact peer by ours"]
+    bars = [
+        [
+            bar["case"].strip(),
+            f"{bar['measured']:.3g} {bar['unit']}",
+            f"{'≥' if bar['at_least'] else '≤'} {bar['must']:g}",
+            "reached" if bar["reached"] else "missed",
+        ]
+        for bar in result["bars"]
+        if bar["measured"] is not None
+    ]
+    return [
+        Table("Exact search in turns with its peers, the same answers", columns, rows),
+        Table("What was promised", ["case", "measured", "must", ""], bars),
+    ]
+
+
 def _peers(result: Result) -> list[Table]:
     rows = [
         [
@@ -220,6 +251,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "ndcg@10": _quality,
     "gain_ndcg": _cold_items,
     "auc_gain_over_lr": _rankers,
+    "bars": _kernels,
     "cases": _als_speed,
 }
 
