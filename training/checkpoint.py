@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from recserve.errors import DataError
-from recserve.training.files import write_whole
+from recserve.files import write_whole
 
 MODEL_PREFIX = "model."
 OPTIMIZER_PREFIX = "optimizer."

@@ -14,9 +14,9 @@ from typing import Any
 
 import recserve
 from recserve.errors import DataError, InvalidRequest
+from recserve.files import write_whole
 from recserve.training.checkpoint import load_checkpoint
 from recserve.training.data import Dataset, Split, leave_one_out, random_split, temporal_split
-from recserve.training.files import write_whole
 from recserve.training.loop import BEST
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models import family_of

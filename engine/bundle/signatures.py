@@ -21,6 +21,7 @@ import structlog
 from recserve.engine.bundle.plain_files import read_plain
 from recserve.engine.bundle.signing_keys import KEY_ID, SigningKey, read_trusted_keys
 from recserve.errors import BundleInvalid, BundleReason, ConfigError
+from recserve.files import write_whole
 
 log = structlog.get_logger("recserve.bundle")
 
@@ -119,14 +120,7 @@ def add_signature(folder: Path, manifest: bytes, key: SigningKey) -> None:
     text = signatures_with(read_signatures(folder), manifest, key)
     # Beside the bundle: a file that the manifest does not name would spoil it for a reader of this moment.
     partial = folder.resolve().with_name(f".{folder.resolve().name}.{uuid.uuid4().hex[:8]}.signatures")
-    try:
-        with partial.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / SIGNATURES_NAME)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(folder / SIGNATURES_NAME, text, temporary=partial)
 
 
 def _checked(key: str) -> str:

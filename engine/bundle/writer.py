@@ -17,6 +17,7 @@ from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from recserve.engine.bundle.signatures import SIGNATURES_NAME, signatures_with
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest
+from recserve.files import fsync
 
 # Of Linux's renameat2, which Python does not offer.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -84,7 +85,7 @@ class BundleWriter:
     def seal(self, name: str) -> None:
         """Flushes a finished file to disk and records its size and digest."""
         path = self.folder / name
-        _fsync(path)
+        fsync(path)
         self.files[name] = FileEntry(path.stat().st_size, sha256_of(path))
 
     def commit(self, manifest: Manifest, signing_key: SigningKey | None = None) -> None:
@@ -97,17 +98,17 @@ class BundleWriter:
         if signing_key is not None:
             self._write_durably(SIGNATURES_NAME, signatures_with({}, data, signing_key))
         for folder, _, _ in os.walk(self.folder):
-            _fsync(Path(folder))
+            fsync(Path(folder))
         if self._replace and self.target.exists():
             # The older bundle gets the temporary name, under which leaving the block removes it.
             _exchange(self.folder, self.target)
         else:
             self._rename()
-        _fsync(self.target.parent)
+        fsync(self.target.parent)
 
     def _write_durably(self, name: str, data: bytes) -> None:
         (self.folder / name).write_bytes(data)
-        _fsync(self.folder / name)
+        fsync(self.folder / name)
 
     def _rename(self) -> None:
         try:
@@ -144,11 +145,3 @@ def _exchange(new: Path, old: Path) -> None:
     old.rename(retired)
     new.rename(old)
     retired.rename(new)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from recserve.engine.bundle.reader import read_manifest
 from recserve.engine.models.refusals import Refusals
 from recserve.engine.models.routing import STRICT, Route
 from recserve.errors import BundleInvalid, BundleReason, ConfigError, InvalidRequest
+from recserve.files import fsync, write_whole
 
 log = structlog.get_logger("recserve.models")
 
@@ -130,7 +131,9 @@ class Repository:
             if desired is not None:
                 models[model] = replace(desired, past=desired.past[-MAX_PAST_ROUTES:])
             after = Desired(generation=before.generation + 1, models=models)
-            _replace(self.folder / ACTIVE_NAME, DESIRED.dump_json(after, indent=2) + b"\n")
+            partial = self.folder / f".{ACTIVE_NAME}.{uuid.uuid4().hex[:8]}.tmp"
+            text = DESIRED.dump_json(after, indent=2) + b"\n"
+            write_whole(self.folder / ACTIVE_NAME, text, temporary=partial)
         return after
 
     @contextmanager
@@ -175,11 +178,11 @@ class Repository:
         if not target.exists():
             for folder, _, names in os.walk(staged):
                 for name in names:
-                    _fsync(Path(folder, name))
-                _fsync(Path(folder))
+                    fsync(Path(folder, name))
+                fsync(Path(folder))
             staged.rename(target)
-            _fsync(target.parent)
-            _fsync(self.folder)
+            fsync(target.parent)
+            fsync(self.folder)
         found = self._read(model, target)
         if found is None:
             raise BundleInvalid(
@@ -226,24 +229,3 @@ def _folders(parent: Path) -> list[Path]:
             for entry in entries
             if SAFE_NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
         ]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

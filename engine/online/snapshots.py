@@ -4,7 +4,6 @@ import io
 import os
 import threading
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import structlog
 
 from recserve.engine.online.learner import Snapshot
 from recserve.errors import ConfigError
+from recserve.files import write_whole
 
 log = structlog.get_logger("recserve.online")
 
@@ -44,16 +44,9 @@ class SnapshotFile:
         # what each of them writes is whole.
         partial = self.path.with_suffix(f".{os.getpid()}.{threading.get_native_id()}.partial")
         try:
-            with partial.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
-            _sync_folder(self.path.parent)
+            write_whole(self.path, buffer.getbuffer(), temporary=partial)
         except OSError as error:
             log.error("online model not saved", file=str(self.path), error=str(error))
-            with suppress(OSError):
-                partial.unlink()
 
     def read(self) -> Snapshot | None:
         """Returns the snapshot, None where there is none.
@@ -70,11 +63,3 @@ class SnapshotFile:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             log.error("online model not readable: it is learned again", file=str(self.path), error=str(error))
             return None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

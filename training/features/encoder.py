@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from recserve.errors import DataError, InvalidRequest
+from recserve.files import write_whole
 from recserve.training.features.text import unit_rows
-from recserve.training.files import write_whole
 
 GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
 POOLINGS = ("mean", "cls")

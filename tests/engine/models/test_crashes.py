@@ -70,7 +70,7 @@ POINTS: dict[str, tuple[str, str, dict[str, Any], set[str]]] = {
     "pointer written": ("os", "fsync", {"after": False, "only": is_pointer}, {"v2"}),
     "pointer flushed": ("os", "fsync", {"after": True, "only": is_pointer}, {"v2"}),
     "pointer renamed": ("os", "replace", {"after": True}, {"v3"}),
-    "folder flushed": ("repository", "_replace", {"after": True}, {"v3"}),
+    "folder flushed": ("repository", "write_whole", {"after": True}, {"v3"}),
     "swapped": ("registry.Registry", "set_route", {"after": True}, {"v3"}),
 }
 
