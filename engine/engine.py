@@ -213,13 +213,12 @@ class Engine:
             return self._run(requests, degraded, deadlines)
         states = [self._observed.state_of(request.user_id) for request in requests]
         computed = 0
-        deadline_of = {id(request): deadline for request, deadline in zip(requests, deadlines, strict=False)}
 
-        def compute(missing: list[Request]) -> list[Ranked]:
+        def compute(rows: list[int]) -> list[Ranked]:
             nonlocal computed
-            computed = len(missing)
-            kept = [deadline_of[id(request)] for request in missing] if deadlines else ()
-            return self._run(missing, degraded, kept)
+            computed = len(rows)
+            kept = [deadlines[i] for i in rows] if deadlines else ()
+            return self._run([requests[i] for i in rows], degraded, kept)
 
         n_erased = self._observed.n_erased
         answers = self._cache.answer(requests, states, compute, stale=degraded, n_erased=n_erased)

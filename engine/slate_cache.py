@@ -54,12 +54,12 @@ class SlateCache:
         self,
         requests: Sequence[Request],
         states: Sequence[bytes | None],
-        compute: Callable[[list[Request]], list[Ranked]],
+        compute: Callable[[list[int]], list[Ranked]],
         *,
         stale: bool = False,
         n_erased: int = 0,
     ) -> list[Ranked]:
-        """Returns an answer for each request; ``compute(requests)`` answers those that are not kept.
+        """Returns an answer for each request; ``compute(rows)`` answers those whose answers are not kept.
 
         states[i]: what the answer to ``requests[i]`` depends on and the request does not say, the events of
         its user; None: never kept (an erased user). ``stale``: out of date is better than computed now.
@@ -82,9 +82,8 @@ class SlateCache:
         spent = {CACHE: time.perf_counter_ns() - start}
         answers = {i: replace(one, stage_ns=spent) for i, one in kept.items()}
         groups = list(rows_of.values())
-        for rows, one in zip(
-            groups, compute([requests[rows[0]] for rows in groups]) if groups else [], strict=True
-        ):
+        computed = compute([rows[0] for rows in groups]) if groups else []
+        for rows, one in zip(groups, computed, strict=True):
             answers.update(dict.fromkeys(rows, one))
             self._keep(keys[rows[0]], states[rows[0]], one)
         return _with_own_ids([answers[i] for i in range(len(requests))])

@@ -45,9 +45,9 @@ class Backend:
         self.ranked, self.now, self.computed = a_ranked, 0.0, 0
         self.cache = SlateCache(limit, SECONDS, lambda: self.now)
 
-    def compute(self, requests: list[Request]) -> list[Ranked]:
-        self.computed += len(requests)
-        return [self.ranked] * len(requests)
+    def compute(self, rows: list[int]) -> list[Ranked]:
+        self.computed += len(rows)
+        return [self.ranked] * len(rows)
 
     def ask(self, *requests: Request, state: bytes | None = b"", stale: bool = False) -> list[Ranked]:
         return self.cache.answer(requests, [state] * len(requests), self.compute, stale=stale)
