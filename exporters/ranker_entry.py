@@ -1,7 +1,6 @@
 """The ranker of a bundle: an ONNX graph with the items' side as tables, users, vocabularies, calibration."""
 
 import io
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,15 +12,15 @@ from torch import Tensor, nn
 
 from recserve.engine.bundle import BundleWriter, layout
 from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, SIGMOID, CalibrationEntry, RankerEntry
-from recserve.engine.bundle.request_features import CATEGORY, ID, NUMBER, RequestFeature
+from recserve.engine.bundle.request_features import ID, RequestFeature
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.exporters.onnx_graph import OPSET, forget_the_exporter, quiet_exporter
 from recserve.exporters.parity import MAX_ABS_ERROR
+from recserve.exporters.request_features import write_features
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import calibrate
 from recserve.training.ranking.examples import Examples, held_out_examples
 from recserve.training.ranking.learner import inputs_of
-from recserve.training.ranking.space import Category
 from recserve.training.run import Run
 
 FOLDER = "ranker"
@@ -84,14 +83,7 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerE
     writer.add_bytes(GOLDEN, golden.getvalue())
     users = model.user_rows.numpy()
     writer.add_array(USERS, users if with_users else users[:0])
-    user_features = [RequestFeature("user_id", ID)]
-    for i, feature in enumerate(model.schema.users):
-        if isinstance(feature, Category):
-            name = f"{FOLDER}/vocabulary-{i}.json"
-            writer.add_bytes(name, json.dumps(list(feature.values), ensure_ascii=False).encode())
-            user_features.append(RequestFeature(feature.name, CATEGORY, vocabulary=name))
-        else:
-            user_features.append(RequestFeature(feature.name, NUMBER, edges=list(feature.edges)))
+    of_users = write_features(writer, FOLDER, model.schema.users)
     evaluation = run.read_evaluation()
     metrics = evaluation["model"]["metrics"] if evaluation else {}
     return RankerEntry(
@@ -100,8 +92,8 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerE
         users=USERS,
         targets=list(model.labels.targets),
         max_history=model.config.max_history,
-        user_features=user_features,
-        context_features=[RequestFeature(name, name) for name in model.schema.context],
+        user_features=[RequestFeature("user_id", ID), *of_users],
+        context_features=write_features(writer, FOLDER, model.schema.context),
         calibration=_calibrations(model, run),
         model=run.config.model,
         size_bytes=len(graph),
