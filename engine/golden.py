@@ -2,6 +2,8 @@
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,20 @@ def read_golden(data: bytes, name: str, arrays: list[str]) -> dict[str, NDArray[
             found="unreadable",
             expected="recorded inference",
             reason=BundleReason.GOLDEN_MALFORMED,
+        ) from error
+
+
+@contextmanager
+def repeated(name: str) -> Iterator[None]:
+    """Turns whatever ends the repetition of what file ``name`` recorded into :class:`BundleInvalid`."""
+    try:
+        yield
+    except Exception as error:
+        raise BundleInvalid(
+            name,
+            found="an inference that fails",
+            expected="the recorded one",
+            reason=BundleReason.GRAPH_FAILS,
         ) from error
 
 

@@ -11,7 +11,7 @@ from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, CalibrationEnt
 from recserve.engine.bundle.request_features import ID
 from recserve.engine.feature_reader import FeatureReader
 from recserve.engine.features import pad_histories
-from recserve.engine.golden import check_golden, read_golden
+from recserve.engine.golden import check_golden, read_golden, repeated
 from recserve.engine.runtime import Runtime
 from recserve.errors import BundleInvalid, BundleReason
 
@@ -135,18 +135,11 @@ class Ranker:
                 expected="a table of items",
                 reason=BundleReason.GOLDEN_MALFORMED,
             )
-        try:
+        with repeated(name):
             found = self._run(recorded)
             # The first and the last item of the catalogue: the graph's tables may be shorter than it.
             ends = {**recorded, layout.CANDIDATES_INPUT: np.full_like(candidates, n_items - 1)}
             last = self._run(ends)
-        except Exception as error:
-            raise BundleInvalid(
-                name,
-                found="an inference that fails",
-                expected="the recorded one",
-                reason=BundleReason.GRAPH_FAILS,
-            ) from error
         check_golden(name, found, expected, (*candidates.shape, len(self.targets)))
         if not np.isfinite(last).all():
             raise BundleInvalid(

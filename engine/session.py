@@ -11,7 +11,7 @@ from recserve.engine.buckets import length_groups
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.features import pad_histories, pad_time_gaps
-from recserve.engine.golden import check_golden, read_golden
+from recserve.engine.golden import check_golden, read_golden, repeated
 from recserve.engine.runtime import Runtime
 from recserve.errors import BundleInvalid, BundleReason
 
@@ -129,15 +129,8 @@ class QueryEncoder:
                 expected="at least one row",
                 reason=BundleReason.GOLDEN_MALFORMED,
             )
-        try:
+        with repeated(name):
             found = self.run(**recorded)
-        except Exception as error:
-            raise BundleInvalid(
-                name,
-                found="an inference that fails",
-                expected="the recorded one",
-                reason=BundleReason.GRAPH_FAILS,
-            ) from error
         check_golden(name, found, expected, shape, tolerance)
 
     def _check_full_length(self, max_history: int, graph: str) -> None:
