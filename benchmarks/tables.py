@@ -16,6 +16,7 @@ from recserve import console
 from recserve.benchmarks.compare import read_result
 from recserve.benchmarks.kernels.timing import OURS
 from recserve.benchmarks.load.report import milliseconds
+from recserve.benchmarks.peers.report import rows_of
 from recserve.errors import CheckFailed, DataError
 
 BEGIN = "<!-- Made by `make bench-tables` from benchmarks/results: change nothing by hand. -->"
@@ -192,23 +193,11 @@ def _kernels(result: Result) -> list[Table]:
 
 
 def _peers(result: Result) -> list[Table]:
-    rows = [
-        [
-            row["server"],
-            str(row["in_flight"]),
-            f"{row['requests_per_second']:,.0f}",
-            milliseconds(row["p50_ms"]),
-            milliseconds(row["p99_ms"]),
-            f"{row['cpu_us_per_request']:,.0f}",
-            f"{row['of_recserve_http']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
     columns = ["server", "in flight", "req/s", "p50 ms", "p99 ms", "CPU µs", "of recserve http"]
     left_out = "; ".join(f"{name}: {reason}" for name, reason in result["not_measured"].items())
     note = f"Not measured: {left_out}" if left_out else ""
     title = f"One encoder over {result['n_items']:,} items behind several servers, closed loop"
-    return [Table(title, columns, rows, note)]
+    return [Table(title, columns, rows_of(result), note)]
 
 
 def _smoke(result: Result) -> list[Table]:

@@ -14,21 +14,26 @@ def show(result: Mapping[str, Any]) -> None:
     console.print_table(
         f"{result['n_items']:,} items, k {result['k']}: closed loop over loopback, medians of rounds",
         ["server", "in flight", "req/s", "p50 ms", "p99 ms", "CPU µs per request", "of recserve http"],
-        [
-            [
-                row["server"],
-                row["in_flight"],
-                f"{row['requests_per_second']:,.0f}",
-                milliseconds(row["p50_ms"]),
-                milliseconds(row["p99_ms"]),
-                f"{row['cpu_us_per_request']:,.0f}",
-                f"{row['of_recserve_http']:.2f}",
-            ]
-            for row in result["rows"]
-        ],
+        rows_of(result),
     )
     for name, reason in result["not_measured"].items():
         console.stdout.print(f"not measured: {name}: {reason}", markup=False, soft_wrap=True)
+
+
+def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
+    """Returns a row per server and load: who, in flight, requests/s, p50, p99, CPU time, by our own HTTP."""
+    return [
+        [
+            row["server"],
+            str(row["in_flight"]),
+            f"{row['requests_per_second']:,.0f}",
+            milliseconds(row["p50_ms"]),
+            milliseconds(row["p99_ms"]),
+            f"{row['cpu_us_per_request']:,.0f}",
+            f"{row['of_recserve_http']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
 
 
 def draw(axes: Any, result: Mapping[str, Any]) -> None:
