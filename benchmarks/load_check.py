@@ -22,6 +22,7 @@ from recserve.benchmarks.load.run import PACKAGES, Ids, Load
 from recserve.benchmarks.load.search import highest_rate
 from recserve.benchmarks.serving import SHAPES, serving
 from recserve.benchmarks.statistics import median_interval
+from recserve.benchmarks.tables import show
 from recserve.engine.traces import RECOMMEND
 from recserve.errors import CheckFailed
 
@@ -124,29 +125,6 @@ def generator(address: str, *slos: Slo) -> Load:
     host, _, port = address.rpartition(":")
     return Load(
         Target("grpc", host, int(port)), Ids([USER]), client=Client(1, SEARCHED.connections), slos=slos
-    )
-
-
-def show(result: dict[str, Any]) -> None:
-    """Prints the table."""
-    one, two = result["alone"], result["together"]
-    console.print_table(
-        f"the load generator and h2load (medians of {len(two['rounds']['recserve'])} rounds in turns)",
-        ["what", "recserve", "h2load", "ratio"],
-        [
-            [
-                f"echo, {one['in_flight']} in flight, req/s",
-                f"{one['recserve']:,.0f}",
-                f"{one['h2load']:,.0f}",
-                f"{one['recserve'] / one['h2load']:.2f}",
-            ],
-            [
-                f"highest rate with {two['slo']}",
-                f"{two['recserve']:,.0f}",
-                f"{two['h2load']:,.0f}",
-                f"{two['ratio']:.2f}",
-            ],
-        ],
     )
 
 

@@ -228,7 +228,8 @@ def _client(result: Result) -> list[Table]:
             f"{together['ratio']:.2f}",
         ],
     ]
-    return [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows)]
+    note = f"Medians of {len(together['rounds']['recserve'])} rounds in turns."
+    return [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows, note)]
 
 
 # By the value of ``bench``, or by a key that only these have.
