@@ -9,6 +9,7 @@ import typer
 
 from recserve import console
 from recserve.errors import InvalidRequest, RecserveError
+from recserve.training.config_file import use_config
 from recserve.training.models import MODULES
 from recserve.training.show import show_cleaning, show_cold_start, show_evaluation, show_predictions
 
@@ -25,6 +26,15 @@ def register(add: Callable[..., Any]) -> None:
 
 
 def train(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of options: `embedding-size = 64`; flags go before it.",
+            is_eager=True,
+            callback=use_config,
+        ),
+    ] = None,
+    *,
     data: Annotated[
         str,
         typer.Option(
@@ -49,6 +59,9 @@ def train(
     every_item: Annotated[
         bool, typer.Option("--every-item", help="Keep items of these files that nobody had yet.")
     ] = False,
+    value_range: Annotated[
+        str, typer.Option(help="Scale of the values, such as 1:5: rows beyond it are dropped and counted.")
+    ] = "",
     min_user_interactions: Annotated[int, typer.Option(help="k-core: interactions a user needs.")] = 1,
     min_item_interactions: Annotated[int, typer.Option(help="k-core: interactions an item needs.")] = 1,
     split: Annotated[
@@ -140,11 +153,9 @@ def train(
     """
     # Threads that spin at a barrier slow training five times down when another program needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from recserve.training.data import ColumnMap, load_dataset
     from recserve.training.distributed import processes
-    from recserve.training.loop import check_learnable
-    from recserve.training.models import family_of
-    from recserve.training.run import Run, create_run, open_run, resume_run
+    from recserve.training.run import open_run
+    from recserve.training.start import DataOptions, begin, go_on
 
     given = {
         "embedding_size": embedding_size,
@@ -183,31 +194,27 @@ def train(
         "calibration": calibration,
         "seed": seed,
     }
-    config = run_config(model, split, {name: value for name, value in given.items() if value is not None})
+    wanted = run_config(model, split, {name: value for name, value in given.items() if value is not None})
+    options = DataOptions(
+        data=data,
+        columns=columns,
+        value_range=value_range,
+        items=items,
+        item_embeddings=item_embeddings,
+        every_item=every_item,
+        min_user_interactions=min_user_interactions,
+        min_item_interactions=min_item_interactions,
+    )
     folder = out or Path("runs") / f"{Path(data).stem.split(':')[0]}-{model}"
     failure: RecserveError | None = None
     with processes() as group:
         if group.is_main:
             try:
                 if resume and folder.exists():
-                    run = resume_run(folder, config, data)
+                    run = go_on(folder, wanted, options, console.note)
                 else:
-                    dataset = load_dataset(
-                        data,
-                        columns=ColumnMap.parse(columns) if columns else None,
-                        items_path=items,
-                        item_embeddings_path=item_embeddings,
-                        every_item=every_item,
-                        min_user_interactions=min_user_interactions,
-                        min_item_interactions=min_item_interactions,
-                        on_note=console.note,
-                    )
-                    # Before anything is written: data that cannot be learned from leaves no run folder.
-                    family, split_of_data = family_of(model), Run(folder, config, dataset).split()
-                    check_learnable(split_of_data, family.min_history)
-                    family.check_data(split_of_data.train)
-                    run = create_run(folder, config, dataset, overwrite=overwrite, data=data)
-                show_cleaning(run.dataset)
+                    run = begin(folder, wanted, options, overwrite=overwrite, on_note=console.note)
+                show_cleaning(run)
             except RecserveError as error:
                 failure = error
         # The others wait here, and must not wait for a run that will never be.

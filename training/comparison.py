@@ -47,6 +47,7 @@ def evaluate_runs(
         "protocol": f"{first.config.split}, full ranking, seen items filtered",
         "n_items": n_items,
         "n_users": len(split.test.user_index),
+        "warnings": first.warnings(),
         "models": models,
         "popularity": baseline.as_dict(),
     }
@@ -57,7 +58,7 @@ def of_one_run(model: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     about = ("run", "seed", "checkpoint_sha256")
     return {
         **{name: model[name] for name in about},
-        **{name: result[name] for name in ("dataset", "protocol", "n_items", "popularity")},
+        **{name: result[name] for name in ("dataset", "protocol", "n_items", "warnings", "popularity")},
         "model": {name: value for name, value in model.items() if name not in about},
     }
 
@@ -71,6 +72,7 @@ def predictions_of(run: Run) -> dict[str, Any] | None:
         "run": str(run.folder),
         "dataset": run.dataset.name,
         "n_items": run.dataset.n_items,
+        "warnings": run.warnings(),
         "seed": run.config.loop.seed,
         "checkpoint_sha256": run.checkpoint_sha256(),
         "protocol": f"{run.config.split}, rated {model.labels.click_at:g} or more is a click",

@@ -17,6 +17,7 @@ from recserve.errors import DataError, InvalidRequest
 from recserve.files import write_whole
 from recserve.training.checkpoint import load_checkpoint
 from recserve.training.data import Dataset, Split, leave_one_out, random_split, temporal_split
+from recserve.training.data.warnings import data_warnings
 from recserve.training.loop import BEST
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models import family_of
@@ -60,6 +61,10 @@ class Run:
         """Returns the run's split of its dataset; the same every time."""
         split: Split = SPLITS[self.config.split](self.dataset)
         return split
+
+    def warnings(self) -> dict[str, int]:
+        """Returns what is odd in the data and its split, and how often; see ``data_warnings``."""
+        return data_warnings(self.dataset, self.split())
 
     def new_model(self) -> RankingModel:
         """Returns an untrained model of the run's shape; the caller seeds torch."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from recserve import console
 
 if TYPE_CHECKING:
-    from recserve.training.data import Dataset
     from recserve.training.run import Run
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
     """Prints one table of all models, metric by metric."""
+    show_warnings(result["warnings"])
     models = result["models"] | {"popularity": result["popularity"]}
     for name, model in models.items():
         if unreachable := model["n_unreachable_targets"]:
@@ -33,6 +33,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
 
 def show_predictions(run: "Run", result: dict[str, Any]) -> None:
     """Prints what a ranker predicts next to the mean of the item."""
+    show_warnings(result["warnings"])
     names = list(result["model"]["metrics"])
     console.print_table(
         f"{run.config.model} on {run.dataset.name}, {result['protocol']}, "
@@ -58,9 +59,10 @@ def show_cold_start(result: dict[str, Any]) -> None:
     )
 
 
-def show_cleaning(dataset: "Dataset") -> None:
-    """Prints what cleaning kept and dropped, to stderr with the rest of the progress."""
+def show_cleaning(run: "Run") -> None:
+    """Prints what cleaning kept and dropped and what is odd in the rest, to stderr with the progress."""
     console.note("cleaning report")
+    dataset = run.dataset
     report = dataset.report
     for label, count, detail in (
         ("rows read", report.rows_read, ""),
@@ -76,6 +78,13 @@ def show_cleaning(dataset: "Dataset") -> None:
         f"data set: {dataset.name}  users {dataset.n_users:,}  items {dataset.n_items:,}  "
         f"interactions {dataset.interactions.height:,}"
     )
+    show_warnings(run.warnings())
+
+
+def show_warnings(warnings: Mapping[str, int]) -> None:
+    """Prints what is odd in the data, and how often, to stderr."""
+    for name, count in warnings.items():
+        console.note(f"  warning: {count:,} {name}")
 
 
 def _by_column(counts: Mapping[str, int]) -> str:

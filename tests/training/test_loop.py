@@ -106,6 +106,11 @@ def test_a_killed_training_process_goes_on(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     assert f"resuming after epoch {done.epoch}" in finished.stderr
     assert trainer(run).resume().epoch == done.epoch + 1
+    # To the last bit what a run that nobody killed has.
+    command[command.index(str(tmp_path / "run"))] = str(tmp_path / "whole")
+    whole = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+    assert_same_weights(open_run(tmp_path / "whole"), run)
 
 
 def test_training_stops_when_patience_is_used_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

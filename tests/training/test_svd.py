@@ -149,7 +149,7 @@ def test_of_an_item_rated_twice_the_newest_rating_counts() -> None:
 def test_equal_ratings_are_refused(model: str) -> None:
     train = Histories.from_sorted(np.zeros(3, np.int64), np.arange(3, dtype=np.int32), np.arange(3), 1)
     with pytest.raises(DataError, match="training ratings is all 1; expected at least two different"):
-        family_of(model).check_data(train)
+        family_of(model).check_data(train, None)
     with pytest.raises(DataError, match="training ratings"):
         MODELS[model](SVDConfig(), 1, 3).fit_epoch(train, epoch=1, seed=0)
 

@@ -1,23 +1,49 @@
 """From a raw table to clean events, with every dropped row counted once, under its first reason."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
-from recserve.errors import DataError
+from recserve.errors import DataError, InvalidRequest
 from recserve.training.data.columns import ACTION, ITEM_ID, TIMESTAMP, USER_ID, VALUE, ColumnMap
 from recserve.training.data.timestamps import to_microseconds
 
 ROLE_COLUMNS = {"user": USER_ID, "item": ITEM_ID, "timestamp": TIMESTAMP, "value": VALUE, "action": ACTION}
 
 
+# Clocks differ, and a date without a zone may be a day ahead of UTC.
+SECONDS_AHEAD = 24 * 3600
+
+
+def _latest() -> int:
+    return int(time.time()) + SECONDS_AHEAD
+
+
 @dataclass(frozen=True, slots=True)
 class CleaningRules:
-    """What counts as out of range beyond the fixed rules; ``min_value``: rows with less are dropped."""
+    """What counts as out of range beyond the fixed rules."""
 
     min_value: float | None = None
+    """Rows with a lower value are dropped."""
+    max_value: float | None = None
+    """Rows with a higher value are dropped."""
+    latest: int | None = field(default_factory=_latest)
+    """Seconds since 1970: a later event comes from a wrong clock. Default: a day from now; None: any."""
+
+    @classmethod
+    def of_range(cls, text: str) -> "CleaningRules":
+        """Reads the scale of the values, ``1:5``, ``1:`` or ``:5``; raises InvalidRequest for other forms."""
+        low, colon, high = text.partition(":")
+        try:
+            least, most = (float(part) if part else None for part in (low, high))
+        except ValueError:
+            colon = ""
+        if not colon or (least is not None and most is not None and not least <= most):
+            raise InvalidRequest("range of values", found=text, expected="LOW:HIGH, such as 1:5, 1: or :5")
+        return cls(least, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +163,10 @@ def _parse(
         if role == "timestamp":
             numbers, outside, unit_notes = to_microseconds(raw)
             parsed["microseconds"] = numbers
+            if rules.latest is not None:
+                future = (numbers > rules.latest * 1_000_000).fill_null(False) & ~outside
+                outside |= future
+                unit_notes += [f"timestamps: {int(future.sum())} lie in the future"] if future.any() else []
             out_of_range.append(("out_of_range", role, outside))
             notes.extend(unit_notes)
         elif role == "value":
@@ -182,4 +212,6 @@ def _value_outside(numbers: pl.Series, rules: CleaningRules) -> pl.Series:
     outside = ~numbers.cast(pl.Float32).is_finite()
     if rules.min_value is not None:
         outside |= numbers < rules.min_value
+    if rules.max_value is not None:
+        outside |= numbers > rules.max_value
     return outside.fill_null(False)

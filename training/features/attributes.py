@@ -101,5 +101,6 @@ def _one_hot(rows: list[list[str | None] | None], known: NDArray[np.bool_]) -> N
 
 def _z_scores(column: pl.Series, known: NDArray[np.bool_]) -> NDArray[np.float32]:
     values = column.to_physical().cast(pl.Float64).fill_null(np.nan).to_numpy()
+    values = np.where(np.isfinite(values), values, np.nan)
     scores = Normaliser.fit(values[known], "z-score").apply(values)
     return np.clip(scores, -MAX_Z_SCORE, MAX_Z_SCORE)[:, None]

@@ -79,9 +79,10 @@ class Family:
 
     ``settings``: a frozen dataclass; ``create``: (settings, n_users, n_items) → untrained model;
     ``budget``: its defaults of LoopConfig; ``loop_options``: the LoopConfig fields that it uses;
-    ``min_history``: training interactions that at least one user needs; ``check_data``: raises DataError for
-    training interactions that the family cannot learn from; ``create_from_data``: (settings, dataset, split)
-    → untrained model, for a family that reads attributes, fitted on ``split.train``.
+    ``min_history``: training interactions that at least one user needs; ``check_data``: (train, settings)
+    raises DataError for training interactions that the family cannot learn from; ``create_from_data``:
+    (settings, dataset, split) → untrained model, for a family that reads attributes, fitted on
+    ``split.train``.
     """
 
     settings: type[Any]
@@ -89,7 +90,7 @@ class Family:
     budget: Mapping[str, Any]
     loop_options: frozenset[str]
     min_history: int = 1
-    check_data: Callable[[Histories], None] = lambda train: None
+    check_data: Callable[[Histories, Any], None] = lambda train, settings: None
     create_from_data: Callable[[Any, Dataset, Split], RankingModel] | None = None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recserve.errors import DataError, InvalidRequest
 from recserve.training.batches import pad
-from recserve.training.data import Dataset, EvaluationSet, Split
+from recserve.training.data import Dataset, EvaluationSet, Histories, Split
 from recserve.training.models.base import EPOCH_OPTIONS, Family, RankingModel, ValidationMetric
 from recserve.training.ranking import calibration, normalise
 from recserve.training.ranking.examples import Labels, labels_of
@@ -263,6 +263,10 @@ def _needs_data(settings: Any, n_users: int, n_items: int) -> RankingModel:
     raise TypeError("a ranker is made from data; use Family.create_from_data")
 
 
+def _check_labels(train: Histories, settings: Any) -> None:
+    labels_of(train, settings.labels, settings.click_at)
+
+
 @dataclass(frozen=True, slots=True)
 class _Creator:
     """Fits the features and labels that a new model of ``kind`` has."""
@@ -286,4 +290,5 @@ def ranker_family(
         create_from_data=_Creator(kind),
         budget={**BUDGET, **budget},
         loop_options=LOOP_OPTIONS,
+        check_data=_check_labels,
     )

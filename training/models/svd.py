@@ -184,5 +184,5 @@ FAMILY = Family(
     create=SVD,
     budget={"epochs": 100, "validate_every": 2, "patience": 5},
     loop_options=EPOCH_OPTIONS,
-    check_data=check_ratings,
+    check_data=lambda train, settings: check_ratings(train),
 )

@@ -53,5 +53,5 @@ FAMILY = Family(
     create=SVDpp,
     budget={"epochs": 100, "validate_every": 2, "patience": 5},
     loop_options=EPOCH_OPTIONS,
-    check_data=check_ratings,
+    check_data=lambda train, settings: check_ratings(train),
 )

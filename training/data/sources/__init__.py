@@ -89,6 +89,12 @@ def load_dataset(
     return dataset
 
 
+def is_there(spec: str) -> bool:
+    """Returns whether ``spec`` names a data set or a file that exists."""
+    name, _, options = spec.partition(":")
+    return name in NAMES or Path(options if name == sequences.NAME and options else spec).exists()
+
+
 def _load_named(
     name: str, options: str, minima: tuple[int, int], cache_dir: Path | None, on_note: OnNote
 ) -> Dataset:
