@@ -19,7 +19,7 @@ from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest
-from recserve.exporters.candidates import ALL, AUTO, Material, wanted_forms
+from recserve.exporters.candidates import Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
 from recserve.exporters.forms import Written, write_forms
 from recserve.exporters.gate import GateBudget
@@ -32,7 +32,6 @@ from recserve.exporters.variant import VARIANT, Variant
 from recserve.training.data import Dataset, Histories
 from recserve.training.data.columns import EMBEDDING
 from recserve.training.models.base import RankingModel
-from recserve.training.models.sasrec import SASRec
 from recserve.training.models.sequence import SequenceModel
 from recserve.training.models.tables import TableModel
 from recserve.training.run import Run
@@ -86,8 +85,8 @@ def export_run(
     :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
     """
     options = options or FormOptions()
-    wanted_forms(options.variants)
     model = run.best_model()
+    wanted_forms(options.variants, model)
     known = run.dataset.histories() if histories else None
     with BundleWriter(target, replace=replace) as writer:
         variant = _write_variant(writer, run, model, known)
@@ -141,15 +140,7 @@ def _write_forms(
     options: FormOptions,
     on_progress: Callable[[str], None],
 ) -> Written:
-    if variant.graph is None or not isinstance(model, SASRec):
-        named = [name for name in options.variants if name not in (VARIANT, ALL, AUTO)]
-        if named:
-            raise InvalidRequest(
-                "variants",
-                found=named[0],
-                expected=f"{VARIANT} for {run.config.model}",
-                cure="Other forms are made of sasrec alone.",
-            )
+    if variant.graph is None or not isinstance(model, SequenceModel):
         return Written()
     split = run.split()
     material = Material(model, variant.graph, split.validation, split.train, options.pruning)

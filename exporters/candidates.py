@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from recserve.exporters.prune import PruneConfig, prune
 from recserve.exporters.quantise import Inputs
 from recserve.exporters.variant import VARIANT
 from recserve.training.data import EvaluationSet, Histories
+from recserve.training.models.base import RankingModel
 from recserve.training.models.sasrec import SASRec
+from recserve.training.models.sequence import SequenceModel
 
 # Recorded requests that ranges of activations are calibrated on, a few at a time.
 N_CALIBRATION, CALIBRATION_BATCH = 256, 16
@@ -28,7 +31,7 @@ class Material:
     ``calibration``: histories that are not those of the gate; ``train``: what a pruned model is taught on.
     """
 
-    model: SASRec
+    model: SequenceModel
     exact: EncoderGraph
     calibration: EvaluationSet
     train: Histories
@@ -37,7 +40,7 @@ class Material:
     @cached_property
     def pruned(self) -> EncoderGraph:
         """The pruned and taught model; minutes of training, once for all forms that start from it."""
-        return export_query_encoder(prune(self.model, self.train, self.pruning))
+        return export_query_encoder(prune(cast(SASRec, self.model), self.train, self.pruning))
 
     def recorded(self) -> list[Inputs]:
         """Returns the inputs that ranges are calibrated on, as the encoder reads them."""
@@ -56,19 +59,27 @@ BUILDERS: dict[str, Callable[[Material], EncoderGraph]] = {
 }
 
 
-def wanted_forms(names: Sequence[str]) -> list[str]:
-    """Returns the forms that ``names`` (of forms, "all" or "auto") ask for besides fp32.
+def forms_of(model: RankingModel) -> list[str]:
+    """Returns the forms besides fp32 that ``model`` can have: tables have none, SASRec alone is pruned."""
+    if not isinstance(model, SequenceModel):
+        return []
+    return [name for name in BUILDERS if isinstance(model, SASRec) or not name.startswith("pruned")]
 
-    Raises :class:`InvalidRequest` for a name that is none.
+
+def wanted_forms(names: Sequence[str], model: RankingModel) -> list[str]:
+    """Returns the forms of ``model`` that ``names`` (of forms, "all" or "auto") ask for besides fp32.
+
+    Raises :class:`InvalidRequest` for a name that is none, or none of this model's.
     """
+    available = forms_of(model)
     for name in names:
-        if name not in (*BUILDERS, VARIANT, ALL, AUTO):
+        if name not in (*available, VARIANT, ALL, AUTO):
             raise InvalidRequest(
                 "variants",
                 found=name,
-                expected=f"of {', '.join((ALL, AUTO, VARIANT, *BUILDERS))}",
-                cure=nearest(name, (*BUILDERS, VARIANT)),
+                expected=f"of {', '.join((ALL, AUTO, VARIANT, *available))} for this model",
+                cure=nearest(name, (*available, VARIANT)),
             )
     if ALL in names or AUTO in names:
-        return list(BUILDERS)
-    return [name for name in BUILDERS if name in names]
+        return available
+    return [name for name in available if name in names]

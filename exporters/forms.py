@@ -55,7 +55,7 @@ def write_forms(
     "all" writes what passes, "auto" of that the Pareto front and makes its fastest the default. A form that
     was asked for by its name and is refused raises :class:`CheckFailed` with the figures.
     """
-    wanted = wanted_forms(names)
+    wanted = wanted_forms(names, material.model)
     if not wanted:
         return Written()
     forms = judge(material, wanted, recorded, writer.folder, budget, on_progress)

@@ -7,15 +7,20 @@ import stat
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 from recserve.engine.bundle.manifest import FileEntry
 from recserve.errors import BundleInvalid, BundleReason
 
 EXPORT_AGAIN = "Export the bundle again."
+COPY_BYTES = 1 << 20
 
 
-def open_plain(path: Path, name: str) -> BufferedReader:
-    """Opens a file for reading; raises :class:`BundleInvalid` for a link of either kind or a special file."""
+def open_plain(path: Path, name: str, *, linked: bool = False) -> BufferedReader:
+    """Opens a file for reading; raises :class:`BundleInvalid` for a link of either kind or a special file.
+
+    ``linked``: whether the file may have other names (hard links), as one that is about to be copied may.
+    """
     try:
         # Neither through a link nor blocked by a pipe that nobody writes to.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -24,7 +29,7 @@ def open_plain(path: Path, name: str) -> BufferedReader:
             raise not_plain(name) from error
         raise unreadable(name, error) from error
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+    if not stat.S_ISREG(status.st_mode) or not (linked or status.st_nlink == 1):
         # It could point outside the bundle or change under us.
         os.close(descriptor)
         raise not_plain(name)
@@ -39,13 +44,22 @@ def read_plain(path: Path, name: str, max_bytes: int) -> bytes:
         except OSError as error:
             raise unreadable(name, error) from error
     if len(data) > max_bytes:
-        raise BundleInvalid(
-            f"file {name}",
-            found=f"over {max_bytes} bytes large",
-            expected="smaller",
-            reason=BundleReason.TOO_LARGE,
-        )
+        raise _too_large(name, max_bytes)
     return data
+
+
+def copy_bounded(source: BinaryIO, target: Path, name: str, max_bytes: int) -> None:
+    """Copies a stream to the new file ``target``.
+
+    Raises :class:`BundleInvalid` where ``source`` has more than ``max_bytes``, of which no more were written.
+    """
+    with target.open("xb") as file:
+        left = max_bytes
+        while chunk := source.read(COPY_BYTES):
+            left -= len(chunk)
+            if left < 0:
+                raise _too_large(name, max_bytes)
+            file.write(chunk)
 
 
 def check_file(path: Path, name: str, entry: FileEntry) -> None:
@@ -100,4 +114,13 @@ def not_plain(name: str) -> BundleInvalid:
         expected="a regular file with one name",
         cure="Copy the bundle without links.",
         reason=BundleReason.FILE_NOT_PLAIN,
+    )
+
+
+def _too_large(name: str, max_bytes: int) -> BundleInvalid:
+    return BundleInvalid(
+        f"file {name}",
+        found=f"over {max_bytes} bytes large",
+        expected="smaller",
+        reason=BundleReason.TOO_LARGE,
     )

@@ -28,7 +28,7 @@ log = structlog.get_logger("recserve.bundle")
 SIGNATURES_NAME = "signatures.json"
 FORMAT_VERSION = 1
 CONTEXT = b"recserve bundle manifest v1\n"
-MAX_BYTES = 1 << 16
+MAX_SIGNATURES_BYTES = 1 << 16
 OFF, WARN, REQUIRE = "off", "warn", "require"
 
 
@@ -91,7 +91,7 @@ def read_signatures(folder: Path) -> dict[str, bytes]:
     if not os.path.lexists(folder / SIGNATURES_NAME):
         return {}
     try:
-        raw = json.loads(read_plain(folder / SIGNATURES_NAME, SIGNATURES_NAME, MAX_BYTES))
+        raw = json.loads(read_plain(folder / SIGNATURES_NAME, SIGNATURES_NAME, MAX_SIGNATURES_BYTES))
         if raw.keys() != {"format_version", "signatures"} or raw["format_version"] != FORMAT_VERSION:
             raise ValueError("another format")
         return {

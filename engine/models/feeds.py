@@ -3,12 +3,12 @@
 import hashlib
 import importlib
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from recserve.engine.bundle.manifest import MANIFEST_NAME
+from recserve.engine.bundle.plain_files import copy_bounded, open_plain
 from recserve.engine.models.repository import SAFE_NAME
 from recserve.errors import ConfigError
 
@@ -26,8 +26,11 @@ class Feed(Protocol):
     def list(self) -> dict[Place, str]:
         """Returns the bundles that have a manifest, each with a fingerprint that changes when a file does."""
 
-    def copy(self, place: Place, name: str, target: Path) -> None:
-        """Copies one file of a bundle, by its plain name below the bundle, to ``target``."""
+    def copy(self, place: Place, name: str, target: Path, max_bytes: int) -> None:
+        """Copies one file of a bundle, by its plain name below the bundle, to the new file ``target``.
+
+        Raises :class:`BundleInvalid` for a larger one, before more than ``max_bytes`` are written.
+        """
 
 
 def open_feed(url: str) -> Feed:
@@ -66,9 +69,12 @@ class FolderFeed:
                 files.append((key, f"{status.st_size} {status.st_mtime_ns}"))
         return _bundles(files)
 
-    def copy(self, place: Place, name: str, target: Path) -> None:
+    def copy(self, place: Place, name: str, target: Path, max_bytes: int) -> None:
         """See :class:`Feed`."""
-        shutil.copyfile(self._folder / place.model / place.bundle / name, target, follow_symlinks=False)
+        path = self._folder / place.model / place.bundle / name
+        path.lstat()  # A file that is not there is an OSError, one that is no plain file no bundle's.
+        with open_plain(path, name, linked=True) as source:
+            copy_bounded(source, target, name, max_bytes)
 
 
 class ObjectFeed:
@@ -86,9 +92,12 @@ class ObjectFeed:
         start = len(self._prefix) + 1
         return _bundles((path[start:], _fingerprint(info)) for path, info in found.items())
 
-    def copy(self, place: Place, name: str, target: Path) -> None:
+    def copy(self, place: Place, name: str, target: Path, max_bytes: int) -> None:
         """See :class:`Feed`."""
-        self._files.get_file(f"{self._prefix}/{place.model}/{place.bundle}/{name}", str(target))
+        # What a store says of sizes may be old: what it sends is counted.
+        path = f"{self._prefix}/{place.model}/{place.bundle}/{name}"
+        with self._files.open(path, "rb", cache_type="none") as source:
+            copy_bounded(source, target, name, max_bytes)
 
 
 def _fingerprint(info: dict[str, Any]) -> str:

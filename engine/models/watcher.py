@@ -8,8 +8,8 @@ from pathlib import Path
 import structlog
 
 from recserve.engine.bundle.manifest import MANIFEST_NAME
-from recserve.engine.bundle.reader import UNCHECKED, open_bundle, read_manifest
-from recserve.engine.bundle.signatures import SIGNATURES_NAME, SignaturePolicy
+from recserve.engine.bundle.reader import MAX_MANIFEST_BYTES, UNCHECKED, open_bundle, read_manifest
+from recserve.engine.bundle.signatures import MAX_SIGNATURES_BYTES, SIGNATURES_NAME, SignaturePolicy
 from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.models.feeds import Feed, FolderFeed, Place
 from recserve.engine.models.manager import ModelManager, reason_of
@@ -93,20 +93,20 @@ class Watcher:
         with self._repository.staging() as staging:
             folder = staging / "bundle"
             folder.mkdir()
-            source.copy(place, MANIFEST_NAME, folder / MANIFEST_NAME)
+            source.copy(place, MANIFEST_NAME, folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
             manifest = read_manifest(folder)
             version = manifest.bundle_version
             check_name("bundle_version", version)
             if self._repository.find(place.model, version) is not None:
                 return
             self._check_size(sum(entry.size_bytes for entry in manifest.files.values()))
-            for name in manifest.files:
+            for name, entry in manifest.files.items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                source.copy(place, name, target)
+                source.copy(place, name, target, entry.size_bytes)
             # A store may have none; whether there must be one, opening tells.
             with contextlib.suppress(FileNotFoundError):
-                source.copy(place, SIGNATURES_NAME, folder / SIGNATURES_NAME)
+                source.copy(place, SIGNATURES_NAME, folder / SIGNATURES_NAME, MAX_SIGNATURES_BYTES)
             open_bundle(folder, self._signatures)
             self._repository.adopt(folder, place.model, version)
         log.info("bundle fetched", model=place.model, version=version)

@@ -24,7 +24,8 @@ from recserve.exporters.prune import PruneConfig
 from recserve.training.data import load_dataset
 from recserve.training.loop import Trainer
 from recserve.training.loop_config import LoopConfig
-from recserve.training.models.sasrec import SASRecConfig
+from recserve.training.models.gru4rec import GRU4Rec, GRU4RecConfig
+from recserve.training.models.sasrec import SASRec, SASRecConfig
 from recserve.training.run import Run, RunConfig, create_run, open_run
 
 BUDGET = GateBudget(max_loss=0.01)
@@ -121,11 +122,15 @@ def test_the_front_keeps_what_nothing_beats_in_every_figure() -> None:
 
 
 def test_names_of_forms_are_checked() -> None:
-    assert wanted_forms(["fp32"]) == []
-    assert wanted_forms(["int8", "fp32"]) == ["int8"]
-    assert wanted_forms(["all"]) == wanted_forms(["auto"]) == list(BUILDERS)
+    sasrec, gru = SASRec(SASRecConfig(), 10), GRU4Rec(GRU4RecConfig(), 10)
+    assert wanted_forms(["fp32"], sasrec) == []
+    assert wanted_forms(["int8", "fp32"], sasrec) == ["int8"]
+    assert wanted_forms(["all"], sasrec) == wanted_forms(["auto"], sasrec) == list(BUILDERS)
+    assert wanted_forms(["all"], gru) == ["int8", "int8-static", "fp16", "int4"]
     with pytest.raises(InvalidRequest, match=r"expected of all, auto, fp32, .*Did you mean 'pruned'"):
-        wanted_forms(["prune"])
+        wanted_forms(["prune"], sasrec)
+    with pytest.raises(InvalidRequest, match=r"variants is pruned; expected .*int4 for this model"):
+        wanted_forms(["pruned"], gru)
     for wrong in (-0.1, 1.0, float("nan")):
         with pytest.raises(InvalidRequest, match="max_loss"):
             GateBudget(max_loss=wrong)
@@ -274,7 +279,7 @@ def test_auto_keeps_the_front_and_names_the_default(
 
 def test_tables_have_one_form(als_run_folder: Path, tmp_path: Path) -> None:
     als = open_run(als_run_folder)
-    with pytest.raises(InvalidRequest, match="variants is int8; expected fp32 for als"):
+    with pytest.raises(InvalidRequest, match="variants is int8; expected of all, auto, fp32 for this model"):
         export_run(als, tmp_path / "bundle", options=FormOptions(variants=("int8",)))
     export_run(als, tmp_path / "bundle", options=FormOptions(variants=("auto",)))
     assert list(open_bundle(tmp_path / "bundle").manifest.variants) == ["fp32"]

@@ -88,6 +88,14 @@ def test_padding_changes_nothing(form: str) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith("gru")])
+def test_the_newest_row_alone_is_the_last_of_all(form: str) -> None:
+    net = model(form)
+    history, gaps = inputs(net, [1, 2, 3, 4], [-1, -1, 5, 6])
+    torch.testing.assert_close(net.encode(history, gaps), net(history, gaps)[:, -1], atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("form", FORMS)
 def test_a_row_alone_is_encoded_as_in_a_batch(form: str) -> None:
     net = model(form)

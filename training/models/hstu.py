@@ -70,6 +70,26 @@ class HSTU(SequenceModel):
 
     def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
         """Encodes every prefix of each history, see :meth:`SequenceModel.forward`."""
+        x, mask, distance, buckets = self._input(history, time_gaps)
+        for layer in self.layers:
+            x = layer(x, mask, distance, buckets)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Returns the query embedding (batch, embedding_size): the last row of :meth:`forward`.
+
+        The last layer computes nothing for the other positions but their keys and values.
+        """
+        x, mask, distance, buckets = self._input(history, time_gaps)
+        for layer in self.layers[:-1]:
+            x = layer(x, mask, distance, buckets)
+        x = self.layers[-1](x, mask, distance, buckets, newest_only=True)
+        return self.norm(x[:, 0])  # type: ignore[no-any-return]
+
+    def _input(
+        self, history: Tensor, time_gaps: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns what the first layer reads: see :meth:`Layer.forward`."""
         length = history.shape[1]
         real = history >= 0
         steps = torch.arange(length, device=history.device)
@@ -78,9 +98,7 @@ class HSTU(SequenceModel):
         distance = steps.unsqueeze(1) - steps.unsqueeze(0)
         mask = (distance >= 0) & real.unsqueeze(1)
         buckets = None if time_gaps is None else time_buckets(time_gaps)
-        for layer in self.layers:
-            x = layer(x, mask.unsqueeze(1), distance.clamp(min=0), buckets)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return x, mask.unsqueeze(1), distance.clamp(min=0), buckets
 
 
 class Layer(nn.Module):
@@ -98,24 +116,52 @@ class Layer(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros(config.max_history))
         self.time_bias = nn.Parameter(torch.zeros(N_TIME_BUCKETS)) if config.time_gaps else None
 
-    def forward(self, x: Tensor, mask: Tensor, distance: Tensor, buckets: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        distance: Tensor,
+        buckets: Tensor | None,
+        *,
+        newest_only: bool = False,
+    ) -> Tensor:
         """Mixes the positions of ``x`` (batch, length, size).
 
         ``mask``: (batch, 1, length, length), True where a row may look; ``distance``: (length, length), how
         many positions back a column is; ``buckets``: (batch, length, length), how long ago it was.
+        Returns the same shape, with ``newest_only`` (batch, 1, size): the row of the last position.
         """
         batch, length, size = x.shape
-        gate, *rest = F.silu(self.expand(self.input_norm(x))).chunk(4, dim=-1)
-        value, query, key = (
-            part.view(batch, length, self.n_heads, size // self.n_heads).transpose(1, 2) for part in rest
-        )
-        logits = query @ key.transpose(-1, -2) + self.position_bias[distance]
+        n_asked = 1 if newest_only else length
+        gate, value, query, key = self._expand(self.input_norm(x), newest_only)
+        logits = query @ key.transpose(-1, -2) + self.position_bias[distance[-n_asked:]]
         if self.time_bias is not None and buckets is not None:
-            logits = logits + self.time_bias[buckets].unsqueeze(1)
-        attended = (F.silu(logits) / self.longest).masked_fill(~mask, 0.0) @ value
-        attended = attended.transpose(1, 2).reshape(batch, length, size)
+            logits = logits + self.time_bias[buckets[:, -n_asked:]].unsqueeze(1)
+        weights = (F.silu(logits) / self.longest).masked_fill(~mask[:, :, -n_asked:], 0.0)
+        attended = (weights @ value).transpose(1, 2).reshape(batch * n_asked, size)
         gated = F.dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
-        return x + self.project(gated)  # type: ignore[no-any-return]
+        asked = x[:, -n_asked:].reshape(batch * n_asked, size)
+        return (asked + self.project(gated)).view(batch, n_asked, size)  # type: ignore[no-any-return]
+
+    def _expand(self, normed: Tensor, newest_only: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the gate (rows, size), then value, query and key, (batch, n_heads, rows, head size) each.
+
+        Gate and query have the newest row alone if asked.
+        """
+        batch, length, size = normed.shape
+        # In two dimensions a linear layer with its bias is one operator of the exported graph.
+        every = normed.reshape(batch * length, size)
+        if not newest_only:
+            gate, value, query, key = F.silu(self.expand(every)).chunk(4, dim=-1)
+        else:
+            # Rows of the weights by what they make: slices, which the exporter computes once.
+            weight, bias = self.expand.weight.view(2, 2, size, size), self.expand.bias.view(2, 2, size)
+            of_newest, of_every = ((weight[:, i].flatten(0, 1), bias[:, i].flatten()) for i in (0, 1))
+            gate, query = F.silu(F.linear(normed[:, -1], *of_newest)).chunk(2, dim=-1)
+            value, key = F.silu(F.linear(every, *of_every)).chunk(2, dim=-1)
+        head = (self.n_heads, size // self.n_heads)
+        value, query, key = (part.view(batch, -1, *head).transpose(1, 2) for part in (value, query, key))
+        return gate, value, query, key
 
 
 def time_buckets(time_gaps: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The watcher's look, step by step, over folders and an object store in memory."""
 
+import json
 import shutil
 import threading
 import uuid
@@ -9,6 +10,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from recserve.engine.bundle.reader import MAX_MANIFEST_BYTES
+from recserve.engine.bundle.signatures import MAX_SIGNATURES_BYTES
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.config import RepositoryConfig
 from recserve.engine.models.feeds import Feed, Place, open_feed
@@ -19,7 +22,7 @@ from recserve.engine.models.routing import Arm, Route
 from recserve.engine.models.states import State
 from recserve.engine.models.watcher import Watcher
 from recserve.engine.server.models import EngineLoader
-from recserve.errors import ConfigError
+from recserve.errors import BundleReason, ConfigError
 from tests.engine.models.conftest import MODEL
 from tests.engine.models.test_manager import answering, states
 from tests.engine.models.versions import flip_bit, make_version
@@ -115,13 +118,17 @@ class CountingFeed:
     def __init__(self, source: Feed) -> None:
         self._source = source
         self.n_copied = 0
+        self.largest: dict[str, int] = {}
 
     def list(self) -> dict[Place, str]:
         return self._source.list()
 
-    def copy(self, place: Place, name: str, target: Path) -> None:
+    def copy(self, place: Place, name: str, target: Path, max_bytes: int) -> None:
         self.n_copied += 1
-        self._source.copy(place, name, target)
+        try:
+            self._source.copy(place, name, target, max_bytes)
+        finally:
+            self.largest[name] = target.stat().st_size if target.exists() else 0
 
 
 def test_a_bundle_dropped_into_the_repository_is_activated(
@@ -173,6 +180,27 @@ def test_a_bundle_over_the_limit_is_not_copied(
     new_watcher(manager, place, max_bundle_bytes=1000).look()
     assert answering(manager) == "v2"
     assert not (manager.repository.folder / MODEL / "v3").exists()
+
+
+@pytest.mark.parametrize("name", ["items.arrow", "manifest.json", "signatures.json"])
+def test_a_file_that_is_larger_than_promised_does_not_fill_the_disk(
+    manager: ModelManager, place: str, versions_folder: Path, tmp_path: Path, name: str
+) -> None:
+    swollen = shutil.copytree(versions_folder / "v3", tmp_path / "swollen")
+    with (swollen / name).open("ab") as file:
+        file.truncate(20 << 20)
+    publish(swollen, place, "x")
+    watcher = new_watcher(manager, place)
+    copies = CountingFeed(watcher._source)  # type: ignore[arg-type]
+    watcher._source = copies
+    watcher.look()
+    assert answering(manager) == "v2"
+    assert manager.repository.refusals.counts()[BundleReason.TOO_LARGE] == 1
+    promised = json.loads((versions_folder / "v3" / "manifest.json").read_text())["files"]
+    limits = {"manifest.json": MAX_MANIFEST_BYTES, "signatures.json": MAX_SIGNATURES_BYTES}
+    limit = limits.get(name) or promised[name]["size_bytes"]
+    # What was written before the refusal.
+    assert copies.largest[name] <= limit
 
 
 def test_the_thread_looks_until_it_is_closed(manager: ModelManager, versions_folder: Path) -> None:
