@@ -77,7 +77,14 @@ class Batcher(Generic[E]):
         self._looked_at = clock()
         self._closed = False
         self._counters = Counters(
-            "batches", "rows", "degraded_rows", "late_rows", "gone_rows", "failed_batches", "failed_rows"
+            "batches",
+            "rows",
+            "degraded_rows",
+            "late_rows",
+            "gone_rows",
+            "overdue_rows",
+            "failed_batches",
+            "failed_rows",
         )
         self._crew = Crew("recserve-batcher", config.threads, self._work, on_exhausted=on_exhausted)
 
@@ -104,6 +111,7 @@ class Batcher(Generic[E]):
 
         ``batches`` and ``rows`` computed; ``degraded_rows`` that got the cheaper answer; ``late_rows``
         dropped because their deadline could not be met; ``gone_rows`` skipped because their caller had left;
+        ``overdue_rows`` computed although their deadline had passed: the promise is none;
         ``failed_batches`` and the ``failed_rows`` that failed again alone.
         """
         return self._counters.read()
@@ -195,8 +203,12 @@ class Batcher(Generic[E]):
     def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> None:
         """Has every entry of ``batch`` answered."""
         now = self._clock()
+        n_overdue = 0
         for entry in batch:
             entry.stage_ns["queue"] = max(0, int((now - entry.received_at) * 1e9))
+            n_overdue += now > entry.deadline
+        if n_overdue:
+            self._counters.add(overdue_rows=n_overdue)
         try:
             try:
                 answer(batch)

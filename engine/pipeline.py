@@ -137,18 +137,18 @@ def retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
     rows = batch.model_rows
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
+    wanted = [batch.n_wanted(i) for i in rows]
     for group in _by_boosts([batch.resolved[i] for i in rows]):
         resolved = [batch.resolved[rows[row]] for row in group]
         scores, items = retriever.by_query(
             batch.queries if len(group) == len(rows) else batch.queries[group],
-            max(batch.n_wanted(rows[row]) for row in group),
+            max(wanted[row] for row in group),
             [one.exclude for one in resolved],
             [one.allowed for one in resolved],
             resolved[0].boosts,
         )
-        for row, i in enumerate(rows[j] for j in group):
-            n = batch.n_wanted(i)
-            answers[i] = (SOURCE_MODEL, scores[row, :n], items[row, :n])
+        for row, own_scores, own_items in zip(group, scores, items, strict=True):
+            answers[rows[row]] = (SOURCE_MODEL, own_scores[: wanted[row]], own_items[: wanted[row]])
     batch.found = [answer or _without_model(batch, i) for i, answer in enumerate(answers)]
 
 

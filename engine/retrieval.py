@@ -2,6 +2,7 @@
 
 import fcntl
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,5 @@ def _prepare(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> 
 
 
 def _to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=indptr[1:])
+    indptr = np.array([0, *accumulate(map(len, rows))], np.int64)
     return indptr, np.concatenate(rows) if rows else np.empty(0, np.int32)

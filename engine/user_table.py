@@ -39,7 +39,8 @@ class UserTable:
                 expected="history alone for a table",
                 reason=BundleReason.MANIFEST_FIELD,
             )
-        self._rows = bundle.user_embeddings
+        # Of a memory map every slice would be a map again, at ten times the cost.
+        self._rows = np.asarray(bundle.user_embeddings)
         self._folder = None
         if entry.fold_in is not None:
             self._folder = Folder(bundle.item_embeddings, inputs.max_history, entry.fold_in)
@@ -51,15 +52,14 @@ class UserTable:
 
     def encode(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
         """Returns the rows of the users in the table and the fold-in of the others, (batch, d) float32."""
-        queries = np.empty((len(histories), self._rows.shape[1]), np.float32)
-        new = []
-        for i, history in enumerate(histories):
-            if history.user_row >= 0:
-                queries[i] = self._rows[history.user_row]
-            else:
-                new.append(i)
-        if new and self._folder is not None:
-            queries[new] = self._folder.fold([histories[i].items for i in new])
+        rows = [history.user_row for history in histories]
+        new = [i for i, row in enumerate(rows) if row < 0]
+        if not new or self._folder is None:
+            return self._rows[rows]
+        queries = np.empty((len(rows), self._rows.shape[1]), np.float32)
+        known = [i for i, row in enumerate(rows) if row >= 0]
+        queries[known] = self._rows[[rows[i] for i in known]]
+        queries[new] = self._folder.fold([histories[i].items for i in new])
         return queries
 
     def shares(

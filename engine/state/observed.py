@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 # One event: the item's code and seconds since the epoch. Bytes are replaced, never changed, so a reader needs
 # no lock; a thousand events are 12 kB to copy, half a microsecond.
 EVENT = np.dtype([("code", "<i4"), ("timestamp", "<i8")])
+NO_EVENTS: NDArray[np.void] = np.empty(0, EVENT)
 _PACK = struct.Struct("<iq").pack
 # Ids are the callers' choice: beyond these many, events of further ones are logged but not kept in memory.
 MAX_CODES = 1 << 22
@@ -83,7 +84,8 @@ class ObservedEvents:
         key = self._key_of(user_id)
         if key in self._erased:
             return None
-        return np.frombuffer(self._events.get(key, b""), EVENT)
+        events = self._events.get(key)
+        return NO_EVENTS if events is None else np.frombuffer(events, EVENT)
 
     def state_of(self, user_id: str) -> bytes | None:
         """Returns what changes with every event of a user; None for an erased user."""

@@ -1,6 +1,6 @@
 """Protobuf messages ↔ engine types."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf import struct_pb2
@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from recserve.engine.bundle.rules import Boost, Pin, Rules
 from recserve.engine.explain.explanation import EXPLAIN_NONE
-from recserve.engine.types import DEFAULT_K, RankedItem, Ranking, Request, Slate, SlateItem
+from recserve.engine.types import RankedItem, Ranking, Request, Slate, SlateItem
 from recserve.engine.wire.explanations import explanation_from_message, explanation_to_message
 from recserve.errors import InvalidRequest
 from recserve.proto import recommender_pb2 as pb
@@ -28,26 +28,17 @@ def new_message(kind: type[M], **fields: Any) -> M:
 
 
 def request_from_message(message: pb.RecommendRequest) -> Request:
-    """Reads a request; values are checked by the engine, not here."""
-    return Request(
-        user_id=message.user_id,
-        k=message.k if message.HasField("k") else DEFAULT_K,
-        # Protobuf cannot tell an empty list from none: a caller who sends no items wants the stored history.
-        history=tuple(message.history) or None,
-        history_timestamps=tuple(message.history_timestamps),
-        exclude=tuple(message.exclude),
-        context=dict(message.context),
-        variant=message.variant,
-        include_seen=message.include_seen,
-        predict=message.predict,
-        weights=dict(message.weights),
-        filter=message.filter,
-        rules=_rules_from_message(message.rules) if message.HasField("rules") else None,
-        explain=message.explain or EXPLAIN_NONE,
-        page_token=message.page_token if message.HasField("page_token") else None,
-        seed=message.seed if message.HasField("seed") else None,
-        budget_ms=message.budget_ms if message.HasField("budget_ms") else None,
-    )
+    """Reads a request; values are checked by the engine, not here.
+
+    Only what is set is looked at: most requests name a user and no more. An empty list counts as not set, as
+    protobuf cannot tell the two apart: a caller who sends no items wants the stored history.
+    """
+    given: dict[str, Any] = {}
+    for field, value in message.ListFields():
+        read = _READERS.get(field.name)
+        given[field.name] = value if read is None else read(value)
+    given.pop("model", None)
+    return Request(**given)
 
 
 def request_to_message(request: Request) -> pb.RecommendRequest:
@@ -89,6 +80,17 @@ def _rules_from_message(message: pb.Rules) -> Rules:
         calibrate=message.calibrate,
         quotas=dict(message.quotas),
     )
+
+
+# Of the fields that are no plain values.
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "history": tuple,
+    "history_timestamps": tuple,
+    "exclude": tuple,
+    "context": dict,
+    "weights": dict,
+    "rules": _rules_from_message,
+}
 
 
 def _rules_to_message(rules: Rules) -> pb.Rules:

@@ -1,6 +1,7 @@
 """Ranked items → the bytes of ``recserve.v1.Slate`` messages, straight from arrays."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from recserve.proto import recommender_pb2 as pb
 
 # The stage of a call before its batch began.
 QUEUE = "queue"
-# A StageTime of it as a field of Slate: tag, length of what follows, its name, and the tag of its duration.
-_STAGE = b"\x2a%c\x0a\x05queue\x10%b"
-_STAGE_BYTES = 8
-# Slate.slate_id: tag, length (ours are short: one byte), text.
+# Fields of Slate by hand, where a message object per call would cost more than the rest of its encoding.
+# stage_times: tag, length, then of a StageTime its name (tag, length, text) and its duration (tag, varint).
+_STAGE = b"\x2a%c\x0a%c%b\x10%b"
+_STAGE_BYTES = 3
+# slate_id: tag, length (ours are short: one byte), text.
 _ID = b"\x52%c%b"
 
 
@@ -23,53 +25,71 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
     """Returns the message of each answer, as ``slate_to_message`` of its slate would serialise it.
 
     ``queue_ns``: how long each one waited for its batch, which becomes the first of its stage times.
-    A protobuf message is the concatenation of its fields: the items of the whole batch are written by one
-    kernel, and what its rows share is encoded once.
+    A protobuf message is the concatenation of its fields, in any order: the items of the whole batch are
+    written by one kernel, and what its rows share is encoded once.
     """
     encoded: list[bytes] = []
-    rest: dict[tuple[object, ...], bytes] = {}
+    stages: dict[int, bytes] = {}
     # The rows have one bundle: batches are divided by arm, and a swap falls between them.
     for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
-        key = (
-            answer.source,
-            answer.warnings,
-            answer.variant,
-            id(answer.stage_ns),
-            answer.degraded,
-            answer.next_page_token,
-        )
-        if key not in rest:
-            rest[key] = _encode_rest(answer)
-        if answer.explained is None and answer.origins is None:
-            own = _encode_id(answer.slate_id) + _encode_chances(answer)
-            encoded.append(b"".join((items, rest[key], own)))
-        else:
+        if answer.explained is not None or answer.origins is not None:
             # A field that repeats cannot be added to later: items that tell more are written the plain way.
             encoded.append(_encode_plain(answer))
+            continue
+        key = id(answer.stage_ns)
+        if key not in stages:
+            stages[key] = b"".join(_encode_stage(name, ns) for name, ns in answer.stage_ns.items())
+        encoded.append(b"".join((items, _encode_shared(answer), stages[key], _encode_own(answer))))
     if queue_ns is None:
         return encoded
-    # A message may have its fields in any order; repeated ones keep theirs.
-    return [_encode_queue(ns) + slate for ns, slate in zip(queue_ns, encoded, strict=True)]
+    # Repeated fields keep their order.
+    return [_encode_stage(QUEUE, ns) + slate for ns, slate in zip(queue_ns, encoded, strict=True)]
 
 
-def _encode_queue(ns: int) -> bytes:
-    """By hand: a message object per call would cost more than the rest of its encoding."""
-    varint = bytearray()
+def _encode_stage(name: str, ns: int) -> bytes:
+    text, varint = name.encode(), bytearray()
     while ns > 0x7F:
         varint.append(ns & 0x7F | 0x80)
         ns >>= 7
     varint.append(ns)
-    return _STAGE % (_STAGE_BYTES + len(varint), bytes(varint))
+    return _STAGE % (_STAGE_BYTES + len(text) + len(varint), len(text), text, bytes(varint))
 
 
-def _encode_id(slate_id: str) -> bytes:
-    text = slate_id.encode()
-    return _ID % (len(text), text)
+def _encode_shared(answer: Ranked) -> bytes:
+    version = answer.bundle.manifest.bundle_version
+    return _shared(version, answer.variant, answer.source, answer.warnings, answer.arm, answer.degraded)
+
+
+@lru_cache(maxsize=256)
+def _shared(
+    bundle_version: str,
+    variant: str,
+    source: str,
+    warnings: tuple[str, ...],
+    arm: str,
+    degraded: tuple[str, ...],
+) -> bytes:
+    """What nearly all replies share, kept from batch to batch."""
+    slate = pb.Slate(
+        bundle_version=bundle_version,
+        variant=variant,
+        source=source,
+        warnings=warnings,
+        arm=arm,
+        degraded=degraded,
+    )
+    return slate.SerializeToString()
+
+
+def _encode_own(answer: Ranked) -> bytes:
+    text = answer.slate_id.encode()
+    own = _ID % (len(text), text)
+    if answer.next_page_token:
+        own += pb.Slate(next_page_token=answer.next_page_token).SerializeToString()
+    return own if answer.choice is None else own + _encode_chances(answer)
 
 
 def _encode_chances(answer: Ranked) -> bytes:
-    if answer.choice is None:
-        return b""
     propensities, explored = chances(answer)
     return pb.Slate(propensities=propensities, explored=explored).SerializeToString()
 
@@ -92,16 +112,3 @@ def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:
         encoded.append(data[start:end])
         start = end
     return encoded
-
-
-def _encode_rest(answer: Ranked) -> bytes:
-    return pb.Slate(
-        bundle_version=answer.bundle.manifest.bundle_version,
-        variant=answer.variant,
-        source=answer.source,
-        stage_times=[pb.StageTime(stage=name, duration_ns=ns) for name, ns in answer.stage_ns.items()],
-        warnings=answer.warnings,
-        arm=answer.arm,
-        degraded=answer.degraded,
-        next_page_token=answer.next_page_token,
-    ).SerializeToString()

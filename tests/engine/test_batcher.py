@@ -114,7 +114,29 @@ def test_the_gone_and_the_late_are_never_computed(start: Callable[..., Batcher[R
     assert [row.value for batch in held.batches for row in batch] == [-1, 3]
     batcher.close()
     stats = batcher.stats()
-    assert (stats["gone_rows"], stats["late_rows"]) == (1, 1)
+    assert (stats["gone_rows"], stats["late_rows"], stats["overdue_rows"]) == (1, 1, 0)
+
+
+def test_what_is_computed_after_its_deadline_is_counted() -> None:
+    now = 0.0
+
+    class Stalled(Row):
+        @property
+        def is_done(self) -> bool:
+            nonlocal now
+            now = 100.0  # The machine stands still just when the batch is decided.
+            return super().is_done
+
+    row = Stalled(1, deadline=10.0)
+
+    def answer(rows: list[Row]) -> None:
+        for one in rows:
+            one.reply("late")
+
+    with closing(Batcher[Row](answer, BatcherConfig(), clock=lambda: now)) as batcher:
+        submit(batcher, row)
+        assert row.result() == "late"
+    assert batcher.stats()["overdue_rows"] == 1
 
 
 def test_a_failing_row_fails_alone(start: Callable[..., Batcher[Row]]) -> None:
