@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-client bench-serving bench-events bench-swaps bench-smoke bench-tables gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-events bench-swaps bench-smoke bench-tables gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -68,9 +68,11 @@ bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=fol
 bench-events: $(VENV)/.dev  ## time the event log against its promises (BUNDLE=folder)
 	$(BIN)/python -m recserve.benchmarks.events $(BUNDLE) $(ARGS)
 
-bench-als: $(VENV)/.dev  ## time ALS and measure ALS and BPR against implicit
+bench-als: $(VENV)/.dev  ## time ALS against implicit
 	$(BIN)/python -m recserve.benchmarks.als_speed
-	$(BIN)/python -m recserve.benchmarks.table_quality
+
+bench-quality: $(VENV)/.dev  ## hold models against their bars, next to their peers: hours (make bench-quality ARGS=--quick)
+	$(BIN)/recserve bench quality $(ARGS)
 
 bench-swaps: $(VENV)/.dev  ## latency while versions of BUNDLE are swapped: make bench-swaps BUNDLE=…
 	$(BIN)/python -m recserve.benchmarks.swaps $(BUNDLE)

@@ -9,7 +9,8 @@ import typer
 from recserve import console
 from recserve.benchmarks.load.commands import load
 from recserve.benchmarks.peers.commands import peers
-from recserve.benchmarks.programs import quality, train, variants
+from recserve.benchmarks.programs import train, variants
+from recserve.benchmarks.quality.commands import quality
 from recserve.benchmarks.scale.commands import scale
 from recserve.errors import CheckFailed, InvalidRequest
 

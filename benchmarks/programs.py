@@ -1,4 +1,4 @@
-"""The verbs ``bench quality``, ``bench train`` and ``bench variants``: one front to what measures already."""
+"""The verbs ``bench train`` and ``bench variants``: one front to what measures already."""
 
 import subprocess
 import sys
@@ -13,30 +13,10 @@ import typer
 from recserve.errors import CheckFailed, InvalidRequest, nearest
 
 # By the name of the verb: what can be measured and the program that does.
-QUALITY = MappingProxyType(
-    {
-        "sequential": "sequential_quality",
-        "tables": "table_quality",
-        "ratings": "rating_quality",
-        "rankers": "ranker_quality",
-    }
-)
 TRAIN = MappingProxyType({"als": "als_speed"})
 OutOption = Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")]
 CsvOption = Annotated[Path | None, typer.Option(help="Write the tables to a file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-
-def quality(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(QUALITY)}.")],
-    seeds: Annotated[str, typer.Option(help="Commas between.")] = "0,1,2",
-    out: OutOption = None,
-    csv: CsvOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Train models and their peers on one split, and measure both by the same code. Takes many minutes."""
-    arguments = ["--seeds", *seeds.split(",")]
-    _run_program(_choose(QUALITY, name), arguments, out, csv, json)
 
 
 def train(

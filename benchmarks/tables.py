@@ -94,6 +94,50 @@ def _cold_items(result: Result) -> list[Table]:
     return [Table(title, ["model", *metrics], rows, f"Gain, 95 % interval: {note}." if note else "")]
 
 
+def _bars(result: Result) -> list[Table]:
+    """The bars of all rows, and who was measured beside whom."""
+    bars = [
+        [
+            name,
+            f"{bar['metric']} over {bar['over']}" if bar["over"] else bar["metric"],
+            str(len(row["seeds"])),
+            _interval(bar) if bar["over"] else _between(bar),
+            f"{SIGNS[bar['kind']]} {bar['must']:g}",
+            "reached" if bar["reached"] else "missed",
+        ]
+        for name, row in result["rows"].items()
+        for bar in row["bars"]
+    ]
+    contenders = [
+        [
+            name,
+            contender,
+            *(f"{metric} {_between(estimate)}" for metric, estimate in list(one["metrics"].items())[:2]),
+            f"{fmean(one['seconds']):.0f}",
+        ]
+        for name, row in result["rows"].items()
+        for contender, one in row["contenders"].items()
+    ]
+    left_out = "; ".join(f"{name}: {reason}" for name, reason in result["not_measured"].items())
+    return [
+        Table(
+            "Models and their bars: means over the seeds, 95 % intervals over users",
+            ["row", "figure", "seeds", "measured", "must", ""],
+            bars,
+            f"Not measured: {left_out}." if left_out else "",
+        ),
+        Table("Who was measured", ["row", "contender", "", "", "seconds a seed"], contenders),
+    ]
+
+
+# How a bar reads; "not below" is judged by the upper end of the interval.
+SIGNS = {"at least": "≥", "at most": "≤", "equal": "=", "not below": "not below"}
+
+
+def _between(estimate: Result) -> str:
+    return f"{estimate['mean']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+
+
 def _interval(gain: Result) -> str:
     return f"{gain['mean']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
 
@@ -236,6 +280,7 @@ def _client(result: Result) -> list[Table]:
 READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "scale": _scale,
     "peers": _peers,
+    "quality": _bars,
     "smoke": _smoke,
     "alone": _client,
     "ndcg@10": _quality,
@@ -251,7 +296,7 @@ def section(folder: Path) -> str:
     parts = []
     for path in sorted(folder.glob("*.json")):
         result = read_result(path)
-        machine = result.get("environment", {})
+        machine = result.get("environment") or next(iter(result["rows"].values()))["environment"]
         where = f"{machine.get('cpu')}, {machine.get('cores')} cores, {str(machine.get('date'))[:10]}"
         noise = f"; equal work took up to {machine['noise']} longer" if "noise" in machine else ""
         parts += [

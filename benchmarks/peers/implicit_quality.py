@@ -1,4 +1,4 @@
-"""Trains implicit's ALS and BPR on one split, tuned on validation; run by `benchmarks.table_quality`.
+"""Trains implicit's ALS and BPR on one split, tuned on validation; run by `benchmarks.quality`.
 
 Usage: ``python implicit_quality.py SETTINGS.json``. Reads the ``arrays`` (.npz) that the settings name,
 trains each of the ``grid`` of the ``model``, keeps the one with the best validation NDCG@10 and writes its
@@ -48,7 +48,7 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
         settings = json.load(file)
     arrays = np.load(settings["arrays"])
-    shape = tuple(settings["shape"])
+    shape = tuple(arrays["shape"])
     train, known = _matrix(arrays, "train", shape), _matrix(arrays, "known", shape)
     validation, users = _matrix(arrays, "validation", shape), arrays["test_user"]
     best, chosen, lists = -1.0, {}, np.empty((0, K))

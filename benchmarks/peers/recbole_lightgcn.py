@@ -1,4 +1,4 @@
-"""Trains RecBole's LightGCN on one split, tuned on validation; run by `benchmarks.table_quality`.
+"""Trains RecBole's LightGCN on one split, tuned on validation; run by `benchmarks.quality`.
 
 Usage: ``python recbole_lightgcn.py SETTINGS.json``. Reads the ``arrays`` (.npz) that the settings name,
 trains each of the ``grid``, keeps the one with the best validation NDCG@10 and writes its top-10 lists for
@@ -20,6 +20,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 K = 10
+EPOCHS, PATIENCE = 300, 5
 PARTS = ("train", "validation", "test")
 
 
@@ -47,6 +48,8 @@ def _config(folder: Path, seed: int, options: dict[str, Any]) -> Config:
             "reproducibility": True,
             "use_gpu": False,
             "show_progress": False,
+            "epochs": EPOCHS,
+            "stopping_step": PATIENCE,
             "metrics": ["NDCG"],
             "topk": [K],
             "valid_metric": "NDCG@10",
@@ -86,7 +89,7 @@ def _train(folder: Path, settings: dict[str, Any], options: dict[str, Any], arra
     model.load_state_dict(weights)
     model.eval()
     model.restore_user_e = None
-    return float(score), _lists(model, dataset, arrays, settings["shape"][1])
+    return float(score), _lists(model, dataset, arrays, int(arrays["shape"][1]))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Trains Surprise's SVD or SVD++ with its defaults on one fold; run by `benchmarks.rating_quality`.
+"""Trains Surprise's SVD or SVD++ with its defaults on one fold; run by `benchmarks.quality`.
 
 Usage: ``python surprise_ratings.py SETTINGS.json``. Reads train and test of the ``arrays`` (.npz) that the
 settings name and writes the predictions of the test ratings, in their order, to ``output``.
@@ -34,7 +34,7 @@ def main() -> None:
         len(users),
         len(items),
         len(triples[0]),
-        tuple(settings["rating_range"]),
+        tuple(arrays["rating_range"]),
         users,
         items,
     )
