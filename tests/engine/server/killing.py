@@ -1,6 +1,7 @@
 """``recserve serve --state`` as a process under ingest, killed at any moment: what it acknowledged is there.
 
-Run as a program for many kills: ``python -m tests.engine.server.killing BUNDLE FOLDER --kills 1000``.
+Run as a program for many kills: ``python -m tests.engine.server.killing BUNDLE FOLDER --kills 1000``. Every
+``--kills-per-log`` of them a new log begins: each kill is followed by a look at the whole log.
 """
 
 import argparse
@@ -126,10 +127,18 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--kills-per-log", type=int, default=50)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    n_events = kill_often(options.bundle, options.folder, kills=options.kills, seed=options.seed)
-    sys.stdout.write(f"{options.kills} kills, {n_events} events acknowledged, none lost, none twice\n")
+    n_kills = n_events = 0
+    while n_kills < options.kills:
+        kills = min(options.kills_per_log, options.kills - n_kills)
+        folder = options.folder / f"after-{n_kills}"
+        folder.mkdir()
+        n_events += kill_often(options.bundle, folder, kills=kills, seed=options.seed + n_kills)
+        n_kills += kills
+        sys.stdout.write(f"{n_kills} kills, {n_events} events acknowledged, none lost, none twice\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
