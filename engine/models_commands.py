@@ -5,14 +5,14 @@ authority (or "system"), which turns TLS on.
 """
 
 import builtins
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from recserve import console
+from recserve.engine.asking import asking
 from recserve.engine.options import JsonOption
 
 ServerOption = Annotated[
@@ -177,29 +177,10 @@ def _arm(text: str) -> Any:
         raise typer.BadParameter(f"{text!r} is no arm; expected VERSION=WEIGHT") from None
 
 
-@contextmanager
-def _admin(server: str, timeout: float) -> Iterator[Callable[[str, Any], Any]]:
-    """Yields ``ask(method, message)``, which raises RemoteError for a refusal."""
-    import grpc
-
-    from recserve.engine.connection import open_channel
-    from recserve.engine.credentials import Credentials
-    from recserve.engine.wire.status import error_from_call
+def _admin(server: str, timeout: float) -> AbstractContextManager[Callable[[str, Any], Any]]:
     from recserve.proto import admin_pb2_grpc
 
-    credentials = Credentials(
-        ca=os.environ.get("RECSERVE_CA") or None, token=os.environ.get("RECSERVE_TOKEN", "")
-    )
-    with open_channel(grpc, server, credentials) as channel:
-        stub = admin_pb2_grpc.AdminStub(channel)
-
-        def ask(method: str, message: Any) -> Any:
-            try:
-                return getattr(stub, method)(message, timeout=timeout, metadata=credentials.metadata())
-            except grpc.RpcError as error:
-                raise error_from_call(error) from None
-
-        yield ask
+    return asking(server, timeout, admin_pb2_grpc.AdminStub)
 
 
 def _show(reply: Any, *, json: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from recserve import console
 from recserve.exporters.encoder_commands import embed, import_folder
+from recserve.exporters.retraining import commands as retraining
 
 if TYPE_CHECKING:
     from recserve.engine.bundle import Manifest
@@ -21,6 +22,7 @@ NEEDS = ("torch", "onnx", "onnxscript", "polars", "safetensors")
 def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
     add(export, needs=NEEDS, extra="train")
+    retraining.register(add, needs=NEEDS)
     add(import_folder, group="encoder", needs=("tokenizers",), extra="text")
     add(embed, group="encoder", needs=("tokenizers", "polars"), extra="text")
 

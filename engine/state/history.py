@@ -40,6 +40,8 @@ class HistoryStore:
         items = self._indices(observed["code"])
         # Observed by another version whose catalogue had more.
         known = items >= 0
+        if len(stored.items) and observed["timestamp"].min() <= stored.timestamps[-1]:
+            known &= ~_are_in(stored, items, observed["timestamp"])
         return History(
             np.concatenate([stored.items, items[known]]),
             np.concatenate([stored.timestamps, observed["timestamp"][known]]),
@@ -52,3 +54,9 @@ class HistoryStore:
             new = self._items.indices(self._observed.item_ids(len(table)))
             table = self._index_of_code = np.concatenate([table, new])
         return table[codes]
+
+
+def _are_in(stored: History, items: NDArray[np.int32], timestamps: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Returns which events the bundle has too: it was trained from the log that observed them."""
+    factor = np.int64(max(int(items.max()), int(stored.items.max())) + 2)
+    return np.isin(timestamps * factor + items, stored.timestamps * factor + stored.items)

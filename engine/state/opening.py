@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +49,16 @@ def open_places(config: StateConfig, *, read_only: bool = False) -> Places:
         # Nothing failed: all of it stays open.
         opened.pop_all()
     return places
+
+
+def pseudonyms(config: StateConfig, user_ids: Sequence[str]) -> list[str]:
+    """Returns what stands for users in a log, as events read from it have it; also beside a server."""
+    _, store, keys = open_places(config, read_only=True)
+    try:
+        return [keys.user_key(user_id).hex() for user_id in user_ids]
+    finally:
+        store.close()
+        keys.close()
 
 
 def _open_tables(config: StateConfig, *, read_only: bool) -> tuple[EventStore, KeyTable]:
