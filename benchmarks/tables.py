@@ -276,6 +276,36 @@ def _client(result: Result) -> list[Table]:
     return [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows, note)]
 
 
+def _online(result: Result) -> list[Table]:
+    return [table for one in result["online_models"].values() for table in _online_of(one)]
+
+
+def _online_of(one: Result) -> list[Table]:
+    def gain(arm: str, over: str) -> str:
+        found = one["hr_gain"].get(f"{arm} over {over}")
+        return _interval(found) if found else "–"
+
+    rows = [
+        [arm, f"{row['HR@10']:.4f}", f"{row['NDCG@10']:.4f}", gain(arm, "frozen"), gain(arm, "live history")]
+        for arm, row in one["arms"].items()
+    ]
+    columns = ["", "HR@10", "NDCG@10", "HR@10 over frozen (95 %)", "over live history"]
+    note = f"{one['n_events']:,} ratings of {one['n_users']} users, {one['n_new_users']} of them new."
+    attacks = [
+        [
+            attack["learner"],
+            f"{attack['target']} ({attack['interactions']} ratings)",
+            f"{attack['target_hr']:.3%}",
+            f"{attack['target_hr_attacked']:.3%}",
+            f"{attack['genuine_ndcg_loss']:+.2%}",
+        ]
+        for attack in one["attacks"]
+    ]
+    about = ["", "target", "in slates", "when attacked", "NDCG@10 that genuine users lose"]
+    title = f"The same with {one['attacks'][0]['n_attackers']} bandwagon accounts"
+    return [Table(one["replayed"], columns, rows, note), Table(title, about, attacks)]
+
+
 # By the value of ``bench``, or by a key that only these have.
 READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "scale": _scale,
@@ -288,6 +318,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "auc_gain_over_lr": _rankers,
     "bars": _kernels,
     "cases": _als_speed,
+    "online_models": _online,
 }
 
 
