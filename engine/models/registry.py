@@ -92,10 +92,16 @@ class Registry(Generic[E]):
     """
 
     def __init__(
-        self, default_model: str = "", *, on_freed: Callable[[str, str], None] = lambda model, version: None
+        self,
+        default_model: str = "",
+        *,
+        on_freed: Callable[[str, str], None] = lambda model, version: None,
+        run: Callable[[Callable[[], None]], None] = lambda work: work(),
     ) -> None:
+        """``run``: runs what closes a version after its last lease: no work for a thread that answers."""
         self.default_model = default_model
         self._on_freed = on_freed
+        self._run = run
         # Guards everything below; held for a few operations on dictionaries, never while closing or loading.
         self._lock = threading.Lock()
         self._models: dict[str, _Model[E]] = {}
@@ -276,7 +282,8 @@ class Registry(Generic[E]):
             if not active.is_retired or active.n_leases:
                 return
             freed = self._settle(self._models[active.model], active)
-        self._close(active.model, freed)
+        if freed:
+            self._run(lambda: self._close(active.model, freed))
 
     def _close(self, model: str, freed: Sequence[tuple[str, E | None]]) -> None:
         for version, engine in freed:

@@ -14,6 +14,8 @@ from recserve.engine.online.snapshots import SnapshotFile
 from recserve.engine.online.stage import OnlineStage
 from recserve.engine.state.state import State
 
+# Of what a learner makes of a log: whoever changes that, changes this, and snapshots of before are not used.
+FOLD_VERSION = "1"
 # Settings that change slates and leave what is learned as it is.
 OF_SERVING = ("strength", "candidates", "epsilon", "width", "snapshot_examples", "folder")
 
@@ -64,6 +66,7 @@ class OnlineLearning:
             name: value for name, value in dataclasses.asdict(config).items() if name not in OF_SERVING
         }
         parts = [
+            FOLD_VERSION,
             self._state.identity,
             files[layout.ITEM_EMBEDDINGS].sha256,
             files[layout.ITEMS].sha256,

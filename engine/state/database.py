@@ -13,6 +13,8 @@ SYNCHRONOUS = {"power": "FULL", "process": "NORMAL", "memory": "OFF"}
 JOURNAL_BYTES = 64 << 20
 CACHE_KIB = 64 << 10
 BUSY_MS = 5000
+# Of the tables, in each file: another one is refused.
+FORMAT = 1
 
 
 def import_apsw() -> Any:
@@ -37,8 +39,13 @@ def import_apsw() -> Any:
     return apsw
 
 
-def open_database(path: str | Path, schema: str, *, durability: str, read_only: bool = False) -> Any:
-    """Opens (makes) a file, or ":memory:"; raises :class:`ConfigError` when that is not possible."""
+def open_database(
+    path: str | Path, schema: str, probe: str, *, durability: str, read_only: bool = False
+) -> Any:
+    """Opens (makes) a file, or ":memory:"; raises :class:`ConfigError` when that is not possible.
+
+    ``probe``: a query that the tables of this version answer.
+    """
     apsw = import_apsw()
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     try:
@@ -56,6 +63,7 @@ def open_database(path: str | Path, schema: str, *, durability: str, read_only: 
             database.execute(schema).fetchall()
         else:
             database.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        _check_format(database, path, probe, read_only=read_only)
     except apsw.Error as error:
         raise ConfigError(
             f"database {path}",
@@ -63,6 +71,24 @@ def open_database(path: str | Path, schema: str, *, durability: str, read_only: 
             expected="an SQLite file in a folder that can be written",
         ) from error
     return database
+
+
+def _check_format(database: Any, path: str | Path, probe: str, *, read_only: bool) -> None:
+    apsw = import_apsw()
+    ((found,),) = database.execute("PRAGMA user_version").fetchall()
+    try:
+        database.execute(probe).fetchall()
+    except apsw.SQLError:
+        found = "of an earlier recserve" if found in (0, FORMAT) else found
+    if found not in (0, FORMAT):
+        raise ConfigError(
+            f"format of {path}",
+            found=found,
+            expected=str(FORMAT),
+            cure="Open it with the version of recserve that wrote it, or begin a new log.",
+        )
+    if found == 0 and not read_only:
+        database.execute(f"PRAGMA user_version={FORMAT}").fetchall()
 
 
 @contextmanager

@@ -97,7 +97,9 @@ def read_event(message: Any) -> Event:
     """
     event = message_from_json(pb.Event, message.value() or b"")
     if not event.event_id:
-        event.event_id = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        # With its time: a topic that is made anew counts its offsets from 0 again.
+        place = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        event.event_id = f"{place}/{message.timestamp()[1]}"
     if not event.HasField("timestamp"):
         event.timestamp = message.timestamp()[1] // 1000
     return event_from_message(event)

@@ -1,6 +1,7 @@
 """Laws of the registry: any sequence of loads, swaps and open leases keeps its promises."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -226,3 +227,15 @@ def test_only_the_newest_failures_are_remembered() -> None:
         registry.fail_load(MODEL, f"v{i}", "BUNDLE_SHAPE", "broken")
     [status] = registry.models()
     assert [entry.version for entry in status.versions] == [f"v{i}" for i in range(30, 50)]
+
+
+def test_the_last_lease_leaves_closing_to_others() -> None:
+    waiting: list[Callable[[], None]] = []
+    registry: Registry[FakeEngine] = Registry("model", run=waiting.append)
+    first = FakeEngine("first")
+    registry.serve_one("model", "first", first)
+    with registry.lease():
+        registry.serve_one("model", "second", FakeEngine("second"))
+    assert not first.is_closed
+    waiting.pop()()
+    assert first.is_closed

@@ -4,6 +4,7 @@ import os
 import stat
 import threading
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from recserve.engine.state.config import StateConfig
 from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import Event
 from recserve.engine.state.sqlite_store import SqliteStore
-from recserve.engine.state.state import State, open_state
+from recserve.engine.state.state import State, open_state, read_log
 from recserve.errors import (
     ConfigError,
     Overloaded,
@@ -203,3 +204,22 @@ def test_an_embedding_program_remembers_over_restarts(config: StateConfig, bundl
         again = engine.recommend(Request(user_id="somebody", k=3))
         assert again.source == "model"
         assert chosen not in [item.item_id for item in again.items]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("DROP TABLE keys; CREATE TABLE keys (user_key, master, wrapped)", "earlier"),
+        ("PRAGMA user_version=9", "9"),
+    ],
+)
+def test_a_key_file_of_another_format_is_refused(tmp_path: Path, change: str, found: str) -> None:
+    config = StateConfig(url=f"sqlite:///{tmp_path}/events")
+    opened(config).close()
+    apsw = pytest.importorskip("apsw")
+    with closing(apsw.Connection(f"{tmp_path}/events.keys")) as keys:
+        keys.execute(change)
+    with pytest.raises(ConfigError, match=f"format of .*events.keys is .*{found}"):
+        open_state(config)
+    with pytest.raises(ConfigError, match="format of"):
+        list(read_log(config))
