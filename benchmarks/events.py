@@ -4,7 +4,8 @@
 One process sends batches of events of many users and looks at every reply; the load generator of
 ``bench load`` times single Record and Recommend calls from the moment at which they were due. Rounds
 alternate: Recommend alone, then beside batches at the promised rate. At the end the log must have every
-acknowledged event of the batches, and is brought to memory once more, as at a start. Clients and server share the machine.
+acknowledged event of the batches, and is brought to memory once more, as at a start. Clients and server share
+the machine.
 """
 
 import argparse

@@ -44,6 +44,8 @@ class LoadedBundle:
     segments: Segments | None = None
     newest: FixedRanking | None = None
     costs: StageCosts = field(default_factory=StageCosts)
+    # Items that no slate may have any more.
+    gone: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
     @classmethod
     def of(
@@ -81,7 +83,9 @@ def _newest(bundle: Bundle) -> FixedRanking | None:
     if layout.FIRST_SEEN not in bundle.manifest.files:
         return None
     shape = (bundle.manifest.n_items,)
-    first_seen = bundle.array(layout.FIRST_SEEN, np.dtype(np.int64), shape)
+    stored = bundle.array(layout.FIRST_SEEN, np.dtype(np.int64), shape)
+    first_seen = np.zeros(len(bundle.popularity), np.int64)
+    first_seen[: len(stored)] = stored
     # Nobody had it yet: nothing is newer.
     seen = np.where(first_seen > 0, first_seen, first_seen.max())
     return FixedRanking.of(((seen - seen.max()) / SECONDS_PER_DAY).astype(np.float32))

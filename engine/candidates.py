@@ -15,14 +15,16 @@ from recserve.errors import InvalidRequest
 
 def rank_candidates(
     loaded: LoadedBundle,
-    ranking: RankStage,
     requests: Sequence[Request],
     item_ids: Sequence[Sequence[str]],
     store: HistoryStore,
     now: int,
 ) -> list[Ranking]:
-    """Ranks ``item_ids`` of each checked request in one inference; ``now``: seconds since the epoch."""
-    start = time.perf_counter_ns()
+    """Ranks ``item_ids`` of each checked request in one inference; ``now``: seconds since the epoch.
+
+    Raises :class:`InvalidRequest` where the bundle has no ranker.
+    """
+    ranking, start = _ranking(loaded), time.perf_counter_ns()
     objectives = [_objective(ranking, request) for request in requests]
     resolved = resolve(requests, loaded.bundle, store, loaded.planner)
     vocabulary = loaded.bundle.catalogue.vocabulary
@@ -71,6 +73,17 @@ def rank_candidates(
             )
         )
     return rankings
+
+
+def _ranking(loaded: LoadedBundle) -> RankStage:
+    if loaded.ranking is None:
+        raise InvalidRequest(
+            f"model {loaded.bundle.manifest.model}",
+            found="without a ranker",
+            expected="one with a ranker where candidates are to be ranked",
+            cure="Export it with --ranker.",
+        )
+    return loaded.ranking
 
 
 def _objective(ranking: RankStage, request: Request) -> Objective:

@@ -29,6 +29,7 @@ GROUPS = {
     "encoder": "Text encoders: items as vectors of their texts.",
     "kernels": "The compiled kernels.",
     "models": "What a running server answers with.",
+    "items": "Items that a running server serves beside its bundle, or no more.",
     "bench": "Measure speed on this machine.",
 }
 

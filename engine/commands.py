@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
-from recserve.engine import bundle_commands, models_commands, recommend_command, state_commands
+from recserve.engine import (
+    bundle_commands,
+    items_commands,
+    models_commands,
+    recommend_command,
+    state_commands,
+)
 from recserve.engine.options import ConfigOption, JsonOption
 from recserve.engine.server.security import verbs
 
@@ -28,6 +34,7 @@ def register(add: Callable[..., Any]) -> None:
     add(warmup, group="kernels")
     bundle_commands.register(add)
     models_commands.register(add)
+    items_commands.register(add)
     state_commands.register(add)
 
 

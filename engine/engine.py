@@ -16,15 +16,16 @@ from recserve.engine.counters import Counters
 from recserve.engine.explain.cause import WhyNot
 from recserve.engine.explain.why_not import why_not
 from recserve.engine.features import check_ids, check_k, check_page, check_variant
+from recserve.engine.live_catalogue import LiveCatalogue
 from recserve.engine.loading import check_for, load_bundle
 from recserve.engine.online.stage import OnlineStage
-from recserve.engine.pipeline import run, run_page
+from recserve.engine.pipeline import Runner, run, run_page
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.rehearsal import rehearsal
 from recserve.engine.similar import has_directions, similar_slate
 from recserve.engine.slate_cache import SlateCache
 from recserve.engine.state.events import HISTORY_ACTIONS, check_action
-from recserve.engine.state.history import HistoryStore
+from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.time_budget import deadlines_of
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
@@ -39,17 +40,18 @@ class Engine:
     """
 
     def __init__(
-        self, loaded: LoadedBundle, config: EngineConfig, observed: ObservedEvents | None = None
+        self,
+        loaded: LoadedBundle,
+        config: EngineConfig,
+        observed: ObservedEvents | None = None,
+        live_items: LiveItems | None = None,
     ) -> None:
         """Use :meth:`load`."""
-        self._loaded = loaded
         self._config = config
         self._observed = observed or ObservedEvents(
             max_users=config.max_observed_users, max_items=config.max_observed_items
         )
-        self._store = HistoryStore(
-            loaded.bundle.histories, loaded.bundle.catalogue.vocabulary, self._observed
-        )
+        self._live = LiveCatalogue(loaded, config.pipeline, self._observed, live_items or LiveItems())
         self._cache = SlateCache(config.cache_slates, config.cache_seconds) if config.cache_slates else None
         self._closed = False
         self._counters = Counters(
@@ -64,17 +66,20 @@ class Engine:
         *,
         observed: ObservedEvents | None = None,
         online: Callable[[Bundle], OnlineStage] | None = None,
+        live_items: LiveItems | None = None,
     ) -> "Engine":
         """Opens, checks and warms the bundle in ``path``; the first request compiles nothing.
 
         ``observed``: events that engines of several versions share; one's own when not given. ``online``:
         makes what learns from events and moves scores (engine/online); nothing does when not given.
+        ``live_items``: items that engines of several versions serve beside their bundles.
         Raises :class:`BundleInvalid` when the bundle is damaged or not signed as ``config`` requires,
         :class:`ConfigError` when the machine cannot run it as configured.
         """
         config = config or EngineConfig()
-        engine = cls(load_bundle(path, config, online), config, observed)
+        engine = cls(load_bundle(path, config, online), config, observed, live_items)
         engine._warm_up()
+        engine._live.follow()
         return engine
 
     def _warm_up(self) -> None:
@@ -104,6 +109,18 @@ class Engine:
         """Forgets what is kept to save time: the answers of the cache."""
         if self._cache is not None:
             self._cache.clear()
+
+    @property
+    def _loaded(self) -> LoadedBundle:
+        return self._live.serving.loaded
+
+    def change_items(self, changes: Sequence[ItemChange]) -> None:
+        """Serves further items, or none of some any more, from the next request on, until the process ends.
+
+        Where there is a state, :meth:`State.change_items` also keeps that. Raises :class:`InvalidRequest`.
+        """
+        self._check_open()
+        self._live.change(changes)
 
     @property
     def manifest(self) -> Manifest:
@@ -220,8 +237,8 @@ class Engine:
             kept = [deadlines[i] for i in rows] if deadlines else ()
             return self._run([requests[i] for i in rows], degraded, kept)
 
-        n_erased = self._observed.n_erased
-        answers = self._cache.answer(requests, states, compute, stale=degraded, n_erased=n_erased)
+        epoch = self._observed.n_erased, self._live.n_changes
+        answers = self._cache.answer(requests, states, compute, stale=degraded, epoch=epoch)
         self._counters.add(requests=len(requests) - computed, cached=len(requests) - computed)
         return answers
 
@@ -242,14 +259,13 @@ class Engine:
         self,
         requests: list[Request],
         variant: str,
-        run: Callable[[Batch, HistoryStore], list[Ranked]],
+        run: Runner,
         degraded: bool = False,
         deadlines: Sequence[float] = (),
     ) -> list[Ranked]:
-        batch = Batch(
-            self._loaded, variant, requests, now=int(time.time()), degraded=degraded, deadlines=deadlines
-        )
-        answers = run(batch, self._store)
+        loaded, store = self._live.serving
+        batch = Batch(loaded, variant, requests, now=int(time.time()), degraded=degraded, deadlines=deadlines)
+        answers = run(batch, store)
         self._counters.add(
             requests=len(requests),
             cold_starts=0 if degraded else len(requests) - len(batch.model_rows),
@@ -272,25 +288,12 @@ class Engine:
         """Answers :meth:`rank` for many as one batch; one bad entry refuses all."""
         asked = list(asked)
         requests = self._accept(request for request, _ in asked)
-        ranking = self._loaded.ranking
-        if ranking is None:
-            raise InvalidRequest(
-                f"model {self.manifest.model}",
-                found="without a ranker",
-                expected="one with a ranker where candidates are to be ranked",
-                cure="Export it with --ranker.",
-            )
+        loaded, store = self._live.serving
         for request, item_ids in asked:
             self._check(request)
             check_ids("item_ids", item_ids, self._config.max_items)
-        return rank_candidates(
-            self._loaded,
-            ranking,
-            requests,
-            [item_ids for _, item_ids in asked],
-            self._store,
-            int(time.time()),
-        )
+        ids = [item_ids for _, item_ids in asked]
+        return rank_candidates(loaded, requests, ids, store, int(time.time()))
 
     def why_not(self, request: Request, item_id: str) -> WhyNot:
         """Returns what keeps ``item_id`` out of the slate of ``request``, with its numbers.
@@ -300,8 +303,9 @@ class Engine:
         self._check_open()
         self._check(request)
         check_id("item_id", item_id)
-        batch = Batch(self._loaded, self._variant(request), [request], now=int(time.time()))
-        return why_not(batch, self._store, item_id)
+        loaded, store = self._live.serving
+        batch = Batch(loaded, self._variant(request), [request], now=int(time.time()))
+        return why_not(batch, store, item_id)
 
     def similar_items(
         self,
@@ -330,11 +334,7 @@ class Engine:
         """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
         self._check_open()
         check_ids("item_ids", item_ids, self._config.max_items)
-        catalogue = self._loaded.bundle.catalogue
-        indices = catalogue.vocabulary.indices(item_ids)
-        known = [(id_, index) for id_, index in zip(item_ids, indices.tolist(), strict=True) if index >= 0]
-        attributes = catalogue.attributes([index for _, index in known])
-        return {id_: values for (id_, _), values in zip(known, attributes, strict=True)}
+        return self._loaded.bundle.catalogue.by_id(item_ids)
 
     def history(self, user_id: str) -> list[str]:
         """Returns the item ids that the engine remembers for ``user_id``, newest last."""
@@ -344,8 +344,9 @@ class Engine:
         """Returns item ids as :meth:`history` does, and when each happened (seconds, 0: not known)."""
         self._check_open()
         check_id("user_id", user_id)
-        history = self._store.get(user_id)
-        return self._loaded.bundle.catalogue.vocabulary.ids(history.items), history.timestamps.tolist()
+        loaded, store = self._live.serving
+        history = store.get(user_id)
+        return loaded.bundle.catalogue.vocabulary.ids(history.items), history.timestamps.tolist()
 
     def user_ids(self) -> Sequence[str]:
         """Returns the ids of the users whose histories the bundle brought, in its order."""

@@ -143,17 +143,26 @@ def check_variant(variant: str, bundle: Bundle) -> None:
 
 
 def resolve(
-    requests: Sequence[Request], bundle: Bundle, store: HistoryStore, planner: Planner
+    requests: Sequence[Request],
+    bundle: Bundle,
+    store: HistoryStore,
+    planner: Planner,
+    gone: NDArray[np.int32] = NO_ITEMS,
 ) -> list[ResolvedRequest]:
-    """Turns checked requests into arrays; unknown items are dropped with a warning."""
+    """Turns checked requests into arrays; unknown items are dropped with a warning.
+
+    ``gone``: (n,) int32, items that nobody gets.
+    """
     remembered = iter(store.get_many([r.user_id for r in requests if r.history is None]))
     return [
-        _resolve(request, bundle, next(remembered) if request.history is None else None, planner)
+        _resolve(request, bundle, next(remembered) if request.history is None else None, planner, gone)
         for request in requests
     ]
 
 
-def _resolve(request: Request, bundle: Bundle, history: History | None, planner: Planner) -> ResolvedRequest:
+def _resolve(
+    request: Request, bundle: Bundle, history: History | None, planner: Planner, gone: NDArray[np.int32]
+) -> ResolvedRequest:
     vocabulary = bundle.catalogue.vocabulary
     warnings: list[str] = []
     n_ignored = 0
@@ -176,15 +185,16 @@ def _resolve(request: Request, bundle: Bundle, history: History | None, planner:
             n_ignored += n_unknown
             warnings.append(f"{n_unknown} of {len(asked)} exclude items are not in the catalogue")
         exclude = np.concatenate([known, exclude])
-    shown = NO_ITEMS
+    shown = gone
     if request.page_token:
         token = read_token(request)
-        shown = vocabulary.with_hashes(token.hashes)
-        exclude = np.concatenate([shown, exclude])
+        shown = np.concatenate([gone, vocabulary.with_hashes(token.hashes)])
         if not token.is_of(bundle.manifest.bundle_version):
             warnings.append(
                 "the bundle changed since the page before: what was shown stays out, the order is new"
             )
+    if len(shown):
+        exclude = np.concatenate([shown, exclude])
     allowed = planner.allowed(request)
     plan = planner.plan(request, allowed, shown)
     if plan is not None:

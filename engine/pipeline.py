@@ -36,6 +36,7 @@ from recserve.engine.types import (
 )
 
 T = TypeVar("T")
+Runner = Callable[[Batch, HistoryStore], list[Ranked]]
 
 
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
@@ -97,7 +98,8 @@ def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
     resolved, (source, scores, items) = batch.resolved[i], batch.found[i]
     plan = resolved.plan
     if plan is not None and plan.pins:
-        plan = batch.loaded.planner.plan(batch.requests[i], resolved.allowed, shown)
+        kept_out = np.concatenate([batch.loaded.gone, shown])
+        plan = batch.loaded.planner.plan(batch.requests[i], resolved.allowed, kept_out)
     batch.resolved[i] = replace(resolved, exclude=np.concatenate([resolved.exclude, shown]), plan=plan)
     kept = np.flatnonzero(~np.isin(items, shown))[: batch.n_wanted(i) - batch.n_spare]
     batch.found[i] = (source, scores[kept], items[kept])
@@ -116,7 +118,7 @@ def _timed(batch: Batch, stage: str, work: Callable[[], T], n_rows: int = 0) -> 
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
     loaded = batch.loaded
-    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner)
+    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner, loaded.gone)
     if not batch.degraded:
         answers = loaded.sources[batch.variant].answers
         batch.model_rows = [i for i, resolved in enumerate(batch.resolved) if answers(resolved.history)]

@@ -2,6 +2,7 @@
 
 import fcntl
 from collections.abc import Sequence
+from copy import copy
 from itertools import accumulate
 from pathlib import Path
 
@@ -32,6 +33,23 @@ class Retriever:
             np.argsort(-bundle.popularity, kind="stable").astype(np.int32),
         )
         self.filters = FilterCompiler(bundle.catalogue, self._index.prepare_filter)
+
+    def extended(self, bundle: Bundle) -> "Retriever":
+        """Returns a retriever of ``bundle``, this one's with further items; searches of this one go on."""
+        new = copy(self)
+        n_before = len(self._vectors)
+        added = np.arange(n_before, len(bundle.item_embeddings), dtype=np.int32)
+        new._vectors = bundle.item_embeddings
+        new._index, new._cosine_index = self._index.copy(), self._cosine_index.copy()
+        for index in (new._index, new._cosine_index):
+            index.upsert(added, bundle.item_embeddings[n_before:])
+        popularity = self.popularity
+        nobody = np.zeros(len(added), np.float32)
+        new.popularity = FixedRanking(
+            np.concatenate([popularity.scores, nobody]), np.concatenate([popularity.order, added])
+        )
+        new.filters = FilterCompiler(bundle.catalogue, new._index.prepare_filter)
+        return new
 
     def by_query(
         self,

@@ -35,7 +35,7 @@ def similar_slate(
     if item < 0:
         raise UnknownItem("item_id", found=item_id, expected="an item of the catalogue")
     banned = vocabulary.indices(exclude)
-    banned = np.unique(np.append(banned[banned >= 0], np.int32(item)))
+    banned = np.unique(np.concatenate([banned[banned >= 0], loaded.gone, np.array([item], np.int32)]))
     scores, items = loaded.retriever.similar(np.array([item], np.int32), k, banned, allowed)
     return Slate(
         items=slate_items(bundle, scores, items),

@@ -40,7 +40,7 @@ class SlateCache:
         # Guards _kept, which is in the order of time.
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
-        self._n_erased = 0
+        self._epoch: Hashable = None
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -57,18 +57,19 @@ class SlateCache:
         compute: Callable[[list[int]], list[Ranked]],
         *,
         stale: bool = False,
-        n_erased: int = 0,
+        epoch: Hashable = None,
     ) -> list[Ranked]:
         """Returns an answer for each request; ``compute(rows)`` answers those whose answers are not kept.
 
         states[i]: what the answer to ``requests[i]`` depends on and the request does not say, the events of
         its user; None: never kept (an erased user). ``stale``: out of date is better than computed now.
-        ``n_erased``: how many users were erased; when it changes, everything is forgotten.
+        ``epoch``: when it changes, everything is forgotten, and what is being computed is not kept.
         """
         start = time.perf_counter_ns()
-        if n_erased != self._n_erased:
-            self._n_erased = n_erased
-            self.clear()
+        if epoch != self._epoch:
+            with self._lock:
+                self._epoch = epoch
+                self._kept.clear()
         keys = [
             _key(request) if state is not None else None
             for request, state in zip(requests, states, strict=True)
@@ -85,7 +86,7 @@ class SlateCache:
         computed = compute([rows[0] for rows in groups]) if groups else []
         for rows, one in zip(groups, computed, strict=True):
             answers.update(dict.fromkeys(rows, one))
-            self._keep(keys[rows[0]], states[rows[0]], one)
+            self._keep(keys[rows[0]], states[rows[0]], one, epoch)
         return _with_own_ids([answers[i] for i in range(len(requests))])
 
     def _find(
@@ -106,10 +107,12 @@ class SlateCache:
                     found[i] = replace(kept.answer, degraded=(DEGRADED_CACHE,))
         return found
 
-    def _keep(self, key: Hashable, state: bytes | None, answer: Ranked) -> None:
+    def _keep(self, key: Hashable, state: bytes | None, answer: Ranked, epoch: Hashable) -> None:
         if key is None or state is None or answer.degraded or _is_drawn(answer):
             return
         with self._lock:
+            if epoch != self._epoch:
+                return
             self._kept.pop(key, None)
             self._kept[key] = _Kept(state, self._clock(), answer)
             if len(self._kept) > self._limit:

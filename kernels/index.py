@@ -81,6 +81,10 @@ class ItemIndex:
         snapshot, metric, calibration = storage.load(Path(folder))
         return cls(snapshot, choice, metric, calibration)
 
+    def copy(self) -> "ItemIndex":
+        """Returns an index of its own, which changes alone; what both have they share."""
+        return ItemIndex(self._snapshot, self._isa, self._metric, self._calibration)
+
     def save(self, folder: str | Path) -> None:
         """Writes the index to ``folder``, which must be new or empty; all or nothing."""
         with self._change_lock:

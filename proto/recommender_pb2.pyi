@@ -798,6 +798,8 @@ class WhyNotResponse(_message.Message):
         """Pinned items have the places."""
         RULES: WhyNotResponse._Cause.ValueType  # 13
         """Several rules: without any one alone it would still be out."""
+        GONE: WhyNotResponse._Cause.ValueType  # 14
+        """It was taken out of the catalogue."""
 
     class Cause(_Cause, metaclass=_CauseEnumTypeWrapper): ...
     CAUSE_UNSPECIFIED: WhyNotResponse.Cause.ValueType  # 0
@@ -831,6 +833,8 @@ class WhyNotResponse(_message.Message):
     """Pinned items have the places."""
     RULES: WhyNotResponse.Cause.ValueType  # 13
     """Several rules: without any one alone it would still be out."""
+    GONE: WhyNotResponse.Cause.ValueType  # 14
+    """It was taken out of the catalogue."""
 
     @_typing.final
     class NumbersEntry(_message.Message):

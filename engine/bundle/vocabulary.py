@@ -90,6 +90,16 @@ class Vocabulary(Sequence[str]):
                 reason=BundleReason.LOOKUP,
             )
 
+    def extended(self, ids: Sequence[str]) -> "Vocabulary":
+        """Returns a vocabulary with ``ids``, none of them known, behind these; copies the columns."""
+        new = Vocabulary.build(ids)
+        places = self._hashes.searchsorted(new._hashes, side="right")
+        return Vocabulary(
+            pa.concat_arrays([self._ids, new._ids]),
+            np.insert(self._hashes, places, new._hashes),
+            np.insert(self._rows, places, new._rows + np.int32(len(self))),
+        )
+
     def lookup_table(self) -> pa.Table:
         """Returns the columns ``hash`` (uint64, ascending) and ``row`` (int32) that the bundle stores."""
         return pa.table({"hash": self._hashes, "row": self._rows})

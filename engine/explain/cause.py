@@ -14,6 +14,8 @@ class Cause(StrEnum):
     """The catalogue does not have it."""
     EXCLUDED = "excluded"
     """The request excludes it by name, or it was shown on an earlier page."""
+    GONE = "gone"
+    """It was taken out of the catalogue."""
     SEEN = "seen"
     """The user had it."""
     FILTER = "filter"

@@ -85,6 +85,8 @@ class _Case:
         return scores[: self._resolved.k], items[: self._resolved.k]
 
     def _excluded(self) -> Cause:
+        if self._item in self._batch.loaded.gone:
+            return Cause.GONE
         request = self._batch.requests[0]
         by_name = request.include_seen or self._item_id in request.exclude
         return Cause.SEEN if not by_name and self._item in self._resolved.history.items else Cause.EXCLUDED

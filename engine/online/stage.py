@@ -74,7 +74,7 @@ class OnlineStage:
             return Choice(scores, items, *sure)
         recent = self.learner.users.recent(self._key_of(user_id)) if user_id else ()
         asked = Asked(recent, tuple(hash_of(*entry) for entry in sorted(context.items())))
-        moved = self._moved(scores, self.learner.head.lifts(asked, items))
+        moved = self._moved(scores, self._lifts(asked, items))
         order = _best_first(moved)
         if not may_explore:
             return Choice(moved[order], items[order], *sure)
@@ -82,6 +82,17 @@ class OnlineStage:
             return self._draw(asked, scores, items, order[:k])
         order, propensities, explored = self._swap(order, k)
         return Choice(moved[order], items[order], propensities, explored)
+
+    def _lifts(self, asked: Asked, items: Items) -> Numbers:
+        """Returns what was learned of items; those that came after the bundle have the mean of the others."""
+        known = items < self.learner.vectors.n_items
+        if known.all():
+            return self.learner.head.lifts(asked, items)
+        lifts = np.zeros(len(items))
+        if known.any():
+            lifts[known] = self.learner.head.lifts(asked, items[known])
+            lifts[~known] = lifts[known].mean()
+        return lifts
 
     def _moved(self, scores: Scores, lifts: Numbers) -> Scores:
         # All equal: then any order is as good, and what was learned decides.

@@ -4,7 +4,8 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -31,6 +32,8 @@ REQUEST_ID_HEADER = "x-request-id"
 REASON_CANCELLED = "CANCELLED"
 MAX_REQUEST_ID_CHARACTERS = 64
 ANONYMOUS = "anonymous"
+
+T = TypeVar("T")
 
 
 class Call(ABC):
@@ -242,3 +245,15 @@ class Call(ABC):
 
     def _send_end(self) -> None:
         raise TypeError(f"{self.method.path} is {Shape.UNARY.value}: it has one reply")
+
+
+def answer_later(call: Call, future: Future[T], message_of: Callable[[T], Any]) -> None:
+    """Answers ``call`` with the message of what ``future`` brings, on whatever thread that does."""
+
+    def answer(done: Future[T]) -> None:
+        try:
+            call.reply(message_of(done.result()))
+        except Exception as error:  # noqa: BLE001 - the caller gets a status for whatever it is
+            call.fail(error)
+
+    future.add_done_callback(answer)

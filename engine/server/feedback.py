@@ -4,11 +4,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
 
 from recserve.engine.bundle.ids import check_id
 from recserve.engine.models.router import Router
-from recserve.engine.server.call import Call
+from recserve.engine.server.call import Call, answer_later
 from recserve.engine.server.methods import Method, Shape
 from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.state import LoggedEvent, State
@@ -25,8 +24,6 @@ PREFIX = f"/{SERVICE}/"
 MAX_PAGE = 1000
 # Batches of one stream that wait for the disk: enough to fill commits, few enough to be fair.
 MAX_PIPELINED = 4
-
-T = TypeVar("T")
 
 
 class FeedbackService:
@@ -125,21 +122,13 @@ class FeedbackService:
             return pb.ExportUserResponse(events=events, next_page_token=str(last or ""))
 
         future = self._state.events_of(message.user_id, after=int(token or 0), limit=size)
-        _answer(call, future, page)
+        answer_later(call, future, page)
 
     def _erase_user(self, message: pb.EraseUserRequest, call: Call) -> None:
         check_id("user_id", message.user_id)
-        _answer(call, self._state.erase(message.user_id), lambda n: pb.EraseUserResponse(erased_events=n))
-
-
-def _answer(call: Call, future: Future[T], message_of: Callable[[T], Any]) -> None:
-    def answer(done: Future[T]) -> None:
-        try:
-            call.reply(message_of(done.result()))
-        except Exception as error:  # noqa: BLE001 - the caller gets a status for whatever it is
-            call.fail(error)
-
-    future.add_done_callback(answer)
+        answer_later(
+            call, self._state.erase(message.user_id), lambda n: pb.EraseUserResponse(erased_events=n)
+        )
 
 
 class _RecordStream:

@@ -1,5 +1,6 @@
 """A server over a repository of models: registry, manager, watcher and Admin put together."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from recserve.engine.models.watcher import Watcher
 from recserve.engine.online.stage import OnlineStage
 from recserve.engine.server.admin import AdminService
 from recserve.engine.server.remembering import Remembering
+from recserve.engine.state.items import LiveItems
 from recserve.engine.state.observed import ObservedEvents
 
 
 class EngineLoader:
     """Loads engines; all share what was observed, so that a swap forgets nothing.
 
-    ``observed``: where that is kept, its own memory by default. ``online``: as that of Engine.load.
+    ``observed``: where that is kept, its own memory by default. ``online``, ``live_items``: as those of
+    Engine.load.
     """
 
     def __init__(
@@ -31,15 +34,23 @@ class EngineLoader:
         config: EngineConfig,
         observed: ObservedEvents | None = None,
         online: Callable[[Bundle], OnlineStage] | None = None,
+        live_items: LiveItems | None = None,
     ) -> None:
         self._config, self._online = config, online
+        self._live_items = live_items or LiveItems()
         self._observed = observed or ObservedEvents(
             max_users=config.max_observed_users, max_items=config.max_observed_items
         )
 
     def __call__(self, bundle: FoundBundle) -> Engine:
         """Loads, checks and warms a bundle of the repository."""
-        return Engine.load(bundle.folder, self._config, observed=self._observed, online=self._online)
+        return Engine.load(
+            bundle.folder,
+            self._config,
+            observed=self._observed,
+            online=self._online,
+            live_items=self._live_items,
+        )
 
 
 class Models:
@@ -48,9 +59,11 @@ class Models:
     def __init__(self, config: RepositoryConfig, engine: EngineConfig, remembering: Remembering) -> None:
         """Raises :class:`ConfigError` when folder or source cannot be used."""
         registry: Registry[Engine] = Registry(
-            config.default_model, on_freed=lambda model, version: release_memory()
+            config.default_model,
+            on_freed=lambda model, version: release_memory(),
+            run=lambda work: threading.Thread(target=work, name="recserve-free").start(),
         )
-        loader = EngineLoader(engine, remembering.observed, remembering.online)
+        loader = EngineLoader(engine, remembering.observed, remembering.online, remembering.live_items)
         self.manager = ModelManager(Repository(Path(config.folder)), registry, loader)
         self.router = Router(registry, on_rollback=self.manager.rolled_back)
         remembering.router = self.router

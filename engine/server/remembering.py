@@ -12,6 +12,7 @@ from recserve.engine.models.router import Router
 from recserve.engine.online.config import OnlineConfig
 from recserve.engine.online.learning import OnlineLearning
 from recserve.engine.online.stage import OnlineStage
+from recserve.engine.server.catalogue import CatalogueService
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.feedback import SERVICE, FeedbackService
 from recserve.engine.server.health import NOT_SERVING, HealthService
@@ -20,6 +21,7 @@ from recserve.engine.server.kafka.source import KafkaSource
 from recserve.engine.server.kafka.topic import parse_topic
 from recserve.engine.server.methods import Method
 from recserve.engine.state.config import StateConfig
+from recserve.engine.state.items import LiveItems
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.state import State, open_state
 from recserve.engine.state.upkeep import Upkeep
@@ -83,15 +85,23 @@ class Remembering:
             self._state.close()
 
     @property
+    def live_items(self) -> LiveItems | None:
+        """What has changed of items, None without a log."""
+        return None if self._state is None else self._state.live_items
+
+    @property
     def online(self) -> Callable[[Bundle], OnlineStage] | None:
         """What makes a loaded bundle learn from the log, None where the settings do not ask for it."""
         return None if self._learning is None else self._learning.stage
 
     def methods(self) -> list[Method]:
-        """Returns the rows of the feedback service; none without a log."""
+        """Returns the rows of the services over the log; none without one."""
         if self._state is None:
             return []
-        return FeedbackService(self._state, self.router).methods(with_stream=self._with_stream)
+        return [
+            *FeedbackService(self._state, self.router).methods(with_stream=self._with_stream),
+            *CatalogueService(self._state, self.router).methods(),
+        ]
 
     def tell(self, health: HealthService) -> None:
         """Lets the service be NOT_SERVING once nothing is written any more."""

@@ -4,6 +4,7 @@
 SCOPES: dict[str, str] = {
     "recommend": "slates for users and items",
     "items:read": "attributes of items",
+    "items:write": "which items are served: new ones, and those taken out",
     "explain": "why an item was recommended",
     "feedback:write": "events of users",
     "history:read": "stored histories",

@@ -19,8 +19,9 @@ from recserve.engine.server.telemetry.config import TelemetryConfig
 from recserve.engine.state.config import StateConfig
 from recserve.errors import ConfigError
 
-# How long a load may keep the interpreter from the threads that answer (Python's default is 5 ms): during
-# swaps the median latency is 11 ms instead of 21 (benchmarks/swaps.py, 2 cores, 70 % load).
+# How long a load, or the thread that writes events, may keep the interpreter from the threads that answer
+# (Python's default is 5 ms): during swaps the median latency is 11 ms instead of 21 (benchmarks/swaps.py, 2
+# cores, 70 % load).
 SWITCH_SECONDS = 0.0005
 
 
@@ -51,6 +52,8 @@ class ServeBundle:
 
         configure_logs()
         harden_process()
+        if self.state.url:
+            sys.setswitchinterval(SWITCH_SECONDS)
         with Remembering(self.state, self.engine, self.server, self.online) as remembering:
             server = Server(
                 self.server,
@@ -66,7 +69,11 @@ class ServeBundle:
             def load() -> Engine:
                 remembering.load()
                 return Engine.load(
-                    self.bundle, self.engine, observed=remembering.observed, online=remembering.online
+                    self.bundle,
+                    self.engine,
+                    observed=remembering.observed,
+                    online=remembering.online,
+                    live_items=remembering.live_items,
                 )
 
             run_server(server, load, announce)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from recserve.engine.state.events import unpack_interaction
+from recserve.engine.state.items import LiveItems, unpack_change
 from recserve.engine.state.keys import KeyStore
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.store import EventStore
@@ -43,8 +44,11 @@ class LogListener(Protocol):
 class Follower:
     """Brings rows of the log to memory; the thread of the log calls it."""
 
-    def __init__(self, store: EventStore, keys: KeyStore, observed: ObservedEvents) -> None:
-        self._store, self._keys, self._observed = store, keys, observed
+    def __init__(
+        self, store: EventStore, keys: KeyStore, observed: ObservedEvents, live_items: LiveItems
+    ) -> None:
+        self._store, self._keys, self._observed, self._live_items = store, keys, observed, live_items
+        self._seen_items = 0
         # Memory knows the rows up to ``seen``; while they are being read, up to ``read``.
         self._seen = self._read = 0
         self._to_erase: list[bytes] = []
@@ -60,6 +64,7 @@ class Follower:
         self._observed.load(self._interactions())
         for user_key in self._keys.erased:
             self._observed.erase(user_key)
+        self.follow_items()
         self._seen, self._is_loaded = self._read, True
         if self._n_unreadable:
             log.error("events of the log are not readable", events=self._n_unreadable, of=self._n_events)
@@ -82,10 +87,17 @@ class Follower:
             del self._to_erase[0]
         if not self._is_loaded:
             return
+        self.follow_items()
         self._observed.add(list(self._interactions()))
         if self._read > self._seen:
             self._seen = self._read
             self._tell_stored()
+
+    def follow_items(self) -> None:
+        """Lets engines serve what is new of the catalogue."""
+        if found := self._store.items(self._seen_items):
+            self._live_items.apply([unpack_change(item_id, body) for _, item_id, body in found])
+            self._seen_items = found[-1][0]
 
     def erase(self, user_key: bytes) -> int:
         """Erases a user for good; returns how many events they had.

@@ -21,6 +21,9 @@ CREATE TABLE IF NOT EXISTS recserve_events (
     body bytea NOT NULL
 );
 CREATE INDEX IF NOT EXISTS recserve_events_by_user ON recserve_events (user_key, seq);
+CREATE TABLE IF NOT EXISTS recserve_items (
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item_id text NOT NULL UNIQUE, body bytea NOT NULL
+);
 CREATE TABLE IF NOT EXISTS recserve_cursors (name text PRIMARY KEY, seq bigint NOT NULL);
 CREATE TABLE IF NOT EXISTS recserve_keys (
     name bytea PRIMARY KEY,
@@ -190,6 +193,27 @@ class PostgresStore:
                 " ON CONFLICT (name) DO UPDATE SET seq = excluded.seq",
                 (name, seq),
             )
+
+    def put_items(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """As :meth:`EventStore.put_items`."""
+        ids = [item_id for item_id, _ in items]
+        with self._database.use() as cursor:
+            cursor.execute(ONE_AT_A_TIME)
+            # Inserted again: it gets a new number.
+            cursor.execute("DELETE FROM recserve_items WHERE item_id = ANY(%b::text[])", (ids,))
+            cursor.execute(
+                "INSERT INTO recserve_items (item_id, body)"
+                " SELECT item_id, body FROM unnest(%b::text[], %b::bytea[]) AS given (item_id, body)",
+                (ids, [body for _, body in items]),
+            )
+
+    def items(self, after: int) -> list[tuple[int, str, bytes]]:
+        """As :meth:`EventStore.items`."""
+        with self._database.use() as cursor:
+            cursor.execute(
+                "SELECT seq, item_id, body FROM recserve_items WHERE seq > %b ORDER BY seq", (after,)
+            )
+            return [(int(seq), str(item_id), bytes(body)) for seq, item_id, body in cursor.fetchall()]
 
     def close(self) -> None:
         """Closes the connection."""

@@ -20,6 +20,7 @@ ANSWER_SECONDS = 5.0
 EVENTS, BY_EVENT, LAST = "{recserve}:events", "{recserve}:by-event", "{recserve}:last"
 BY_USER = b"{recserve}:by-user:"
 CURSORS = "{recserve}:cursors"
+ITEMS, ITEM_ORDER = "{recserve}:items", "{recserve}:item-order"
 KEYS, ERASED, UNFINISHED = "{recserve}:keys", "{recserve}:erased", "{recserve}:unfinished"
 
 # ARGV: BY_USER, then event key, user key, received and body of each row.
@@ -38,6 +39,13 @@ for i = 2, #ARGV, 4 do
     end
 end
 return added
+"""
+# ARGV: id and bytes of each item.
+PUT_ITEMS = """
+for i = 1, #ARGV, 2 do
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+    redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[i])
+end
 """
 # ARGV: name and value of each key.
 ADD_KEYS = """
@@ -151,6 +159,7 @@ class RedisStore:
         self._database = database
         with database.use() as client:
             self._append = client.register_script(APPEND)
+            self._put_items = client.register_script(PUT_ITEMS)
 
     @property
     def durability(self) -> str:
@@ -208,6 +217,20 @@ class RedisStore:
         """As :meth:`EventStore.move_cursor`."""
         with self._database.use() as client:
             client.hset(CURSORS, name, seq)
+
+    def put_items(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """As :meth:`EventStore.put_items`."""
+        with self._database.use():
+            self._put_items(keys=(ITEMS, ITEM_ORDER, LAST), args=[part for item in items for part in item])
+
+    def items(self, after: int) -> list[tuple[int, str, bytes]]:
+        """As :meth:`EventStore.items`."""
+        with self._database.use() as client:
+            ordered = client.zrangebyscore(ITEM_ORDER, f"({after}", "+inf", withscores=True)
+            bodies = client.hmget(ITEMS, [item_id for item_id, _ in ordered]) if ordered else []
+        return [
+            (int(seq), item_id.decode(), body) for (item_id, seq), body in zip(ordered, bodies, strict=True)
+        ]
 
     def close(self) -> None:
         """Closes the connection."""

@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS events (
     body BLOB NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS events_by_user ON events (user_key, seq);
+CREATE TABLE IF NOT EXISTS items (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 KEYS = """
@@ -39,7 +42,13 @@ class SqliteStore:
     def __init__(self, path: str | Path, *, durability: str, read_only: bool = False) -> None:
         """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened."""
         self.durability = durability
-        self._database: Any = open_database(path, EVENTS, durability=durability, read_only=read_only)
+        self._database: Any = open_database(
+            path,
+            EVENTS,
+            f"SELECT {COLUMNS} FROM events LIMIT 0",
+            durability=durability,
+            read_only=read_only,
+        )
 
     def append(self, rows: Sequence[EventRow]) -> list[bool]:
         """As :meth:`EventStore.append`."""
@@ -115,6 +124,20 @@ class SqliteStore:
         with storage_errors():
             self._database.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (name, seq)).fetchall()
 
+    def put_items(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """As :meth:`EventStore.put_items`."""
+        with storage_errors(), self._database:
+            # Replaced: it gets a new number.
+            self._database.executemany("INSERT OR REPLACE INTO items (item_id, body) VALUES (?, ?)", items)
+
+    def items(self, after: int) -> list[tuple[int, str, bytes]]:
+        """As :meth:`EventStore.items`."""
+        with storage_errors():
+            found: list[tuple[int, str, bytes]] = self._database.execute(
+                "SELECT seq, item_id, body FROM items WHERE seq > ? ORDER BY seq", (after,)
+            ).fetchall()
+        return found
+
     def close(self) -> None:
         """Closes the file."""
         self._database.close()
@@ -126,7 +149,13 @@ class SqliteKeys:
     def __init__(self, path: str | Path, *, durability: str, read_only: bool = False) -> None:
         """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened."""
         self.name = str(path)
-        self._database: Any = open_database(path, KEYS, durability=durability, read_only=read_only)
+        self._database: Any = open_database(
+            path,
+            KEYS,
+            "SELECT name, master, wrapped FROM keys LIMIT 0",
+            durability=durability,
+            read_only=read_only,
+        )
         if not read_only:
             self._database.execute("PRAGMA secure_delete=ON")
 

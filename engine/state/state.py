@@ -19,6 +19,7 @@ from recserve.engine.state.config import StateConfig
 from recserve.engine.state.event_log import EventLog, Outcome, blocking
 from recserve.engine.state.events import Event, unpack_event
 from recserve.engine.state.follower import Follower, Loaded, LogListener
+from recserve.engine.state.items import ItemChange, LiveItems, check_change, check_room, pack_change
 from recserve.engine.state.keys import KeyStore
 from recserve.engine.state.master import MasterKeys, read_master_keys
 from recserve.engine.state.observed import ObservedEvents
@@ -55,7 +56,8 @@ class State:
         self.observed = observed
         self._lock = lock
         self._store, self._keys = store, keys
-        self._follower = Follower(store, keys, observed)
+        self.live_items = LiveItems()
+        self._follower = Follower(store, keys, observed, self.live_items)
         self.log = EventLog(store, keys, self._follower, config, on_failed=self._failed)
         # Who wants to know that nothing is written any more; set by the server.
         self.on_failed: Callable[[], None] = lambda: None
@@ -108,6 +110,21 @@ class State:
             return list(_open_rows(rows, self._keys)), rows[-1].seq if rows else 0
 
         return self.log.do(read)
+
+    def change_items(self, changes: Sequence[ItemChange]) -> Future[None]:
+        """Keeps what is new of items; done when it is durable and this state's engines serve it.
+
+        Raises :class:`InvalidRequest` for a change that cannot be kept; then none is.
+        """
+        for change in changes:
+            check_change(change)
+        check_room(self.live_items, changes)
+
+        def put() -> None:
+            self._store.put_items([(change.item_id, pack_change(change)) for change in changes])
+            self._follower.follow_items()
+
+        return self.log.do(put)
 
     def user_key(self, user_id: str) -> str:
         """Returns the pseudonym of a user, as ``event.user_id`` of logged events has it."""

@@ -64,6 +64,12 @@ class EventStore(Protocol):
     def move_cursor(self, name: str, seq: int) -> None:
         """Notes that number."""
 
+    def put_items(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Keeps the newest that is known of items, by id; durable when it returns."""
+
+    def items(self, after: int) -> list[tuple[int, str, bytes]]:
+        """Returns number, id and bytes of what was put since the number ``after``, in that order."""
+
     def close(self) -> None:
         """Closes the place."""
 

@@ -251,6 +251,8 @@ def test_every_method_asks_for_a_documented_scope(estate: Estate) -> None:
     assert "/grpc.health.v1.Health/Check" in paths
     assert any("ServerReflection" in path for path in paths)
     feedback = {path.rpartition("/")[2]: scope for path, scope in paths.items() if "v1.Feedback" in path}
+    catalogue = {path.rpartition("/")[2]: scope for path, scope in paths.items() if "v1.Catalogue" in path}
+    assert catalogue == {"UpsertItems": "items:write", "RemoveItems": "items:write"}
     assert feedback == {
         "Record": "feedback:write",
         "RecordStream": "feedback:write",

@@ -1,0 +1,38 @@
+"""Items that changed, in every place that there is for a state."""
+
+from recserve.engine.state.config import StateConfig
+from recserve.engine.state.items import ItemChange, LiveItems
+from tests.engine.state.conftest import opened
+from tests.engine.state.test_shared import caught_up
+
+TIMEOUT_SECONDS = 30
+
+
+def known(live_items: LiveItems) -> dict[str, ItemChange]:
+    """What an engine that begins to follow is told."""
+    found: dict[str, ItemChange] = {}
+
+    class Follower:
+        def serve_items(self, changes: dict[str, ItemChange]) -> None:
+            found.update(changes)
+
+    live_items.follow(Follower())  # type: ignore[arg-type]
+    return found
+
+
+def test_changes_are_there_after_a_restart_the_newest_of_each_item(anywhere: StateConfig) -> None:
+    vector = ItemChange(item_id="a", vector=(0.5, -1.0), bundle_version="v", attributes={"title": "ä"})
+    gone = ItemChange(item_id="b", is_served=False)
+    with opened(anywhere) as state:
+        state.change_items([vector, gone]).result(TIMEOUT_SECONDS)
+        assert known(state.live_items) == {"a": vector, "b": gone}
+        state.change_items([ItemChange(item_id="b", like=("a",))]).result(TIMEOUT_SECONDS)
+    with opened(anywhere) as state:
+        assert known(state.live_items) == {"a": vector, "b": ItemChange(item_id="b", like=("a",))}
+
+
+def test_servers_of_one_state_follow_each_other(shared: StateConfig) -> None:
+    with opened(shared) as one, opened(shared) as other:
+        gone = ItemChange(item_id="a", is_served=False)
+        one.change_items([gone]).result(TIMEOUT_SECONDS)
+        assert known(caught_up(other).live_items) == {"a": gone}
