@@ -36,19 +36,25 @@ def save_checkpoint(
     write_whole(path, save(tensors, metadata={PROGRESS_KEY: json.dumps(asdict(progress))}))
 
 
+def read_progress(path: Path) -> Progress:
+    """Returns the progress in a checkpoint alone; raises :class:`DataError` for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Progress(**json.loads((file.metadata() or {})[PROGRESS_KEY]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"checkpoint {path}", found="unreadable", expected="a checkpoint of recserve", cure="Train again."
+        ) from error
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
     """Reads weights (and the optimiser's state when asked) in place; returns the progress.
 
     Raises :class:`DataError` for a damaged file or one of another model shape.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            progress = Progress(**json.loads((file.metadata() or {})[PROGRESS_KEY]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"checkpoint {path}", found="unreadable", expected="a checkpoint of recserve", cure="Train again."
-        ) from error
+    progress = read_progress(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {
         name.removeprefix(MODEL_PREFIX): value
         for name, value in tensors.items()

@@ -1,7 +1,7 @@
 """The verbs ``train`` and ``evaluate``. Torch and polars are imported when a verb runs, not before."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +10,10 @@ import typer
 from recserve import console
 from recserve.errors import InvalidRequest, RecserveError
 from recserve.training.config_file import use_config
+from recserve.training.evaluate_command import evaluate
+from recserve.training.hyperparameters_command import sweep
 from recserve.training.models import MODULES
-from recserve.training.show import show_cleaning, show_cold_start, show_evaluation, show_predictions
+from recserve.training.show import show_cleaning
 
 if TYPE_CHECKING:
     from recserve.training.run import Run, RunConfig
@@ -23,6 +25,7 @@ def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
     add(train, needs=NEEDS, extra="train")
     add(evaluate, needs=NEEDS, extra="train")
+    add(sweep, needs=(*NEEDS, "optuna"), extra="sweep")
 
 
 def train(
@@ -114,6 +117,9 @@ def train(
     negatives: Annotated[
         int | None, typer.Option(help="Sampled items of a step under the sampled loss.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, or bf16 for what an encoder computes (sequence models).")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Validations without progress before training stops.")
     ] = None,
@@ -144,6 +150,7 @@ def train(
         str | None, typer.Option(help="platt, isotonic, none, or auto by validation (rankers).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    track: Annotated[str, typer.Option(help="tensorboard, mlflow, or both: what is told each epoch.")] = "",
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
 ) -> None:
@@ -156,6 +163,7 @@ def train(
     from recserve.training.distributed import processes
     from recserve.training.run import open_run
     from recserve.training.start import DataOptions, begin, go_on
+    from recserve.training.tracking import check_trackers
 
     given = {
         "embedding_size": embedding_size,
@@ -181,6 +189,7 @@ def train(
         "weight_decay": weight_decay,
         "loss": loss,
         "n_negatives": negatives,
+        "precision": precision,
         "patience": patience,
         "validate_every": validate_every,
         "hidden": None if hidden is None else _widths(hidden),
@@ -205,6 +214,7 @@ def train(
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,
     )
+    trackers = check_trackers(track)
     folder = out or Path("runs") / f"{Path(data).stem.split(':')[0]}-{model}"
     failure: RecserveError | None = None
     with processes() as group:
@@ -224,7 +234,7 @@ def train(
             raise typer.Exit(1)
         if not group.is_main:
             run = open_run(folder)
-        train_run(run, group)
+        train_run(run, group, trackers)
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -260,11 +270,12 @@ def run_config(model: str, split: str, given: dict[str, Any]) -> "RunConfig":
     )
 
 
-def train_run(run: "Run", group: Any) -> None:
-    """Trains an open run to its end, with a bar."""
+def train_run(run: "Run", group: Any, trackers: Sequence[str] = ()) -> None:
+    """Trains an open run to its end, with a bar; ``trackers``: names of those that follow."""
     import torch
 
     from recserve.training.loop import EpochReport, Trainer
+    from recserve.training.tracking import tracked
 
     torch.manual_seed(run.config.loop.seed)
     model = run.new_model()
@@ -276,13 +287,18 @@ def train_run(run: "Run", group: Any) -> None:
     if done.epoch:
         console.note(f"resuming after epoch {done.epoch}")
     name, metric = model.validation_metric.name, "…"
-    with console.progress("training", run.config.loop.epochs) as update:
+    with (
+        console.progress("training", run.config.loop.epochs) as update,
+        tracked(trackers, run, done.epoch + 1) as followers,
+    ):
         update(done.epoch)
 
         def on_epoch(report: EpochReport) -> None:
             nonlocal metric
             if report.metric is not None:
                 metric = f"{report.metric:.4f}"
+            for follower in followers:
+                follower.epoch(report, name)
             update(1, f"training  loss {report.loss:.3f}  validation {name} {metric}")
 
         final = trainer.fit(on_epoch)
@@ -290,87 +306,3 @@ def train_run(run: "Run", group: Any) -> None:
         f"best validation {name} {final.best_metric:.4f} at epoch {final.best_epoch} "
         f"(of {final.epoch}); run in {run.folder}"
     )
-
-
-def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several on the same data are compared.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the comparison: FILE.png, .svg or .pdf.")] = None,
-    sweep: Annotated[str, typer.Option(help="diversity: weigh it against accuracy, with every method.")] = "",
-    cold_start: Annotated[
-        bool, typer.Option("--cold-start", help="NDCG@10 of users cut to 0, 1 and 5 events instead.")
-    ] = False,
-) -> None:
-    """Rank the whole catalogue for every test user; compare with popularity and with each other.
-
-    A ranker trained on ratings, alone, predicts every test interaction instead, next to the item's mean.
-    """
-    from recserve.training import comparison
-    from recserve.training.run import open_run, write_json
-
-    opened = [open_run(run) for run in runs]
-    comparison.check_comparable(opened)
-    if cold_start:
-        _evaluate_cold_start(opened, json=json, out=out, plot=plot)
-        return
-    if plot:
-        comparison.check_plot(plot)
-    if sweep:
-        from recserve.training.sweep_command import show_sweep
-
-        show_sweep(opened, sweep, out, plot, json=json)
-        return
-    if len(opened) == 1 and (predictions := comparison.predictions_of(opened[0])) is not None:
-        if plot:
-            raise InvalidRequest("--plot", found="given", expected="not given for a ranker of ratings")
-        opened[0].write_evaluation(predictions)
-        if out:
-            write_json(out, predictions)
-        if json:
-            console.print_json(predictions)
-        else:
-            show_predictions(opened[0], predictions)
-        return
-    n_users = len(opened[0].split().test.user_index)
-    with console.progress("evaluating", n_users * (1 + len(opened))) as update:
-        result = comparison.evaluate_runs(opened, update)
-    for run, model in zip(opened, result["models"].values(), strict=True):
-        run.write_evaluation(comparison.of_one_run(model, result))
-    if out:
-        write_json(out, result)
-    if plot:
-        comparison.plot(result, plot)
-    if json:
-        only = next(iter(result["models"].values()))
-        console.print_json(comparison.of_one_run(only, result) if len(opened) == 1 else result)
-    else:
-        show_evaluation(result)
-
-
-def _evaluate_cold_start(runs: "list[Run]", *, json: bool, out: Path | None, plot: Path | None) -> None:
-    from recserve.training.cold_start import evaluate_cold_start
-    from recserve.training.run import write_json
-
-    if plot or len(runs) > 1:
-        found = "--plot" if plot else f"{len(runs)} runs"
-        raise InvalidRequest("--cold-start", found=f"given with {found}", expected="one run, no plot")
-    with console.progress("evaluating", 5 * len(runs[0].split().test.user_index)) as update:
-        result = evaluate_cold_start(runs[0], update)
-    if out:
-        write_json(out, result)
-    if json:
-        console.print_json(result)
-        return
-    show_cold_start(result)
-
-
-def evaluate_run(run: "Run") -> dict[str, Any]:
-    """Returns the test evaluation of a run's best model and of a baseline, as plain values."""
-    from recserve.training import comparison
-
-    if (predictions := comparison.predictions_of(run)) is not None:
-        return predictions
-    with console.progress("evaluating", 2 * len(run.split().test.user_index)) as update:
-        result = comparison.evaluate_runs([run], update)
-    return comparison.of_one_run(next(iter(result["models"].values())), result)

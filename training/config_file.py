@@ -1,6 +1,7 @@
 """The options of a verb out of a TOML file: every key is the name of an option, flags go before them."""
 
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,38 @@ def use_config(context: typer.Context, path: Path | None) -> Path | None:
     that an option has.
     """
     if path is not None:
-        options = {
-            flag.removeprefix("--"): parameter.name
-            for parameter in context.command.params
-            for flag in parameter.opts
-            if parameter.name not in ("config", "help")
-        }
-        values = read_options(path, options)
-        context.default_map = {options[name]: value for name, value in values.items()}
+        allowed = [str(parameter.name) for parameter in context.command.params]
+        context.default_map = read_options(path, read_toml(path), allowed)
     return path
 
 
-def read_options(path: Path, allowed: Any) -> dict[str, Any]:
-    """Returns the options in a file by their names (``embedding-size``); lists are joined by commas."""
+def read_options(path: Path, values: Mapping[str, Any], allowed: Iterable[str]) -> dict[str, Any]:
+    """Returns ``values``, what ``path`` holds, by the names of parameters; lists are joined by commas."""
     found = {}
-    for key, value in read_toml(path).items():
-        name = key.replace("_", "-")
-        if name == SWEEP:
-            continue
-        if name not in allowed:
-            raise ConfigError(
-                f"key {key} of {path}",
-                found="unknown",
-                expected="the name of an option of `recserve train`",
-                cure=nearest(name, allowed),
-            )
+    for name, value in named_options(path, values, allowed).items():
         if isinstance(value, list):
             value = ",".join(str(part) for part in value)
         if not isinstance(value, str | int | float | bool):
-            raise ConfigError(f"key {key} of {path}", found=value, expected="a text, number, truth or list")
+            raise ConfigError(f"key {name} of {path}", found=value, expected="a text, number, truth or list")
         found[name] = value
+    return found
+
+
+def named_options(path: Path, values: Mapping[str, Any], allowed: Iterable[str]) -> dict[str, Any]:
+    """Returns ``values`` with ``_`` in their names, without a section [sweep].
+
+    Raises :class:`ConfigError` for a name that is not ``allowed``.
+    """
+    names = sorted(name for name in allowed if name not in ("config", "help"))
+    found = {key.replace("-", "_"): value for key, value in values.items() if key != SWEEP}
+    for name in found:
+        if name not in names:
+            raise ConfigError(
+                f"key {name} of {path}",
+                found="unknown",
+                expected="the name of an option of `recserve train`",
+                cure=nearest(name, names),
+            )
     return found
 
 

@@ -64,12 +64,14 @@ class GradientLearner:
 
     def _loss(self, history: Tensor, targets: Tensor, gaps: Tensor) -> Tensor:
         reads_gaps = self._model.config.time_gaps
-        examples = [
-            self._model.examples(history[rows, -length:], targets[rows, -length:], some_gaps)
-            for rows, length in _by_length(history)
-            for some_gaps in [gaps[rows, -length:] if reads_gaps else None]
-        ]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._config.precision == "bf16"):
+            examples = [
+                self._model.examples(history[rows, -length:], targets[rows, -length:], some_gaps)
+                for rows, length in _by_length(history)
+                for some_gaps in [gaps[rows, -length:] if reads_gaps else None]
+            ]
         queries, wanted = (torch.cat(parts) for parts in zip(*examples, strict=True))
+        queries = queries.float()
         table = self._model.item_embeddings
         if self._is_sampled():
             return sampled_softmax(queries, table, wanted, self._probabilities, self._config.n_negatives)

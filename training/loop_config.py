@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from recserve.errors import InvalidRequest
 
+PRECISIONS = ("fp32", "bf16")
 LOSSES = ("auto", "softmax", "sampled")
 MAX_LEARNING_RATE = 10.0
 
@@ -27,6 +28,9 @@ class LoopConfig:
     n_negatives: int = 4096
     """Sampled items of a step under the sampled loss."""
 
+    precision: str = "fp32"
+    """bf16: what an encoder computes; its weights, the softmax and the optimiser stay float32."""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "validate_every", "n_negatives"):
             if getattr(self, name) < 1:
@@ -37,5 +41,9 @@ class LoopConfig:
             )
         if not self.weight_decay >= 0:
             raise InvalidRequest("weight_decay", found=self.weight_decay, expected="0 or more")
+        if self.precision not in PRECISIONS:
+            raise InvalidRequest(
+                "precision", found=self.precision, expected=f"one of {', '.join(PRECISIONS)}"
+            )
         if self.loss not in LOSSES:
             raise InvalidRequest("loss", found=self.loss, expected=f"one of {', '.join(LOSSES)}")

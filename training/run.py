@@ -15,7 +15,7 @@ from typing import Any
 import recserve
 from recserve.errors import DataError, InvalidRequest
 from recserve.files import write_whole
-from recserve.training.checkpoint import load_checkpoint
+from recserve.training.checkpoint import Progress, load_checkpoint, read_progress
 from recserve.training.data import Dataset, Split, leave_one_out, random_split, temporal_split
 from recserve.training.data.warnings import data_warnings
 from recserve.training.loop import BEST
@@ -68,10 +68,7 @@ class Run:
 
     def new_model(self) -> RankingModel:
         """Returns an untrained model of the run's shape; the caller seeds torch."""
-        family = family_of(self.config.model)
-        if family.create_from_data is not None:
-            return family.create_from_data(self.config.shape, self.dataset, self.split())
-        return family.create(self.config.shape, self.dataset.n_users, self.dataset.n_items)
+        return new_model(self.config, self.dataset, self.split())
 
     def best_model(self) -> RankingModel:
         """Returns the model with the best validation metric; :class:`DataError` before there is one."""
@@ -86,6 +83,10 @@ class Run:
         load_checkpoint(self.folder / BEST, model)
         model.eval()
         return model
+
+    def best_progress(self) -> Progress:
+        """Returns the best validation metric and its epoch; :class:`DataError` before there is one."""
+        return read_progress(self.folder / BEST)
 
     def checkpoint_sha256(self) -> str:
         """Returns the SHA-256 of the file of the best weights, as hex."""
@@ -102,6 +103,14 @@ class Run:
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Stores the result of ``evaluate``, all or nothing."""
         write_json(self.folder / EVALUATION_FILE, evaluation)
+
+
+def new_model(config: RunConfig, dataset: Dataset, split: Split) -> RankingModel:
+    """Returns an untrained model for ``split`` of ``dataset``; the caller seeds torch."""
+    family = family_of(config.model)
+    if family.create_from_data is not None:
+        return family.create_from_data(config.shape, dataset, split)
+    return family.create(config.shape, dataset.n_users, dataset.n_items)
 
 
 def create_run(

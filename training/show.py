@@ -25,7 +25,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
         f"{result['dataset']}, {result['protocol']}, {result['n_users']} users [mean, 95 % interval]",
         ["metric", *models],
         [
-            [metric, *(_estimate_text(model["metrics"].get(metric)) for model in models.values())]
+            [metric, *(estimate_text(model["metrics"].get(metric)) for model in models.values())]
             for metric in metrics
         ],
     )
@@ -41,7 +41,7 @@ def show_predictions(run: "Run", result: dict[str, Any]) -> None:
         f"{result['n_unknown_users']} of them not in training [95 % interval over users]",
         ["metric", run.config.model, "item mean"],
         [
-            [name, *(_estimate_text(result[side]["metrics"][name]) for side in ("model", "item mean"))]
+            [name, *(estimate_text(result[side]["metrics"][name]) for side in ("model", "item mean"))]
             for name in names
         ],
     )
@@ -53,7 +53,7 @@ def show_cold_start(result: dict[str, Any]) -> None:
         f"{result['dataset']}, {result['protocol']}, {result['n_users']} users [mean, 95 % interval]",
         ["newest events known", "answered by", result["metric"]],
         [
-            ["all" if row["events"] is None else row["events"], row["source"], _estimate_text(row)]
+            ["all" if row["events"] is None else row["events"], row["source"], estimate_text(row)]
             for row in result["rows"]
         ],
     )
@@ -91,7 +91,8 @@ def _by_column(counts: Mapping[str, int]) -> str:
     return f"  ({', '.join(f'{name} {count:,}' for name, count in counts.items())})" if counts else ""
 
 
-def _estimate_text(estimate: dict[str, float] | None) -> str:
+def estimate_text(estimate: dict[str, float] | None) -> str:
+    """Returns a mean with its interval, where it has one."""
     if estimate is None:
         return "–"
     if estimate["low"] == estimate["high"]:

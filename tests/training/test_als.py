@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.kernels import reference
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import Histories, load_dataset
 from recserve.training.distributed import Processes
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import BEST, LAST, Trainer
 from recserve.training.models import als
 from recserve.training.models.als import ALS, ALSConfig

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from recserve.errors import InvalidRequest
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import EvaluationSet, Histories, load_dataset
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import LAST, Trainer
 from recserve.training.models import item_knn
 from recserve.training.models.bpr import BPR, BPRConfig

@@ -13,8 +13,9 @@ from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.exporters.assemble import export_run
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import CleaningReport, Dataset, Histories, load_dataset
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import BEST, LAST, Trainer
 from recserve.training.models import dssm
 from recserve.training.models.dssm import DSSM, DSSMConfig

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from recserve.errors import InvalidRequest
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import CleaningReport, Dataset, Histories, leave_one_out, load_dataset
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import LAST, Trainer
 from recserve.training.models import graphsage
 from recserve.training.models.graph import Graph

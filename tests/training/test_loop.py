@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from recserve.errors import CheckFailed, DataError, InvalidRequest
-from recserve.training.commands import evaluate_run
 from recserve.training.data import leave_one_out, load_dataset
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import BEST, LAST, LOG, Trainer, check_learnable
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.sasrec import SASRecConfig
@@ -135,6 +135,16 @@ def test_the_sampled_loss_learns_too(tmp_path: Path) -> None:
     losses = []
     trainer(run).fit(lambda report: losses.append(report.loss))
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_bf16_learns_as_float32_does(tmp_path: Path) -> None:
+    losses: dict[str, list[float]] = {}
+    for precision in ("fp32", "bf16"):
+        run = start_run(tmp_path / precision, epochs=3, validate_every=3, precision=precision)
+        found = losses.setdefault(precision, [])
+        trainer(run).fit(lambda report, found=found: found.append(report.loss))
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-2)
+    assert losses["bf16"] != losses["fp32"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
@@ -265,6 +275,7 @@ def test_a_run_folder_is_not_overwritten_by_accident(tmp_path: Path) -> None:
         {"learning_rate": 0.0},
         {"learning_rate": 1e19},
         {"loss": "hinge"},
+        {"precision": "fp8"},
         {"weight_decay": -1.0},
         {"patience": 0},
     ],

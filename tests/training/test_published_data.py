@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import load_dataset
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import Trainer
 from recserve.training.run import create_run
 

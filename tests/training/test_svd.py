@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from recserve.errors import DataError
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import EvaluationSet, Histories, load_dataset, random_folds, random_split
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import LAST, Trainer
 from recserve.training.models import family_of
 from recserve.training.models.svd import SVD, SVDConfig, _last_of_each_pair

@@ -14,7 +14,9 @@ from recserve.training.batches import gaps_of, pad
 from recserve.training.data import EvaluationSet
 from recserve.training.models.base import EPOCH_OPTIONS, RankingModel
 
-GRADIENT_OPTIONS = EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay", "loss", "n_negatives"}
+GRADIENT_OPTIONS = EPOCH_OPTIONS | {
+    *("batch_size", "learning_rate", "weight_decay", "loss", "n_negatives", "precision"),
+}
 
 
 class SequenceConfig(Protocol):

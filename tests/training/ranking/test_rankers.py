@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from recserve.errors import DataError, InvalidRequest
-from recserve.training.commands import evaluate_run, run_config
+from recserve.training.commands import run_config
 from recserve.training.data import load_dataset
+from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import Trainer
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import calibrate, evaluate_predictions, validation_auc
