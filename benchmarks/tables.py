@@ -14,6 +14,7 @@ from typing import Any
 
 from recserve import console
 from recserve.benchmarks.compare import read_result
+from recserve.benchmarks.kernels.report import limit_share, percent
 from recserve.benchmarks.kernels.timing import OURS
 from recserve.benchmarks.load.report import milliseconds
 from recserve.benchmarks.peers.report import rows_of
@@ -24,6 +25,7 @@ END = "<!-- End of what is made. -->"
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = Path(__file__).resolve().parent / "results"
+RECALL_COLUMNS = ("catalogue", "index", "setting", "recall@10", "ms, batch 1", "ms, batch 64", "built in s")
 Result = Mapping[str, Any]
 
 
@@ -216,10 +218,12 @@ def _kernels(result: Result) -> list[Table]:
             milliseconds(case["median_ms"][OURS]),
             milliseconds(case["hot_median_ms"][OURS]),
             f"{case['ratio']:.1f} × {case['best_peer']}" if case["ratio"] else "–",
+            percent(limit_share(case)),
         ]
         for case in result["cases"]
     ]
     columns = ["catalogue", "threads", "batch", "k", "ms in turns", "ms alone", "best exact peer by ours"]
+    columns.append("% of the limit")
     bars = [
         [
             bar["case"].strip(),
@@ -230,9 +234,25 @@ def _kernels(result: Result) -> list[Table]:
         for bar in result["bars"]
         if bar["measured"] is not None
     ]
-    return [
+    tables = [
         Table("Exact search in turns with its peers, the same answers", columns, rows),
+        Table("Recall and latency, one thread", RECALL_COLUMNS, _recall_rows(result["approximate"])),
         Table("What was promised", ["case", "measured", "must", ""], bars),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _recall_rows(rows: Sequence[Result]) -> list[list[str]]:
+    return [
+        [
+            f"{row['data']} {row['n_items']:,} × {row['dim']}",
+            row["method"],
+            row["setting"],
+            f"{row['recall']:.3f}",
+            *(milliseconds(row["median_ms"][batch]) for batch in ("1", "64")),
+            f"{row['build_s']:.1f}" if row["build_s"] else "–",
+        ]
+        for row in rows
     ]
 
 

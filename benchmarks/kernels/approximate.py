@@ -6,6 +6,7 @@ grows item by item would suffer. For one that searches by distance the items are
 inner product.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ TRAINING_ITEMS = 100_000  # faiss and scann learn their partition from at most t
 SEED = 1234
 GRAPH_DEGREE, BUILD_WIDTH = 16, 100
 WIDTHS = (32, 128, 512)
+BUILD_THREADS = os.cpu_count() or 1  # of graphs, which take the longest by far
 
 Setting = tuple[str, Search]
 Make = Callable[[Vectors, int], Iterator[Setting]]
@@ -70,8 +72,9 @@ def faiss_hnsw(vectors: Vectors, threads: int) -> Iterator[Setting]:
     order = _shuffled(vectors)
     index = faiss.IndexHNSWFlat(vectors.shape[1], GRAPH_DEGREE, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = BUILD_WIDTH
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(BUILD_THREADS)
     index.add(vectors[order])
+    faiss.omp_set_num_threads(threads)
 
     def search_with(width: int) -> Search:
         def search(queries: Vectors, k: int) -> tuple[Any, Any]:
@@ -104,7 +107,7 @@ def _hnswlib(
     index = hnswlib.Index(space=space, dim=items.shape[1])
     index.init_index(len(items), M=GRAPH_DEGREE, ef_construction=BUILD_WIDTH, random_seed=SEED)
     index.set_num_threads(threads)
-    index.add_items(items[order], order)
+    index.add_items(items[order], order, num_threads=BUILD_THREADS)
 
     def search_with(width: int) -> Search:
         def search(queries: Vectors, k: int) -> tuple[Any, Any]:

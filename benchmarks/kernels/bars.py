@@ -47,11 +47,11 @@ def judge(result: Result) -> list[dict[str, Any]]:
     return [bar.judge(result) for bar in BARS]
 
 
-def _case(result: Result, data: str, n_items: int, batch: int, k: int, threads: int = 1) -> Any:
+def _find(rows: Any, data: str, n_items: int, batch: int, k: int, threads: int = 1) -> Any:
     wanted = {"data": data, "n_items": n_items, "dim": D64, "batch": batch, "k": k, "threads": threads}
-    for case in result["cases"]:
-        if all(case[name] == value for name, value in wanted.items()):
-            return case
+    for row in rows:
+        if all(row[name] == value for name, value in wanted.items()):
+            return row
     return None
 
 
@@ -59,24 +59,18 @@ def _ratio(data: str, n_items: int, batch: int, k: int) -> Measured:
     """The best exact peer's median by ours, both timed in turns on one thread."""
 
     def measured(result: Result) -> float | None:
-        case = _case(result, data, n_items, batch, k)
+        case = _find(result["cases"], data, n_items, batch, k)
         return case["ratio"] if case else None
 
     return measured
 
 
 def _speed_up(data: str, batch: int) -> Measured:
-    """One thread's median by two threads', both of this engine alone.
-
-    In turns, the one-thread search would find in the cache what the other has just read.
-    """
+    """One thread's median by two threads', both of this engine."""
 
     def measured(result: Result) -> float | None:
-        case = _case(result, data, 100_000, batch, 10, threads=2)
-        if case is None:
-            return None
-        one: float = case["hot_median_ms"]["recserve, one thread"]
-        return float(one / case["hot_median_ms"]["recserve"])
+        row = _find(result["speed_ups"], data, 100_000, batch, 10, threads=2)
+        return row["ratio"] if row else None
 
     return measured
 

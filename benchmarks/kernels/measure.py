@@ -11,7 +11,6 @@ import json
 import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,16 @@ import numpy as np
 from recserve import console
 from recserve.benchmarks.kernels import approximate, data, exclusions, limits, peers, timing
 from recserve.benchmarks.kernels.options import APPROXIMATE_DATA, Grid, Options
+from recserve.benchmarks.kernels.split import Split, speed_up
 from recserve.errors import RecserveError
 from recserve.kernels import ItemIndex, warmup
 from recserve.kernels.isa import PORTABLE, choose
 
-# A half smaller than this costs more to hand to another thread than to search.
-MIN_SPLIT = 16
 HOT_SHARE = 0.2  # of the seconds of a case, for each method that is timed alone
 TINY_ITEMS = 32
 RECALL_QUERIES = 256
 RECALL_K = 10
 RECALL_BATCHES = (1, 64)
-
-
-class Ours:
-    """This engine with several threads: the batch is split over Python threads, for searches hold no lock."""
-
-    def __init__(self, index: ItemIndex, threads: int) -> None:
-        self._index, self._threads = index, threads
-        self._pool = ThreadPoolExecutor(max(1, threads - 1))
-
-    def search(self, queries: Any, k: int) -> tuple[Any, Any]:
-        """ItemIndex.search; the calling thread takes a share too."""
-        if self._threads == 1 or len(queries) < self._threads * MIN_SPLIT:
-            return self._index.search(queries, k)
-        own, *others = np.array_split(queries, self._threads)
-        futures = [self._pool.submit(self._index.search, part, k) for part in others]
-        answers = [self._index.search(own, k), *(future.result() for future in futures)]
-        scores, indices = (np.concatenate(part) for part in zip(*answers, strict=True))
-        return scores, indices
 
 
 def run(options: Options, threads: int, cache: Path) -> dict[str, Any]:
@@ -62,6 +42,7 @@ def run(options: Options, threads: int, cache: Path) -> dict[str, Any]:
         "cases": [],
         "approximate": [],
         "exclusions": [],
+        "speed_ups": [],
         "dispatch_us": {},
         "fp32_kernel_gflops": limits.fp32_kernel_gflops() if threads == 1 else None,
     }
@@ -93,9 +74,14 @@ def _run_catalogue(
     result["catalogues"].append(
         {**key, "isa": stats["isa"], "build_s": built, "bytes_per_item": stats["bytes_per_item"]}
     )
-    methods: dict[str, peers.Search] = {timing.OURS: Ours(index, grid.threads).search}
     if grid.threads > 1:
-        methods[timing.ONE_THREAD] = index.search
+        result["speed_ups"] += [
+            {**key, **speed_up(index, grid.threads, queries, batch, k, options.seconds)}
+            for batch in grid.batches
+            for k in grid.ks
+        ]
+    split = Split(index, grid.threads)
+    methods: dict[str, peers.Search] = {timing.OURS: split.search}
     methods |= peers.load(vectors, grid.threads, options.peers, _skip)
     for batch in grid.batches:
         for k in grid.ks:
@@ -103,6 +89,7 @@ def _run_catalogue(
             case["limit_ms"] = limit and limit.bound_ms(n_items, grid.dim, batch, case["scanned"])
             result["cases"].append(case)
             console.note(f"{kind} {n_items} × {grid.dim}  B{batch} K{k}  {_summary(case)}")
+    split.close()
     if (
         grid.threads == 1
         and (kind, n_items) == exclusions.CATALOGUE
@@ -127,8 +114,8 @@ def _time_case(
     cpu_share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     work = _work_done(before, index.stats())
     median = {name: statistics.median(values) for name, values in times.items()}
-    peer = min((name for name in median if not timing.is_ours(name)), key=median.__getitem__, default=None)
-    alone = [name for name in methods if timing.is_ours(name) or name == peer]
+    peer = min((name for name in median if name != timing.OURS), key=median.__getitem__, default=None)
+    alone = [name for name in methods if name in (timing.OURS, peer)]
     hot = {
         name: statistics.median(timing.alone(methods[name], queries, batch, k, HOT_SHARE * options.seconds))
         for name in alone

@@ -11,6 +11,10 @@ Vectors = npt.NDArray[np.float32]
 Search = Callable[[Vectors, int], tuple[Any, Any]]  # (queries, k) → (scores, item indices), best first
 Make = Callable[[Vectors, int], Search]
 
+# Of all scores of a batch and what selecting from them makes. More queries than that are searched in blocks,
+# as anybody would: ten million items need not have 16 GB at hand.
+MAX_SCORES_BYTES = 1 << 30
+
 MAX_GRAPH_BYTES = (2 << 30) - (1 << 20)  # of a protobuf message, which an ONNX graph with its weights is
 
 
@@ -24,7 +28,7 @@ def numpy_search(vectors: Vectors, threads: int) -> Search:
         order = np.argsort(-best_scores, axis=1, kind="stable")
         return np.take_along_axis(best_scores, order, axis=1), np.take_along_axis(best, order, axis=1)
 
-    return search
+    return in_blocks(search, 16 * len(vectors))  # scores, their negatives, 64-bit indices
 
 
 def torch_search(vectors: Vectors, threads: int) -> Search:
@@ -39,7 +43,7 @@ def torch_search(vectors: Vectors, threads: int) -> Search:
             scores, indices = torch.topk(torch.from_numpy(queries) @ items, k, dim=1)
         return scores.numpy(), indices.numpy()
 
-    return search
+    return in_blocks(search, 4 * len(vectors))
 
 
 def onnxruntime_search(vectors: Vectors, threads: int) -> Search:
@@ -122,6 +126,20 @@ def usearch_search(vectors: Vectors, threads: int) -> Search:
         return 1 - np.reshape(found.distances, shape), np.reshape(found.keys, shape)
 
     return search
+
+
+def in_blocks(search: Search, query_bytes: int) -> Search:
+    """``search``, with so few queries at a time that ``query_bytes`` of each stay below a gigabyte."""
+    most = max(1, MAX_SCORES_BYTES // query_bytes)
+
+    def search_blocks(queries: Vectors, k: int) -> tuple[Any, Any]:
+        if len(queries) <= most:
+            return search(queries, k)
+        answers = [search(queries[first : first + most], k) for first in range(0, len(queries), most)]
+        scores, indices = (np.concatenate(part) for part in zip(*answers, strict=True))
+        return scores, indices
+
+    return search_blocks
 
 
 EXACT: dict[str, Make] = {

@@ -26,6 +26,8 @@ def show(result: Result) -> None:
         _show_approximate(result["approximate"])
     if result["exclusions"]:
         _show_exclusions(result["exclusions"])
+    if result["speed_ups"]:
+        _show_speed_ups(result["speed_ups"])
     if result["start"]:
         show_start(result["start"])
     show_bars(result["bars"])
@@ -178,6 +180,27 @@ def _show_exclusions(rows: Sequence[dict[str, Any]]) -> None:
                 _ms(row["ms"]),
                 _ms(row["without_ms"]),
                 f"{row['ratio']:.2f}×",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _show_speed_ups(rows: Sequence[dict[str, Any]]) -> None:
+    console.print_table(
+        "a batch split over threads, in turns with one thread, without peers",
+        ["data", "items", "threads", "B", "K", "one ms", "ms", "ratio", "of the least"],
+        [
+            [
+                row["data"],
+                f"{row['n_items']:,} × {row['dim']}",
+                row["threads"],
+                row["batch"],
+                row["k"],
+                _ms(row["one_ms"]),
+                _ms(row["ms"]),
+                f"{row['ratio']:.2f}×",
+                f"{row['least_ratio']:.2f}×",
             ]
             for row in rows
         ],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recserve.benchmarks import start
-from recserve.benchmarks.environment import check_compiled, environment
+from recserve.benchmarks.environment import check_compiled, describe
 from recserve.benchmarks.kernels import bars
 from recserve.benchmarks.kernels.options import Options
 from recserve.errors import CheckFailed
@@ -41,13 +41,14 @@ def run(options: Options, cache: Path, *, start_processes: int) -> dict[str, Any
     check_compiled()
     result: dict[str, Any] = {
         "schema": SCHEMA,
-        "environment": environment(PACKAGES),
+        "environment": describe(PACKAGES),
         "options": options.as_dict(),
         "limits": {},
         "catalogues": [],
         "cases": [],
         "approximate": [],
         "exclusions": [],
+        "speed_ups": [],
         "dispatch_us": {},
         "fp32_kernel_gflops": None,
     }
@@ -57,7 +58,7 @@ def run(options: Options, cache: Path, *, start_processes: int) -> dict[str, Any
         result["dispatch_us"] |= measured["dispatch_us"]
         if threads == 1:
             result["fp32_kernel_gflops"] = measured["fp32_kernel_gflops"]
-        for name in ("catalogues", "cases", "approximate", "exclusions"):
+        for name in ("catalogues", "cases", "approximate", "exclusions", "speed_ups"):
             result[name] += measured[name]
     result["start"] = start.measure(start_processes) if start_processes else None
     result["bars"] = bars.judge(result)

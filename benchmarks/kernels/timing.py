@@ -18,7 +18,6 @@ Vectors = npt.NDArray[np.float32]
 Search = Callable[[Vectors, int], tuple[Any, Any]]
 
 OURS = "recserve"
-ONE_THREAD = "recserve, one thread"
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
 # A peer this many times slower than the fastest is not timed any further: after one call if it takes long,
 # else after three, so that one disturbed call of a fast peer decides nothing.
@@ -116,13 +115,8 @@ def _parts(queries: Vectors, batch: int) -> Iterator[Vectors]:
 
 
 def _is_hopeless(name: str, times: Mapping[str, list[float]], surely: bool) -> bool:
-    if is_ours(name):
+    if name == OURS:
         return False
-    fastest = min(min(values) for peer, values in times.items() if not is_ours(peer))
+    fastest = min(min(values) for peer, values in times.items() if peer != OURS)
     least = min(times[name])
     return least > HOPELESS * fastest and (surely or least > LONG_MS)
-
-
-def is_ours(name: str) -> bool:
-    """True for the methods of this engine."""
-    return name.startswith(OURS)

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from numba import config
 
-from recserve.benchmarks.kernels import approximate, bars, data, limits, options, plot, report, run, timing
-from recserve.benchmarks.kernels.measure import MIN_SPLIT, Ours
+from recserve.benchmarks.kernels import (
+    approximate,
+    bars,
+    data,
+    limits,
+    options,
+    peers,
+    plot,
+    report,
+    run,
+    timing,
+)
 from recserve.benchmarks.kernels.peers import EXACT, load
+from recserve.benchmarks.kernels.split import MIN_SPLIT, Split, speed_up
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.kernels import ItemIndex
 from recserve.kernels.isa import PORTABLE, available
@@ -31,7 +42,7 @@ def catalogue() -> tuple[Any, Any]:
 def result_with(**fields: Any) -> dict[str, Any]:
     """A result without anything measured but ``fields``."""
     empty = {"limits": {}, "catalogues": [], "cases": [], "approximate": [], "dispatch_us": {}, "start": None}
-    empty |= {"exclusions": [], "fp32_kernel_gflops": None}
+    empty |= {"exclusions": [], "speed_ups": [], "fp32_kernel_gflops": None}
     return {**empty, **fields}
 
 
@@ -89,7 +100,7 @@ def test_the_table_shows_every_case_and_the_bars(
     assert code == 0, err
     assert "gaussian 400 × 8, 2 threads" in out
     assert "× numpy" in out
-    assert "recserve, one thread" in out
+    assert "split over threads" in out
     assert "the speed to reach" in out
     assert "first by median" in out
 
@@ -152,11 +163,16 @@ def test_every_exact_peer_gives_our_answer(name: str, catalogue: tuple[Any, Any]
 def test_a_split_batch_gives_the_answer_of_one_thread(catalogue: tuple[Any, Any]) -> None:
     vectors, queries = catalogue
     index = ItemIndex.build(vectors)
+    split = Split(index, 3)
     for batch in (1, 3 * MIN_SPLIT - 1, 3 * MIN_SPLIT, 100):
         for found, wanted in zip(
-            Ours(index, 3).search(queries[:batch], 9), index.search(queries[:batch], 9), strict=True
+            split.search(queries[:batch], 9), index.search(queries[:batch], 9), strict=True
         ):
             assert np.array_equal(found, wanted)
+    split.close()
+    row = speed_up(index, 2, queries, 64, 5, 0.0)
+    assert row["ratio"] == row["one_ms"] / row["ms"] > 0
+    assert row["least_ratio"] > 0
 
 
 @pytest.mark.parametrize(("slow_ms", "n_calls"), [(5.0, 3), (500.0, 1)])
@@ -225,12 +241,12 @@ def test_bars_are_reached_missed_or_not_measured() -> None:
         "threads": 1,
         "ratio": 3.0,
     }
-    two = {**case, "batch": 64, "threads": 2, "hot_median_ms": {"recserve": 1.0, "recserve, one thread": 1.7}}
+    two = {**case, "batch": 64, "threads": 2, "ratio": 1.7}
     big = {"n_items": 1_000_000, "dim": 64, "build_s": 4.1, "bytes_per_item": 336}
     judged = {
         bar["case"]: bar["reached"]
         for bar in bars.judge(
-            result_with(cases=[case, two], catalogues=[big], dispatch_us={"64": 10.5, "128": 1.0})
+            result_with(cases=[case], speed_ups=[two], catalogues=[big], dispatch_us={"64": 10.5, "128": 1.0})
         )
     }
     assert len(judged) == len(bars.BARS)
@@ -255,7 +271,6 @@ def test_the_default_run_measures_every_bar_but_the_fp32_kernel() -> None:
             "k": k,
             "threads": grid.threads,
             "ratio": 1.0,
-            "hot_median_ms": {"recserve": 1.0, "recserve, one thread": 1.0},
         }
         for grid in options.TABLE
         for kind in grid.data
@@ -265,7 +280,13 @@ def test_the_default_run_measures_every_bar_but_the_fp32_kernel() -> None:
     catalogues = [{**case, "build_s": 1.0, "bytes_per_item": 1.0} for case in cases]
     start = {"ready_s": 1.0, "first_by_median": 1.0}
     excluded = [{"kind": kind, "count": 1_000, "ratio": 1.0} for kind in ("any", "best")]
-    measured = {"cases": cases, "catalogues": catalogues, "exclusions": excluded, "start": start}
+    measured = {
+        "cases": cases,
+        "speed_ups": cases,
+        "catalogues": catalogues,
+        "exclusions": excluded,
+        "start": start,
+    }
     judged = bars.judge(result_with(**measured, dispatch_us={"64": 1.0}))
     assert [bar["case"] for bar in judged if bar["measured"] is None] == ["fp32 micro-kernel, of FMA peak"]
 
@@ -296,6 +317,15 @@ def test_recall_counts_ties_and_nothing_that_is_missing(catalogue: tuple[Any, An
     assert approximate.recall(scores, queries, vectors, (indices + N_ITEMS) % (2 * N_ITEMS)) == 1.0
     indices[:, 2:] = -1
     assert approximate.recall(scores, queries, vectors, indices) == 0.5
+
+
+def test_a_peer_that_needs_much_memory_searches_in_blocks(
+    catalogue: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = catalogue
+    monkeypatch.setattr(peers, "MAX_SCORES_BYTES", 3 * 16 * N_ITEMS)
+    found = peers.numpy_search(vectors, 1)(queries[:8], 7)
+    timing.check_same("numpy", ItemIndex.build(vectors).search(queries[:8], 7), found)
 
 
 def test_augmentation_turns_the_inner_product_into_l2(catalogue: tuple[Any, Any]) -> None:
