@@ -2,7 +2,8 @@
 
 *Alone*: it asks an echo server (the native transport's library, nothing behind it) as fast as it can, in
 turns with h2load, which is written in C. *Together*: both look, by the same search, for the highest rate at
-which a server with the whole chain of this project keeps a promise. h2load has a clock of its own.
+which a server with the whole chain of this project keeps a promise. h2load has a clock of its own. With
+--loadgen that server is also asked at half of that rate by MLPerf's LoadGen, at times that it draws itself.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recserve import console
+from recserve.benchmarks import loadgen
 from recserve.benchmarks.environment import describe, machine_line
 from recserve.benchmarks.h2load import Shape, h2load, reply_bytes, require, write_body
 from recserve.benchmarks.load.messages import Question, grpc_message
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs both checks and prints a table, or JSON."""
     options = parse(arguments)
     require()
+    if options.loadgen:
+        loadgen.require()
     machine = describe(PACKAGES)
     console.note(machine_line(machine))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -48,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             "alone": alone(echo, body, options),
             "together": together(chain, body, options),
         }
+        if options.loadgen:
+            result["loadgen"] = next_to_loadgen(chain, body, result["together"]["recserve"] / 2, options)
     if options.json:
         console.print_json(result)
     else:
@@ -62,6 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slo-ms", type=float, default=20.0, help="limit of the 99th percentile")
     parser.add_argument("--precision", type=float, default=0.05)
+    parser.add_argument("--loadgen", action="store_true", help="ask with MLPerf's LoadGen too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.set_defaults(batcher_threads=None)
     return parser.parse_args(arguments)
@@ -118,6 +125,26 @@ def together(address: str, body: Path, options: argparse.Namespace) -> dict[str,
         "ratio": statistics.median(ratios),
         "rounds": found,
     }
+
+
+def next_to_loadgen(address: str, body: Path, rate: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the median and the 99th percentile at ``rate`` as each client finds it, rounds in turns."""
+    load = generator(address)
+    pace = Pace(rate=rate, warm_up=0, duration=options.seconds, timeout=5.0)
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"recserve": [], "loadgen": []} for name in ("p50", "p99")
+    }
+    for _ in range(options.rounds):
+        ours = load.measure(pace)["latency_ms"]
+        theirs = loadgen.server_scenario(address, body, rate, options.seconds)
+        for name, microseconds in (("p50", theirs.p50_us), ("p99", theirs.p99_us)):
+            found[name]["recserve"].append(ours[name])
+            found[name]["loadgen"].append(1e-3 * microseconds)
+    medians = {
+        name: {client: statistics.median(values) for client, values in clients.items()}
+        for name, clients in found.items()
+    }
+    return {"rate": rate, **medians, "rounds": found}
 
 
 def generator(address: str, *slos: Slo) -> Load:

@@ -293,7 +293,20 @@ def _client(result: Result) -> list[Table]:
         ],
     ]
     note = f"Medians of {len(together['rounds']['recserve'])} rounds in turns."
-    return [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows, note)]
+    tables = [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows, note)]
+    if third := result.get("loadgen"):
+        rows = [
+            [
+                f"{name} at {third['rate']:,.0f} req/s, ms",
+                milliseconds(third[name]["recserve"]),
+                milliseconds(third[name]["loadgen"]),
+                f"{third[name]['recserve'] / third[name]['loadgen']:.2f}",
+            ]
+            for name in ("p50", "p99")
+        ]
+        title = "The load generator and the server scenario of MLPerf's LoadGen"
+        tables.append(Table(title, ["what", "recserve", "LoadGen", "ratio"], rows, note))
+    return tables
 
 
 def _online(result: Result) -> list[Table]:
