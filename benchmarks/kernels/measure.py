@@ -76,7 +76,7 @@ def _run_catalogue(
     )
     if grid.threads > 1:
         result["speed_ups"] += [
-            {**key, **speed_up(index, grid.threads, queries, batch, k, options.seconds)}
+            {**key, **speed_up(index, grid.threads, queries, batch, k, 3 * options.seconds)}
             for batch in grid.batches
             for k in grid.ks
         ]

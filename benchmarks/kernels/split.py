@@ -32,10 +32,10 @@ class Split:
         n_parts = 1 + len(self._queues)
         if n_parts == 1 or len(queries) < n_parts * MIN_SPLIT:
             return self._index.search(queries, k)
-        own, *others = np.array_split(queries, n_parts)
-        for (tasks, _), part in zip(self._queues, others, strict=True):
-            tasks.put((part, k))
-        answers = [self._index.search(own, k)]
+        ends = [len(queries) * part // n_parts for part in range(1, n_parts + 1)]
+        for (tasks, _), start, end in zip(self._queues, ends, ends[1:], strict=False):
+            tasks.put((queries[start:end], k))
+        answers = [self._index.search(queries[: ends[0]], k)]
         answers += [answers_of.get(timeout=TIMEOUT_SECONDS) for _, answers_of in self._queues]
         scores, indices = (np.concatenate(part) for part in zip(*answers, strict=True))
         return scores, indices
