@@ -7,17 +7,13 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recserve import console
 from recserve.benchmarks.compare import read_result
-from recserve.benchmarks.kernels.report import limit_share, percent
-from recserve.benchmarks.kernels.timing import OURS
-from recserve.benchmarks.load.report import milliseconds
-from recserve.benchmarks.peers.report import rows_of
+from recserve.benchmarks.speed_tables import als_speed, client, kernels, peers, scale, smoke
+from recserve.benchmarks.table import Table
 from recserve.errors import CheckFailed, DataError
 
 BEGIN = "<!-- Made by `make bench-tables` from benchmarks/results: change nothing by hand. -->"
@@ -25,30 +21,7 @@ END = "<!-- End of what is made. -->"
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = Path(__file__).resolve().parent / "results"
-RECALL_COLUMNS = ("catalogue", "index", "setting", "recall@10", "ms, batch 1", "ms, batch 64", "built in s")
 Result = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """``columns`` and ``rows`` of text; ``note``: a line below."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """The table as a page has it."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"**{self.title}**\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
-
-    def show(self) -> None:
-        """Prints the table for a person."""
-        console.print_table(self.title, self.columns, self.rows)
-        if self.note:
-            console.stdout.print(self.note, markup=False, soft_wrap=True)
 
 
 def tables_of(result: Result) -> list[Table]:
@@ -157,158 +130,6 @@ def _mean(runs: Sequence[Result], figure: str) -> str:
     return f"{fmean(values):.4f}" if values else "–"
 
 
-def _als_speed(result: Result) -> list[Table]:
-    rows = [
-        [
-            case["data"],
-            str(case["width"]),
-            str(case["threads"]),
-            f"{case['recserve_ms']:.1f}",
-            f"{case['implicit_ms']:.1f}",
-            f"{case['ratio']:.2f}",
-        ]
-        for case in result["cases"]
-    ]
-    columns = ["data", "width", "threads", "recserve ms", "implicit ms", "ratio"]
-    return [Table("One epoch of ALS next to an iteration of implicit's", columns, rows)]
-
-
-def _scale(result: Result) -> list[Table]:
-    by_items = [row for row in result["rows"] if row["axis"] == "items"]
-    curve = [
-        [
-            row["what"],
-            f"{row['size']:,}",
-            milliseconds(row["median_ms"]),
-            " to ".join(map(milliseconds, row["intervals"]["median_ms"])),
-            f"{row['us_per_request']:.0f}",
-        ]
-        for row in by_items
-    ]
-    base = result["options"]["base"]
-    title = f"Cost by items in the catalogue, batch {base['batch']}, k {base['k']}"
-    tables = [Table(title, ["what", "items", "ms per call", "95 % interval", "µs per request"], curve)]
-    fits = [
-        [
-            fit["what"],
-            fit["axis"],
-            f"{fit['exponent']:.2f}",
-            "–" if fit["low"] is None else f"{fit['low']:.2f} to {fit['high']:.2f}",
-            f"{fit['last']:.2f}",
-        ]
-        for fit in result["fits"]
-    ]
-    note = ""
-    if of_parts := result.get("bytes"):
-        note = (
-            f"Memory: {of_parts['item_bytes']:,.0f} bytes per item, {of_parts['user_bytes']:,.0f} per user, "
-            f"{of_parts['process_bytes'] / 1e6:,.0f} MB whatever the size."
-        )
-    columns = ["what", "by", "b", "95 % interval", "b at the end"]
-    return [*tables, Table("Growth: time of a call = a · size^b", columns, fits, note)]
-
-
-def _kernels(result: Result) -> list[Table]:
-    rows = [
-        [
-            f"{case['data']} {case['n_items']:,} × {case['dim']}",
-            str(case["threads"]),
-            str(case["batch"]),
-            str(case["k"]),
-            milliseconds(case["median_ms"][OURS]),
-            milliseconds(case["hot_median_ms"][OURS]),
-            f"{case['ratio']:.1f} × {case['best_peer']}" if case["ratio"] else "–",
-            percent(limit_share(case)),
-        ]
-        for case in result["cases"]
-    ]
-    columns = ["catalogue", "threads", "batch", "k", "ms in turns", "ms alone", "best exact peer by ours"]
-    columns.append("% of the limit")
-    bars = [
-        [
-            bar["case"].strip(),
-            f"{bar['measured']:.3g} {bar['unit']}",
-            f"{'≥' if bar['at_least'] else '≤'} {bar['must']:g}",
-            "reached" if bar["reached"] else "missed",
-        ]
-        for bar in result["bars"]
-        if bar["measured"] is not None
-    ]
-    tables = [
-        Table("Exact search in turns with its peers, the same answers", columns, rows),
-        Table("Recall and latency, one thread", RECALL_COLUMNS, _recall_rows(result["approximate"])),
-        Table("What was promised", ["case", "measured", "must", ""], bars),
-    ]
-    return [table for table in tables if table.rows]
-
-
-def _recall_rows(rows: Sequence[Result]) -> list[list[str]]:
-    return [
-        [
-            f"{row['data']} {row['n_items']:,} × {row['dim']}",
-            row["method"],
-            row["setting"],
-            f"{row['recall']:.3f}",
-            *(milliseconds(row["median_ms"][batch]) for batch in ("1", "64")),
-            f"{row['build_s']:.1f}" if row["build_s"] else "–",
-        ]
-        for row in rows
-    ]
-
-
-def _peers(result: Result) -> list[Table]:
-    columns = ["server", "in flight", "req/s", "p50 ms", "p99 ms", "CPU µs", "of recserve http"]
-    left_out = "; ".join(f"{name}: {reason}" for name, reason in result["not_measured"].items())
-    note = f"Not measured: {left_out}" if left_out else ""
-    title = f"One encoder over {result['n_items']:,} items behind several servers, closed loop"
-    return [Table(title, columns, rows_of(result), note)]
-
-
-def _smoke(result: Result) -> list[Table]:
-    rows = [
-        [
-            row["what"],
-            f"{row['ratio']:.2f}",
-            " to ".join(f"{end:.2f}" for end in row["intervals"]["ratio"]),
-        ]
-        for row in result["rows"]
-    ]
-    return [Table("Ratios of `make bench-smoke`, higher is better", ["what", "ratio", "interval"], rows)]
-
-
-def _client(result: Result) -> list[Table]:
-    alone, together = result["alone"], result["together"]
-    rows = [
-        [
-            f"echo, {alone['in_flight']} in flight, req/s",
-            f"{alone['recserve']:,.0f}",
-            f"{alone['h2load']:,.0f}",
-            f"{alone['recserve'] / alone['h2load']:.2f}",
-        ],
-        [
-            f"highest rate with {together['slo']}",
-            f"{together['recserve']:,.0f}",
-            f"{together['h2load']:,.0f}",
-            f"{together['ratio']:.2f}",
-        ],
-    ]
-    note = f"Medians of {len(together['rounds']['recserve'])} rounds in turns."
-    tables = [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows, note)]
-    if third := result.get("loadgen"):
-        rows = [
-            [
-                f"{name} at {third['rate']:,.0f} req/s, ms",
-                milliseconds(third[name]["recserve"]),
-                milliseconds(third[name]["loadgen"]),
-                f"{third[name]['recserve'] / third[name]['loadgen']:.2f}",
-            ]
-            for name in ("p50", "p99")
-        ]
-        title = "The load generator and the server scenario of MLPerf's LoadGen"
-        tables.append(Table(title, ["what", "recserve", "LoadGen", "ratio"], rows, note))
-    return tables
-
-
 def _online(result: Result) -> list[Table]:
     return [table for one in result["online_models"].values() for table in _online_of(one)]
 
@@ -341,16 +162,16 @@ def _online_of(one: Result) -> list[Table]:
 
 # By the value of ``bench``, or by a key that only these have.
 READERS: Mapping[str, Callable[[Result], list[Table]]] = {
-    "scale": _scale,
-    "peers": _peers,
+    "scale": scale,
+    "peers": peers,
     "quality": _bars,
-    "smoke": _smoke,
-    "alone": _client,
+    "smoke": smoke,
+    "alone": client,
     "ndcg@10": _quality,
     "gain_ndcg": _cold_items,
     "auc_gain_over_lr": _rankers,
-    "bars": _kernels,
-    "cases": _als_speed,
+    "bars": kernels,
+    "cases": als_speed,
     "online_models": _online,
 }
 
