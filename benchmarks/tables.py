@@ -160,6 +160,20 @@ def _online_of(one: Result) -> list[Table]:
     return [Table(one["replayed"], columns, rows, note), Table(title, about, attacks)]
 
 
+def _membership(result: Result) -> list[Table]:
+    rows = [
+        [name, *(_estimate(one[figure]) for figure in ("auc", "ndcg"))]
+        for name, one in result["membership"].items()
+    ]
+    title = f"Membership inference, sasrec on {result['n_members']} of the users of {result['dataset']}"
+    note = f"DP-SGD with noise of {result['noise']:.2f} clipping lengths."
+    return [Table(title, ["training", "AUC of the attack", "NDCG@10 of members"], rows, note)]
+
+
+def _estimate(found: Result) -> str:
+    return f"{found['mean']:.4f} ({found['low']:.4f} to {found['high']:.4f})"
+
+
 # By the value of ``bench``, or by a key that only these have.
 READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "scale": scale,
@@ -173,6 +187,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "bars": kernels,
     "cases": als_speed,
     "online_models": _online,
+    "membership": _membership,
 }
 
 

@@ -120,6 +120,13 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="fp32, or bf16 for what an encoder computes (sequence models).")
     ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Differential privacy of users (sasrec): DP-SGD, with --delta.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Well below 1 by the number of users.")] = None,
+    max_norm: Annotated[
+        float | None, typer.Option(help="Length that DP-SGD clips a user's gradient to.")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Validations without progress before training stops.")
     ] = None,
@@ -190,6 +197,9 @@ def train(
         "loss": loss,
         "n_negatives": negatives,
         "precision": precision,
+        "epsilon": epsilon,
+        "delta": delta,
+        "max_norm": max_norm,
         "patience": patience,
         "validate_every": validate_every,
         "hidden": None if hidden is None else _widths(hidden),

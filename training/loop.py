@@ -21,6 +21,7 @@ from recserve.training.loop_config import LoopConfig
 from recserve.training.models.base import FittedModel, RankingModel
 from recserve.training.models.ranker import Ranker
 from recserve.training.models.sequence import SequenceModel
+from recserve.training.private import PrivateLearner
 from recserve.training.ranking import evaluation
 from recserve.training.ranking.learner import ExampleLearner
 
@@ -125,7 +126,8 @@ class Trainer:
             save_checkpoint(self._folder / LAST, self._model, self._progress, self._learner.optimizer)
 
     def _is_better(self, metric: float) -> bool:
-        if not self._progress.best_epoch:
+        # Choosing an epoch would tell more of the users than (ε, δ) says.
+        if not self._progress.best_epoch or self._config.epsilon:
             return True
         best = self._progress.best_metric
         return metric > best if self._model.validation_metric.higher_is_better else metric < best
@@ -149,6 +151,8 @@ class _FittedLearner:
 
 
 def _learner(model: RankingModel, train: Histories, config: LoopConfig, processes: Processes) -> Learner:
+    if config.epsilon:
+        return _private_learner(model, train, config, processes)
     if isinstance(model, SequenceModel):
         return GradientLearner(model, train, config, processes)
     if isinstance(model, Ranker):
@@ -159,6 +163,18 @@ def _learner(model: RankingModel, train: Histories, config: LoopConfig, processe
         name = type(model).__name__
         raise InvalidRequest("processes", found=processes.world_size, expected=f"1: {name} uses threads")
     return _FittedLearner(model, train, config.seed)
+
+
+def _private_learner(
+    model: RankingModel, train: Histories, config: LoopConfig, processes: Processes
+) -> Learner:
+    if not isinstance(model, SequenceModel) or processes.world_size > 1 or config.precision != "fp32":
+        raise InvalidRequest(
+            "epsilon",
+            found=config.epsilon,
+            expected="0 but for sasrec and hstu, trained by one process in fp32",
+        )
+    return PrivateLearner(model, train, config)
 
 
 def check_learnable(split: Split, min_history: int = 2) -> None:

@@ -27,6 +27,12 @@ class LoopConfig:
     """softmax over the whole catalogue, sampled (with logQ correction), or auto by catalogue size."""
     n_negatives: int = 4096
     """Sampled items of a step under the sampled loss."""
+    epsilon: float = 0.0
+    """Above 0: differential privacy of users by DP-SGD (training/private.py); the last epoch counts."""
+    delta: float = 1e-5
+    """Of (ε, δ): well below 1 by the number of users."""
+    max_norm: float = 1.0
+    """Of DP-SGD: the length that a user's gradient is clipped to."""
 
     precision: str = "fp32"
     """bf16: what an encoder computes; its weights, the softmax and the optimiser stay float32."""
@@ -44,6 +50,12 @@ class LoopConfig:
         if self.precision not in PRECISIONS:
             raise InvalidRequest(
                 "precision", found=self.precision, expected=f"one of {', '.join(PRECISIONS)}"
+            )
+        if not (0 <= self.epsilon < float("inf") and 0 < self.delta < 1 and self.max_norm > 0):
+            raise InvalidRequest(
+                "epsilon, delta, max_norm",
+                found=f"{self.epsilon:g}, {self.delta:g}, {self.max_norm:g}",
+                expected="0 or more, between 0 and 1, above 0",
             )
         if self.loss not in LOSSES:
             raise InvalidRequest("loss", found=self.loss, expected=f"one of {', '.join(LOSSES)}")

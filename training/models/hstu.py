@@ -58,6 +58,8 @@ class HSTUConfig:
 class HSTU(SequenceModel):
     """The encoding at a position has seen the items up to it only."""
 
+    has_user_gradients = True
+
     def __init__(self, config: HSTUConfig, n_items: int) -> None:
         super().__init__(config, n_items)
         size = config.embedding_size

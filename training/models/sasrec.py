@@ -60,6 +60,8 @@ class TransformerConfig(SequenceConfig, Protocol):
 class SASRec(SequenceModel):
     """The encoding at a position has seen the items up to it only."""
 
+    has_user_gradients = True
+
     def __init__(self, config: SASRecConfig, n_items: int) -> None:
         super().__init__(config, n_items)
         size = config.embedding_size

@@ -16,6 +16,7 @@ from recserve.training.models.base import EPOCH_OPTIONS, RankingModel
 
 GRADIENT_OPTIONS = EPOCH_OPTIONS | {
     *("batch_size", "learning_rate", "weight_decay", "loss", "n_negatives", "precision"),
+    *("epsilon", "delta", "max_norm"),
 }
 
 
@@ -47,6 +48,9 @@ class SequenceModel(RankingModel):
 
     # Each family narrows it to its own settings.
     config: Any
+
+    has_user_gradients = False
+    """Whether torch.func can take the gradient of each user by itself, for DP-SGD."""
 
     def __init__(self, config: SequenceConfig, n_items: int) -> None:
         super().__init__()

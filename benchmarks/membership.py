@@ -1,0 +1,157 @@
+"""What a model gives away of who it was trained on, with and without differential privacy.
+
+    python -m recserve.benchmarks.membership --out benchmarks/results/membership.json
+
+Half of ml-100k's users are members: SASRec learns from them alone, once as ever, once by DP-SGD. An attacker
+who has a user's whole history, and asks the model for every score, guesses that those whose next items it
+finds likely are members (loss attack: Yeom et al., "Privacy Risk in Machine Learning", 2018,
+arXiv:1709.01604). AUC 0.5 is chance; its interval is from users drawn anew. Utility is NDCG@10 of the
+members' held-out last items.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from recserve import console
+from recserve.benchmarks.environment import environment, machine_line
+from recserve.benchmarks.output import Output
+from recserve.training.batches import pad
+from recserve.training.commands import run_config
+from recserve.training.data import Dataset, Histories, leave_one_out, load_dataset
+from recserve.training.data.columns import USER_INDEX
+from recserve.training.evaluate import evaluate_model
+from recserve.training.loop import Trainer, popularity_of
+from recserve.training.models.sequence import SequenceModel
+from recserve.training.private import noise_for
+from recserve.training.run import create_run
+
+EPSILON, DELTA, MAX_NORM = 8.0, 1e-4, 1.0
+PRIVATE = {"epsilon": EPSILON, "delta": DELTA, "max_norm": MAX_NORM, "epochs": 20, "dropout": 0.0}
+ARMS: dict[str, dict[str, Any]] = {"as ever": {}, f"ε = {EPSILON:g}, δ = {DELTA:g}": PRIVATE}
+# What the reliability promises are: of every model, and of a private one.
+MAX_AUC, MAX_PRIVATE_AUC = 0.60, 0.55
+N_BOOTSTRAP = 500
+
+
+def halves(dataset: Dataset, seed: int) -> tuple[Dataset, NDArray[np.bool_]]:
+    """Returns the data of the members, with all users and items in its tables, and who they are."""
+    is_member = np.random.default_rng(seed).permutation(dataset.n_users) < dataset.n_users // 2
+    kept = is_member[dataset.interactions[USER_INDEX].to_numpy()]
+    members = Dataset.create(
+        f"{dataset.name}, half of the users",
+        dataset.interactions.filter(kept),
+        dataset.users,
+        dataset.items,
+        report=dataset.report,
+        source=dataset.source,
+    )
+    return members, is_member
+
+
+@torch.inference_mode()
+def likelihoods(model: SequenceModel, histories: Histories) -> NDArray[np.float64]:
+    """Returns the mean log-probability of each user's next items, given those before, (n_users,)."""
+    model.eval()
+    found = []
+    for start in range(0, len(histories), 64):
+        rows = np.arange(start, min(start + 64, len(histories)))
+        windows = torch.from_numpy(pad(histories, rows, model.config.max_history + 1)[0].astype(np.int64))
+        history, targets = windows[:, :-1], windows[:, 1:]
+        logs = F.log_softmax(model.score(model(history)), -1)
+        picked = logs.gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
+        learned = (history >= 0) & (targets >= 0)
+        found.append(((picked * learned).sum(1) / learned.sum(1).clamp(min=1)).double().numpy())
+    return np.concatenate(found)
+
+
+def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Returns how often a member's value is above another's; ties count half."""
+    both = np.concatenate([members, others])
+    _, place, counts = np.unique(both, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    n = len(members)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * len(others)))
+
+
+def attack(values: NDArray[np.float64], is_member: NDArray[np.bool_]) -> dict[str, float]:
+    """Returns the AUC with its 95 % interval over users drawn anew."""
+    members, others = values[is_member], values[~is_member]
+    rng = np.random.default_rng(0)
+    drawn = [
+        auc(rng.choice(members, len(members)), rng.choice(others, len(others))) for _ in range(N_BOOTSTRAP)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"mean": auc(members, others), "low": float(low), "high": float(high)}
+
+
+def measure(dataset: Dataset, seed: int, epochs: int | None) -> dict[str, Any]:
+    """Trains and attacks both models."""
+    members, is_member = halves(dataset, seed)
+    # Of all users, members or not, what is in a training window of members: all but the last two.
+    windows = leave_one_out(dataset).train
+    arms: dict[str, Any] = {}
+    for name, settings in ARMS.items():
+        given = {"seed": seed, **settings, **({"epochs": epochs} if epochs else {})}
+        torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            run = create_run(Path(folder) / "run", run_config("sasrec", "leave-one-out", given), members)
+            split = run.split()
+            Trainer(run.new_model(), split, run.folder, run.config.loop).fit()
+            model = run.best_model()
+        if not isinstance(model, SequenceModel):
+            raise TypeError(f"sasrec is a {type(model).__name__}")
+        popularity = popularity_of(split, members.n_items)
+        utility = evaluate_model(model, split.test, popularity).metrics["NDCG@10"]
+        arms[name] = {
+            "auc": attack(likelihoods(model, windows), is_member),
+            "ndcg": {"mean": utility.mean, "low": utility.low, "high": utility.high},
+        }
+        console.note(f"{name}: {arms[name]}")
+    config = run_config("sasrec", "leave-one-out", PRIVATE).loop
+    n_learned = int((split.train.lengths >= 2).sum())
+    rate = min(1.0, config.batch_size / n_learned)
+    return {
+        "n_members": int(is_member.sum()),
+        "epsilon": EPSILON,
+        "delta": DELTA,
+        "noise": noise_for(config, rate),
+        "membership": arms,
+    }
+
+
+def main() -> int:
+    """Measures, writes the result, and returns 1 when a promise did not hold."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="ml-100k")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="of both; default: their own")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    options = parser.parse_args()
+    machine = environment(("torch", "numpy", "opacus"))
+    console.note(machine_line(machine))
+    dataset = load_dataset(options.data, on_note=console.note)
+    result = {
+        "environment": machine,
+        "dataset": dataset.name,
+        **measure(dataset, options.seed, options.epochs),
+    }
+    plain, private = (one["auc"]["mean"] for one in result["membership"].values())
+    result["holds"] = {"as ever": plain <= MAX_AUC, "private": private <= MAX_PRIVATE_AUC}
+    from recserve.benchmarks.tables import show
+
+    Output(options.out, json=options.json).publish("membership", result, show)
+    return 0 if all(result["holds"].values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
