@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recserve.benchmarks.pages import panels_of, pareto
@@ -74,7 +75,13 @@ def test_a_browser_without_a_network_has_nothing_to_complain_about(page: Path, t
     command += [f"--screenshot={picture}", page.as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert [line for line in seen.stderr.splitlines() if "CONSOLE" in line] == []
-    assert picture.stat().st_size > 20_000
+    from matplotlib.image import imread
+
+    pixels = imread(picture)[..., :3]
+    assert pixels.shape == (1600, 1200, 3)
+    # Lines and text of every panel: ink in each quarter from the top, and never more ink than paper.
+    ink = [(part.min(axis=2) < 0.9).mean() for part in np.array_split(pixels, 4)]
+    assert all(0.005 < share < 0.5 for share in ink[:3]), ink
 
 
 def test_the_front_is_what_nothing_beats() -> None:
