@@ -69,6 +69,7 @@ def test_a_browser_without_a_network_has_nothing_to_complain_about(page: Path, t
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--window-size=1200,1600"]
