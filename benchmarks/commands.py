@@ -36,7 +36,7 @@ def register(add: Callable[..., Any]) -> None:
 def kernels(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter cases: under a minute.")] = False,
     full: Annotated[bool, typer.Option("--full", help="All sizes, data and threads: an hour.")] = False,
-    large: Annotated[bool, typer.Option("--large", help="Also 10 million items (16 GB of memory).")] = False,
+    large: Annotated[bool, typer.Option("--large", help="Also 10 million items (12 GB of memory).")] = False,
     data: Annotated[
         str, typer.Option(help="gaussian, als, als-shop, als-ml-100k, two-tower; commas between.")
     ] = "",
