@@ -63,8 +63,8 @@ gpu-check: $(VENV)/.cuda  ## check the GPU's answers against the CPU's, and time
 bench-client: $(VENV)/.dev  ## how far the load generator can be trusted, next to h2load
 	$(BIN)/python -m recserve.benchmarks.load_check
 
-bench-serving: $(VENV)/.dev  ## time the server over both transports (BUNDLE=folder; needs h2load)
-	$(BIN)/python -m recserve.benchmarks.serving $(BUNDLE)
+bench-serving: $(VENV)/.dev  ## every promise of the server's speed, in minutes (ARGS=--quick; needs h2load)
+	$(BIN)/python -m recserve.benchmarks.serving $(ARGS)
 
 bench-events: $(VENV)/.dev  ## time the event log against its promises (BUNDLE=folder)
 	$(BIN)/python -m recserve.benchmarks.events $(BUNDLE) $(ARGS)

@@ -7,6 +7,7 @@ from recserve.benchmarks.kernels.report import limit_share, percent
 from recserve.benchmarks.kernels.timing import OURS
 from recserve.benchmarks.load.report import milliseconds
 from recserve.benchmarks.peers.report import rows_of
+from recserve.benchmarks.served_tables import promises
 from recserve.benchmarks.table import Table
 
 RECALL_COLUMNS = ("catalogue", "index", "setting", "recall@10", "ms, batch 1", "ms, batch 64", "built in s")
@@ -83,20 +84,10 @@ def kernels(result: Result) -> list[Table]:
     ]
     columns = ["catalogue", "threads", "batch", "k", "ms in turns", "ms alone", "best exact peer by ours"]
     columns.append("% of the limit")
-    bars = [
-        [
-            bar["case"].strip(),
-            f"{bar['measured']:.3g} {bar['unit']}",
-            f"{'≥' if bar['at_least'] else '≤'} {bar['must']:g}",
-            "reached" if bar["reached"] else "missed",
-        ]
-        for bar in result["bars"]
-        if bar["measured"] is not None
-    ]
     tables = [
         Table("Exact search in turns with its peers, the same answers", columns, rows),
         Table("Recall and latency, one thread", RECALL_COLUMNS, _recall_rows(result["approximate"])),
-        Table("What was promised", ["case", "measured", "must", ""], bars),
+        promises(result),
     ]
     return [table for table in tables if table.rows]
 

@@ -134,20 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     machine = environment(("grpcio", "pygrpc-native", "uvloop", "onnxruntime-gpu"))
     console.note(machine_line(machine))
-    with tempfile.TemporaryDirectory() as scratch:
-        repository = Path(scratch, "repository")
-        (repository / MODEL).mkdir(parents=True)
-        for day, version in enumerate(VERSIONS, start=1):
-            make_version(options.bundle, repository / MODEL / version, version, day=day)
-        bundle = open_bundle(options.bundle)
-        users = list(bundle.histories.vocabulary[: options.users]) or [""]
-        with serving(repository, options.transport) as (address, admin, pid):
-            result = uvloop.run(measure(address, admin, pid, users, options))
-        result["bundle"] = {
-            "n_items": bundle.manifest.n_items,
-            "embedding_size": bundle.manifest.embedding_size,
-        }
-    result = {"environment": machine, "transport": options.transport, **result}
+    result = {"environment": machine, "transport": options.transport, **run(options)}
     if options.json:
         console.print_json(result)
     else:
@@ -157,6 +144,21 @@ def main(arguments: list[str] | None = None) -> int:
             [[name, value] for name, value in result.items() if not isinstance(value, dict | list)],
         )
     return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Makes two versions of the bundle, serves them and measures; returns the figures."""
+    with tempfile.TemporaryDirectory() as scratch:
+        repository = Path(scratch, "repository")
+        (repository / MODEL).mkdir(parents=True)
+        for day, version in enumerate(VERSIONS, start=1):
+            make_version(options.bundle, repository / MODEL / version, version, day=day)
+        bundle = open_bundle(options.bundle)
+        users = list(bundle.histories.vocabulary[: options.users]) or [""]
+        with serving(repository, options.transport) as (address, admin, pid):
+            result = uvloop.run(measure(address, admin, pid, users, options))
+    sizes = {"n_items": bundle.manifest.n_items, "embedding_size": bundle.manifest.embedding_size}
+    return {**result, "bundle": sizes}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from recserve.benchmarks.compare import read_result
+from recserve.benchmarks.served_tables import serving
 from recserve.benchmarks.speed_tables import als_speed, client, kernels, peers, scale, smoke
 from recserve.benchmarks.table import Table
 from recserve.errors import CheckFailed, DataError
@@ -176,6 +177,7 @@ def _estimate(found: Result) -> str:
 
 # By the value of ``bench``, or by a key that only these have.
 READERS: Mapping[str, Callable[[Result], list[Table]]] = {
+    "serving": serving,
     "scale": scale,
     "peers": peers,
     "quality": _bars,

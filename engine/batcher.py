@@ -82,7 +82,6 @@ class Batcher(Generic[E]):
             "degraded_rows",
             "late_rows",
             "gone_rows",
-            "overdue_rows",
             "failed_batches",
             "failed_rows",
         )
@@ -111,7 +110,6 @@ class Batcher(Generic[E]):
 
         ``batches`` and ``rows`` computed; ``degraded_rows`` that got the cheaper answer; ``late_rows``
         dropped because their deadline could not be met; ``gone_rows`` skipped because their caller had left;
-        ``overdue_rows`` computed although their deadline had passed: the promise is none;
         ``failed_batches`` and the ``failed_rows`` that failed again alone.
         """
         return self._counters.read()
@@ -124,10 +122,14 @@ class Batcher(Generic[E]):
 
     def _work(self) -> None:
         while (decision := self._next()) is not None:
-            if decision.degrade:
-                self._degrade(decision.degrade)
-            if decision.take:
-                self._compute(decision.take)
+            try:
+                if decision.degrade:
+                    self._degrade(decision.degrade)
+                if decision.take:
+                    self._compute(decision.take)
+            finally:
+                # After the others, whom it would make late as well.
+                self._refuse(decision.late)
 
     def _next(self) -> Decision[E] | None:
         with self._forming:
@@ -136,7 +138,7 @@ class Batcher(Generic[E]):
                 now = self._clock()
                 decision = decide(self._classes, now, self._config, self._rates, self._brownout)
                 self._apply(decision)
-                if decision.take or decision.degrade:
+                if decision.take or decision.degrade or decision.late:
                     self._watch_the_waiting(decision, now)
                     return decision
                 if decision.wake_at is not None:
@@ -147,7 +149,7 @@ class Batcher(Generic[E]):
                     self._wait(None)
 
     def _watch_the_waiting(self, decision: Decision[E], now: float) -> None:
-        if self._brownout is None:
+        if self._brownout is None or not (decision.take or decision.degrade):
             return
         oldest = min(entry.received_at for entry in (*decision.take, *decision.degrade))
         shortest = (self._config.normal_wait_ms + self._config.max_delay_ms) / 1000
@@ -183,13 +185,24 @@ class Batcher(Generic[E]):
         for entries, n in zip(self._classes, decision.consumed, strict=True):
             for _ in range(n):
                 entries.popleft()
-        for entry in decision.late:
+        if decision.n_gone:
+            self._counters.add(gone_rows=decision.n_gone)
+
+    def _refuse(self, late: list[E]) -> None:
+        for entry in late:
             entry.expire()
-        if decision.late or decision.n_gone:
-            self._counters.add(late_rows=len(decision.late), gone_rows=decision.n_gone)
+        if late:
+            self._counters.add(late_rows=len(late))
 
     def _compute(self, batch: list[E]) -> None:
         start = self._clock()
+        # This thread may have stood still since the batch was decided.
+        late = [entry for entry in batch if entry.deadline <= start]
+        if late:
+            self._refuse(late)
+            batch = [entry for entry in batch if entry.deadline > start]
+            if not batch:
+                return
         self._run(self._answer, batch)
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
@@ -203,12 +216,8 @@ class Batcher(Generic[E]):
     def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> None:
         """Has every entry of ``batch`` answered."""
         now = self._clock()
-        n_overdue = 0
         for entry in batch:
             entry.stage_ns["queue"] = max(0, int((now - entry.received_at) * 1e9))
-            n_overdue += now > entry.deadline
-        if n_overdue:
-            self._counters.add(overdue_rows=n_overdue)
         try:
             try:
                 answer(batch)

@@ -114,10 +114,10 @@ def test_the_gone_and_the_late_are_never_computed(start: Callable[..., Batcher[R
     assert [row.value for batch in held.batches for row in batch] == [-1, 3]
     batcher.close()
     stats = batcher.stats()
-    assert (stats["gone_rows"], stats["late_rows"], stats["overdue_rows"]) == (1, 1, 0)
+    assert (stats["gone_rows"], stats["late_rows"]) == (1, 1)
 
 
-def test_what_is_computed_after_its_deadline_is_counted() -> None:
+def test_who_is_late_when_the_batch_begins_is_not_computed() -> None:
     now = 0.0
 
     class Stalled(Row):
@@ -127,16 +127,14 @@ def test_what_is_computed_after_its_deadline_is_counted() -> None:
             now = 100.0  # The machine stands still just when the batch is decided.
             return super().is_done
 
-    row = Stalled(1, deadline=10.0)
-
-    def answer(rows: list[Row]) -> None:
-        for one in rows:
-            one.reply("late")
-
-    with closing(Batcher[Row](answer, BatcherConfig(), clock=lambda: now)) as batcher:
-        submit(batcher, row)
-        assert row.result() == "late"
-    assert batcher.stats()["overdue_rows"] == 1
+    held = Held()
+    held.gate.set()
+    late, fine = Stalled(1, deadline=10.0), Row(2)
+    with closing(Batcher[Row](held, BatcherConfig(max_delay_ms=1000), clock=lambda: now)) as batcher:
+        submit(batcher, late, fine)
+    assert (late.result(), fine.result()) == ("expired", 2)
+    assert [row.value for batch in held.batches for row in batch] == [2]
+    assert batcher.stats()["late_rows"] == 1
 
 
 def test_a_failing_row_fails_alone(start: Callable[..., Batcher[Row]]) -> None:

@@ -228,7 +228,6 @@ BATCHER_TEXTS = {
     "degraded_rows": "Requests answered with popular items, for the model's answer would come too late.",
     "late_rows": "Requests dropped before anything was computed: too late for their deadline.",
     "gone_rows": "Requests skipped because their caller had left.",
-    "overdue_rows": "Requests computed although their deadline had passed.",
     "failed_batches": "Batches that failed and were tried row by row.",
     "failed_rows": "Rows that failed again alone.",
 }

@@ -1,4 +1,4 @@
-"""Echo servers to compare with: ``python -m recserve.benchmarks.serving_echo echo|chain grpcio|native``.
+"""Echo servers to compare with: ``python -m recserve.benchmarks.serving.echo echo|chain grpcio|native``.
 
 ``echo`` is the transport's library alone, used as directly as it allows; ``chain`` is a method of one line
 behind the whole chain of the server. Both print their address and serve until SIGTERM.
