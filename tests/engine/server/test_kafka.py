@@ -197,8 +197,8 @@ def test_what_others_produce_is_recorded_once(
     logged = [one.event for one in read_log(config)]
     assert [one.item_id for one in logged] == ["i1", "i2", "i4", "i9"]
     assert logged[0].timestamp == 5
-    # Without an id and a time it has those of its place in the topic.
-    assert re.fullmatch(rf"{topic.name}/\d/5", logged[2].event_id)
+    # Without an id and a time it has those of its place in the topic, and of when it came there.
+    assert re.fullmatch(rf"{topic.name}/\d/5/\d{{13}}", logged[2].event_id)
     assert logged[2].timestamp > 1_700_000_000
 
 
