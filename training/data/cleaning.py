@@ -1,7 +1,7 @@
 """From a raw table to clean events, with every dropped row counted once, under its first reason."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -109,11 +109,73 @@ def clean(
     the order of the rows is the order in time. Of rows with the same user, item and second the first stays.
     Raises DataError where a column is missing or no row is usable.
     """
+    return _joined([_usable(table, columns, rules or CleaningRules())])
+
+
+def clean_parts(
+    tables: Iterable[pl.DataFrame], columns: ColumnMap, rules: CleaningRules | None = None
+) -> tuple[pl.DataFrame, CleaningReport]:
+    """Returns what :func:`clean` returns for the tables one after the other, holding one of them at a time.
+
+    Ids are categorical: what is kept of an event is numbers. The unit of times is judged for each table.
+    """
+    rules, n_rows = rules or CleaningRules(), 0
+    parts = []
+    for table in tables:
+        usable, report = _usable(table, columns, rules, n_rows)
+        texts = [name for name in (USER_ID, ITEM_ID, ACTION) if name in usable.columns]
+        parts.append((usable.with_columns(pl.col(texts).cast(pl.Categorical)), report))
+        n_rows += table.height
+    return _joined(parts)
+
+
+def _joined(parts: list[tuple[pl.DataFrame, CleaningReport]]) -> tuple[pl.DataFrame, CleaningReport]:
+    """Returns the events in time, each once, of tables in which nothing but that is left to do."""
+    usable = pl.concat([part for part, _ in parts]).sort("microseconds", maintain_order=True)
+    reports = [report for _, report in parts]
+    parts.clear()
+    events = usable.with_columns(pl.col("microseconds").floordiv(1_000_000).alias(TIMESTAMP))
+    kept = events.drop("microseconds").unique(
+        [USER_ID, ITEM_ID, TIMESTAMP], keep="first", maintain_order=True
+    )
+    report = CleaningReport(
+        rows_read=sum(one.rows_read for one in reports),
+        kept=kept.height,
+        duplicates=usable.height - kept.height,
+        notes=tuple(dict.fromkeys(note for one in reports for note in one.notes)),
+        missing=_summed(one.missing for one in reports),
+        bad_type=_summed(one.bad_type for one in reports),
+        out_of_range=_summed(one.out_of_range for one in reports),
+    )
+    if kept.is_empty():
+        reasons = ", ".join(f"{label} {count}" for label, count in report.table_rows()[:-1])
+        raise DataError("usable events", found="none", expected="at least one", cure=f"Counted: {reasons}.")
+    names = [USER_ID, ITEM_ID, TIMESTAMP, VALUE, *([ACTION] if ACTION in kept.columns else [])]
+    return kept.select(names), report
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for role, count in one.items():
+            total[role] = total.get(role, 0) + count
+    return total
+
+
+def _usable(
+    table: pl.DataFrame, columns: ColumnMap, rules: CleaningRules, n_before: int = 0
+) -> tuple[pl.DataFrame, CleaningReport]:
+    """Returns the rows without a fault, with ``microseconds``, and what became of the others.
+
+    ``n_before``: rows of the tables before this one.
+    """
     resolved = columns.resolve(table.columns)
     given = columns.as_dict()
     guessed = [f"{role}={column}" for role, column in resolved.items() if given[role] is None]
     notes = [f"columns guessed: {', '.join(guessed)}"] if guessed else []
-    parsed, faults = _parse(table, resolved, rules or CleaningRules(), notes)
+    parsed, faults = _parse(table, resolved, rules, notes)
+    if "timestamp" not in resolved:
+        parsed = parsed.with_columns(pl.col("microseconds") + n_before * 1_000_000)
     dropped = pl.repeat(False, table.height, eager=True)
     counts: dict[str, dict[str, int]] = {"missing": {}, "bad_type": {}, "out_of_range": {}}
     for kind, role, fault in faults:
@@ -121,26 +183,16 @@ def clean(
         if rows := int(newly_dropped.sum()):
             counts[kind][role] = rows
         dropped |= fault
-    usable = parsed.filter(~dropped).sort("microseconds", maintain_order=True)
-    events = usable.with_columns(
-        pl.col("microseconds").floordiv(1_000_000).alias(TIMESTAMP),
-        pl.col(VALUE).cast(pl.Float32),
-    ).drop("microseconds")
-    kept = events.unique([USER_ID, ITEM_ID, TIMESTAMP], keep="first", maintain_order=True)
+    usable = parsed.filter(~dropped).with_columns(pl.col(VALUE).cast(pl.Float32))
     report = CleaningReport(
         rows_read=table.height,
-        kept=kept.height,
-        duplicates=events.height - kept.height,
+        kept=usable.height,
         notes=tuple(notes),
         missing=counts["missing"],
         bad_type=counts["bad_type"],
         out_of_range=counts["out_of_range"],
     )
-    if kept.is_empty():
-        reasons = ", ".join(f"{label} {count}" for label, count in report.table_rows()[:-1])
-        raise DataError("usable events", found="none", expected="at least one", cure=f"Counted: {reasons}.")
-    names = [USER_ID, ITEM_ID, TIMESTAMP, VALUE, *([ACTION] if "action" in resolved else [])]
-    return kept.select(names), report
+    return usable, report
 
 
 Fault = tuple[str, str, pl.Series]

@@ -102,8 +102,7 @@ class Dataset:
         being ``item_column`` (None: guessed). Users and items without an event are left out, which the
         report notes; with ``every_item`` the items that nobody had stay in the catalogue.
         """
-        user_ids = events[USER_ID].unique().sort()
-        item_ids = events[ITEM_ID].unique().sort()
+        user_ids, item_ids = (events[name].unique().cast(pl.String).sort() for name in (USER_ID, ITEM_ID))
         if every_item and items is not None:
             item_ids = all_ids(item_ids, items, "item", item_column)
         user_table, user_notes = _attributes(user_ids, users, "user", None)
@@ -219,7 +218,7 @@ def _attributes(
 
 
 def _index_of(ids: pl.Series, sorted_ids: pl.Series) -> pl.Series:
-    vocabulary = sorted_ids.to_frame("id").with_row_index("index")
+    vocabulary = sorted_ids.cast(ids.dtype).to_frame("id").with_row_index("index")
     joined = ids.to_frame("id").join(vocabulary, on="id", how="left", maintain_order="left")
     return joined["index"].cast(pl.Int32)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import polars as pl
 
 from recserve.errors import InvalidRequest, nearest
-from recserve.training.data.cleaning import CleaningRules, clean
+from recserve.training.data.cleaning import CleaningReport, CleaningRules, clean, clean_parts
 from recserve.training.data.columns import ColumnMap
 from recserve.training.data.dataset import Dataset
 from recserve.training.data.embeddings import join_embeddings
 from recserve.training.data.k_core import k_core
 from recserve.training.data.readers import SUFFIXES, read_table
+from recserve.training.data.shards import read_shards
 from recserve.training.data.sources import ml_100k, sequences, synthetic_shop
 from recserve.training.data.sources.cache import default_cache_dir
 from recserve.training.data.sources.synthetic_shop import ShopOptions
@@ -56,8 +57,8 @@ def load_dataset(
 ) -> Dataset:
     """Loads a data set by its name, or events from a file.
 
-    ``spec``: ``ml-100k``, ``synthetic-shop``, ``synthetic-shop:n_items=100000,seed=7``, a path, or
-    ``sequences:PATH`` of a file with a line per user.
+    ``spec``: ``ml-100k``, ``synthetic-shop``, ``synthetic-shop:n_items=100000,seed=7``, a path (a
+    folder of Parquet files is read part by part), or ``sequences:PATH`` of a file with a line per user.
     ``columns``, ``rules``, ``items_path`` (a file of item attributes) and ``item_embeddings_path`` (see
     ``embeddings``) are for a file of events, ``every_item`` keeps what is in them and nobody had; the minima
     are those of the k-core. Notes for a person (licence, what was fetched, what the report notes)
@@ -69,9 +70,8 @@ def load_dataset(
     known_items = KnownItems(items_path, item_embeddings_path, every_item)
     if name == sequences.NAME and options:
         _refuse_for_named(name, columns=columns, rules=rules)
-        dataset = _from_table(
-            Path(options), sequences.read_sequences(Path(options)), ColumnMap(), None, known_items, minima
-        )
+        events, report = clean(sequences.read_sequences(Path(options)), ColumnMap())
+        dataset = _from_events(Path(options), events, report, None, known_items, minima)
     elif name not in NAMES:
         dataset = _load_file(spec, columns or ColumnMap(), rules, known_items, minima)
     else:
@@ -129,25 +129,28 @@ def _load_file(
             expected=f"{', '.join(NAMES)}, {sequences.NAME}:PATH or the path of a file",
             cure=nearest(str(spec).partition(":")[0], (*NAMES, sequences.NAME)),
         )
-    return _from_table(path, read_table(path), columns, rules, known_items, minima)
+    if path.is_dir():
+        cleaned = clean_parts(read_shards(path, columns), columns, rules)
+    else:
+        cleaned = clean(read_table(path), columns, rules)
+    return _from_events(path, *cleaned, columns.item, known_items, minima)
 
 
-def _from_table(
+def _from_events(
     path: Path,
-    table: pl.DataFrame,
-    columns: ColumnMap,
-    rules: CleaningRules | None,
+    events: pl.DataFrame,
+    report: CleaningReport,
+    item_column: str | None,
     known_items: "KnownItems",
     minima: tuple[int, int],
 ) -> Dataset:
-    events, report = clean(table, columns, rules)
     events = k_core(events, *minima)
     return Dataset.from_events(
         path.name,
         events,
         report=report.after_core(events.height),
         source=str(path),
-        items=known_items.read(columns.item),
-        item_column=columns.item,
+        items=known_items.read(item_column),
+        item_column=item_column,
         every_item=known_items.every_item,
     )
