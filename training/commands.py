@@ -90,6 +90,10 @@ def train(
     time_gaps: Annotated[
         bool | None, typer.Option(help="Let attention see how long ago each item was (sasrec, hstu).")
     ] = None,
+    content: Annotated[
+        bool | None,
+        typer.Option(help="An item is also its attributes, texts and vectors (sequence models)."),
+    ] = None,
     weight: Annotated[
         float | None, typer.Option(help="Confidence of an interaction above that of none (als).")
     ] = None,
@@ -148,7 +152,7 @@ def train(
     ] = None,
     unknown_rate: Annotated[
         float | None,
-        typer.Option(help="How often training hides an id (rankers, dssm, graphsage) or the moment."),
+        typer.Option(help="How often training hides an id (not of tables) or the moment."),
     ] = None,
     normalisation: Annotated[
         str | None, typer.Option(help="Of numbers: min-max, z-score, log or quantile (rankers).")
@@ -183,6 +187,7 @@ def train(
         "dropout": dropout,
         "mask_rate": mask_rate,
         "time_gaps": time_gaps,
+        "content": content,
         "weight": weight,
         "reg": reg,
         "reg_exponent": reg_exponent,

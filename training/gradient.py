@@ -5,12 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from recserve.training.batches import training_batches
 from recserve.training.data import Histories
 from recserve.training.distributed import Processes
 from recserve.training.loop_config import LoopConfig
 from recserve.training.loss import FULL_SOFTMAX_MAX_ITEMS, full_softmax, sampled_softmax
+from recserve.training.models.content import content_of
 from recserve.training.models.sequence import SequenceModel
 
 MAX_GRADIENT_NORM = 1.0
@@ -35,6 +37,13 @@ class GradientLearner:
             betas=(0.9, 0.98),
         )
         counts = np.bincount(train.item_index, minlength=model.n_items).astype(np.float64) + 1
+        content = content_of(model)
+        # What the softmax goes over: all items, or those that training knows; and where each is among them.
+        self._candidates = None if content is None else torch.nonzero(content.is_known).squeeze(1)
+        self._place = torch.arange(model.n_items)
+        if content is not None and self._candidates is not None:
+            counts = counts[content.is_known.numpy()]
+            self._place = torch.cumsum(content.is_known, 0) - 1
         self._probabilities = torch.from_numpy(counts / counts.sum()).float()
 
     def train_epoch(self, epoch: int) -> float:
@@ -53,7 +62,8 @@ class GradientLearner:
             rank=processes.rank,
             world_size=processes.world_size,
         ):
-            loss = self._loss(history, targets, gaps)
+            with parametrize.cached():
+                loss = self._loss(history, targets, gaps)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             processes.average_gradients(self._model)
@@ -72,7 +82,10 @@ class GradientLearner:
             ]
         queries, wanted = (torch.cat(parts) for parts in zip(*examples, strict=True))
         queries = queries.float()
-        table = self._model.item_embeddings
+        table: Tensor = self._model.item_embeddings
+        wanted = self._place[wanted]
+        if self._candidates is not None:
+            table = table[self._candidates]
         if self._is_sampled():
             return sampled_softmax(queries, table, wanted, self._probabilities, self._config.n_negatives)
         return full_softmax(queries, table, wanted)

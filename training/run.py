@@ -22,6 +22,8 @@ from recserve.training.loop import BEST
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models import family_of
 from recserve.training.models.base import RankingModel
+from recserve.training.models.content import settle
+from recserve.training.models.sequence import SequenceModel
 
 RUN_FILE, DATASET_FOLDER, EVALUATION_FILE = "run.json", "dataset", "evaluation.json"
 SPLITS = {"leave-one-out": leave_one_out, "temporal": temporal_split, "random": random_split}
@@ -82,6 +84,8 @@ class Run:
         model = self.new_model()
         load_checkpoint(self.folder / BEST, model)
         model.eval()
+        if isinstance(model, SequenceModel):
+            settle(model)
         return model
 
     def best_progress(self) -> Progress:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from recserve.errors import InvalidRequest
 from recserve.training.models.base import Family
+from recserve.training.models.content import creator
 from recserve.training.models.sasrec import Block
 from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_heads, check_shape
 
@@ -32,6 +33,10 @@ class BERT4RecConfig:
     dropout: float = 0.2
     mask_rate: float = 0.3
     """Share of the items of a window that an epoch hides."""
+    content: bool = False
+    """Whether an item is also what is known of it."""
+    unknown_rate: float = 0.2
+    """How often training hides the id of an item that has content."""
 
     def __post_init__(self) -> None:
         check_shape(self, "n_blocks", "n_heads")
@@ -109,4 +114,5 @@ FAMILY = Family(
     budget={"epochs": 200, "validate_every": 10},
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
+    create_from_data=creator(BERT4Rec),
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recserve.training.models.base import Family
+from recserve.training.models.content import creator
 from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_shape
 
 
@@ -26,6 +27,10 @@ class GRU4RecConfig:
     """Recurrent layers."""
     max_history: int = 50
     dropout: float = 0.3
+    content: bool = False
+    """Whether an item is also what is known of it."""
+    unknown_rate: float = 0.2
+    """How often training hides the id of an item that has content."""
 
     def __post_init__(self) -> None:
         check_shape(self, "hidden_size", "n_blocks")
@@ -68,4 +73,5 @@ FAMILY = Family(
     budget={},
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
+    create_from_data=creator(GRU4Rec),
 )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from recserve.errors import InvalidRequest, nearest
 from recserve.training.models.base import Family
+from recserve.training.models.content import creator
 from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_heads, check_shape
 
 # A distance in time falls into a bucket of its logarithm (base e, in seconds), 31 years in the last.
@@ -42,6 +43,10 @@ class HSTUConfig:
     dropout: float = 0.3
     time_gaps: bool = True
     """Whether attention knows how far apart in time two items are."""
+    content: bool = False
+    """Whether an item is also what is known of it."""
+    unknown_rate: float = 0.2
+    """How often training hides the id of an item that has content."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -185,4 +190,5 @@ FAMILY = Family(
     budget={},
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
+    create_from_data=creator(HSTU),
 )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recserve.training.models.base import Family
+from recserve.training.models.content import creator
 from recserve.training.models.sequence import (
     GRADIENT_OPTIONS,
     SequenceConfig,
@@ -37,6 +38,10 @@ class SASRecConfig:
     dropout: float = 0.5
     time_gaps: bool = False
     """Whether attention sees how long ago each item was (a learned bias per head and logarithmic bucket)."""
+    content: bool = False
+    """Whether an item is also what is known of it."""
+    unknown_rate: float = 0.2
+    """How often training hides the id of an item that has content."""
 
     def __post_init__(self) -> None:
         check_shape(self, "n_blocks", "n_heads")
@@ -176,4 +181,5 @@ FAMILY = Family(
     budget={},
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
+    create_from_data=creator(SASRec),
 )

@@ -111,8 +111,9 @@ def check_shape(config: Any, *sizes: str) -> None:
     for name in ("embedding_size", "max_history", *sizes):
         if getattr(config, name) < 1:
             raise InvalidRequest(name, found=getattr(config, name), expected="1 or more")
-    if not 0 <= config.dropout < 1:
-        raise InvalidRequest("dropout", found=config.dropout, expected="0 to below 1")
+    for name in ("dropout", "unknown_rate"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InvalidRequest(name, found=getattr(config, name), expected="0 to below 1")
 
 
 def check_heads(config: Any) -> None:

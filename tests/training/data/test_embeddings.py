@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
@@ -63,7 +64,8 @@ def test_rows_of_an_array_follow_the_file_of_items_and_items_nobody_had_stay_if_
     assert cold.tolist() == [0]
 
 
-def test_an_item_that_nobody_had_is_recommended_by_its_vector(files: Path) -> None:
+@pytest.mark.parametrize("model", ["dssm", "sasrec", "gru4rec", "hstu"])
+def test_an_item_that_nobody_had_is_recommended_by_its_vector(files: Path, model: str) -> None:
     dataset = load_dataset(
         files / "events.parquet",
         items_path=files / "items.csv",
@@ -72,7 +74,10 @@ def test_an_item_that_nobody_had_is_recommended_by_its_vector(files: Path) -> No
     )
     settings = {"embedding_size": 8, "epochs": 20, "validate_every": 20, "batch_size": 64}
     settings |= {"learning_rate": 0.02, "unknown_rate": 0.3, "seed": 0}
-    run = create_run(files / "run", run_config("dssm", "leave-one-out", settings), dataset)
+    if model != "dssm":
+        settings |= {"content": True, "max_history": 8, "dropout": 0.1}
+    run = create_run(files / "run", run_config(model, "leave-one-out", settings), dataset)
+    torch.manual_seed(0)
     Trainer(run.new_model(), run.split(), run.folder, run.config.loop).fit()
     export_run(run, files / "bundle")
     assert "embedding" not in open_bundle(files / "bundle").catalogue.attributes(np.array([0]))[0]
