@@ -135,6 +135,10 @@ def test_what_is_no_encoder_is_refused(model_folder: Path, encoder_folder: Path,
     (pooled / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
     with pytest.raises(DataError, match="pooling_mode_lasttoken; expected one of pooling_mode_mean_tokens"):
         import_encoder(pooled, tmp_path / "new")
+    modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Dense")]
+    (pooled / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(DataError, match="one with a module Dense; expected Transformer, Pooling"):
+        import_encoder(pooled, tmp_path / "new")
     (pooled / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"without tokenizer\.json"):
         import_encoder(pooled, tmp_path / "new")

@@ -24,6 +24,8 @@ GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
 POOLINGS = ("mean", "cls")
 # What sentence-transformers calls them.
 POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+# Of sentence-transformers' modules, what is done here: vectors always have length 1.
+READ_MODULES = ("Transformer", "Pooling", "Normalize")
 TEXTS_PER_STEP = 32
 # Where exporters of Hugging Face models put the graph.
 GRAPH_PLACES = ("model.onnx", "onnx/model.onnx")
@@ -100,10 +102,10 @@ def import_encoder(
     """Makes an encoder's folder of a Hugging Face folder with an ONNX graph; returns its settings.
 
     ``pooling``: None takes that of the folder's ``1_Pooling/config.json``, else the mean. Raises
-    :class:`DataError` for a folder without graph or tokenizer, with another pooling, or with a graph that
-    reads something else than a text, :class:`InvalidRequest` where ``target`` exists. ``make_graph``:
-    (``source``, file) writes the graph of a folder that has none. The graph runs once before anything is
-    written.
+    :class:`DataError` for a folder without graph or tokenizer, with another pooling, with layers after it, or
+    with a graph that reads something else than a text, :class:`InvalidRequest` where ``target`` exists.
+    ``make_graph``: (``source``, file) writes the graph of a folder that has none. The graph runs once before
+    anything is written.
     """
     if target.exists():
         raise InvalidRequest(f"encoder folder {target}", found="there already", expected="a new folder")
@@ -115,6 +117,7 @@ def import_encoder(
             expected=f"{' or '.join(GRAPH_PLACES)}, and {TOKENIZER}",
             cure="Export the model to ONNX first, for example with `optimum-cli export onnx`.",
         )
+    _check_modules(source)
     pooling = pooling or _pooling_of(source)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -155,6 +158,22 @@ def _read_settings(folder: Path) -> EncoderSettings:
         raise _refusal(folder, f"without a readable {SETTINGS}") from error
 
 
+def _check_modules(source: Path) -> None:
+    """Refuses a sentence-transformers model with more than a transformer, pooling and normalisation.
+
+    A dense layer after the pooling, left out, would give vectors of another model.
+    """
+    for module in _json(source / "modules.json", list):
+        name = str(module.get("type")).rpartition(".")[2]
+        if name not in READ_MODULES:
+            raise DataError(
+                f"model folder {source}",
+                found=f"one with a module {name}",
+                expected=f"{', '.join(READ_MODULES)} alone",
+                cure="Choose a model without it.",
+            )
+
+
 def _pooling_of(source: Path) -> str:
     settings = _json(source / "1_Pooling" / "config.json")
     modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
@@ -170,14 +189,14 @@ def _pooling_of(source: Path) -> str:
     return POOLING_MODES[modes[0]]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, kind: type[Any] = dict) -> Any:
     if not path.is_file():
-        return {}
+        return kind()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"file {path}", found="no JSON", expected="JSON") from error
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, kind) else kind()
 
 
 def _sha256(folder: Path) -> str:
