@@ -116,7 +116,7 @@ def measure(dataset: Dataset, seed: int, epochs: int | None) -> dict[str, Any]:
         console.note(f"{name}: {arms[name]}")
     config = run_config("sasrec", "leave-one-out", PRIVATE).loop
     n_learned = int((split.train.lengths >= 2).sum())
-    rate = min(1.0, config.batch_size / n_learned)
+    rate = min(1.0, config.users_per_step(n_learned) / n_learned)
     return {
         "n_members": int(is_member.sum()),
         "epsilon": EPSILON,

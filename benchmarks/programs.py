@@ -13,7 +13,7 @@ import typer
 from recserve.errors import CheckFailed, InvalidRequest, nearest
 
 # By the name of the verb: what can be measured and the program that does.
-TRAIN = MappingProxyType({"als": "als_speed"})
+TRAIN = MappingProxyType({"als": "als_speed", "sasrec": "sequence_speed", "evaluation": "evaluation_speed"})
 OutOption = Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")]
 CsvOption = Annotated[Path | None, typer.Option(help="Write the tables to a file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -25,7 +25,7 @@ def train(
     csv: CsvOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Time training in turns with a peer."""
+    """Time training, or the evaluation of a model, next to a peer."""
     _run_program(_choose(TRAIN, name), [], out, csv, json)
 
 

@@ -31,6 +31,39 @@ def als_speed(result: Result) -> list[Table]:
     return [Table("One epoch of ALS next to an iteration of implicit's", columns, rows)]
 
 
+def epoch_speed(result: Result) -> list[Table]:
+    """An epoch of SASRec beside RecTools'."""
+    rows = [
+        [
+            row["data"],
+            f"{row['recserve_seconds']:.2f}",
+            f"{row['rectools_seconds']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['recserve_peak_bytes'] / 1e6:,.0f}",
+            f"{row['rectools_peak_bytes'] / 1e6:,.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    columns = ["data", "recserve s", "rectools s", "ratio", "recserve peak MB", "rectools peak MB"]
+    return [Table("An epoch of SASRec, one thread", columns, rows)]
+
+
+def evaluation_speed(result: Result) -> list[Table]:
+    """The evaluation beside a loop of torch."""
+    rows = [
+        [
+            f"{row['users']:,}",
+            f"{row['items']:,}",
+            f"{row['recserve_seconds']:.1f}",
+            f"{row['torch_seconds']:.1f}",
+            f"{row['ratio']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    columns = ["users", "items", "recserve s", "torch s", "ratio"]
+    return [Table("Evaluation next to matmul and topk of torch", columns, rows)]
+
+
 def scale(result: Result) -> list[Table]:
     """Curves and exponents."""
     by_items = [row for row in result["rows"] if row["axis"] == "items"]

@@ -13,7 +13,16 @@ from typing import Any
 
 from recserve.benchmarks.compare import read_result
 from recserve.benchmarks.served_tables import serving
-from recserve.benchmarks.speed_tables import als_speed, client, kernels, peers, scale, smoke
+from recserve.benchmarks.speed_tables import (
+    als_speed,
+    client,
+    epoch_speed,
+    evaluation_speed,
+    kernels,
+    peers,
+    scale,
+    smoke,
+)
 from recserve.benchmarks.table import Table
 from recserve.errors import CheckFailed, DataError
 
@@ -183,6 +192,8 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "quality": _bars,
     "smoke": smoke,
     "alone": client,
+    "sequence_speed": epoch_speed,
+    "evaluation_speed": evaluation_speed,
     "ndcg@10": _quality,
     "gain_ndcg": _cold_items,
     "auc_gain_over_lr": _rankers,

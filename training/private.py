@@ -40,7 +40,7 @@ class PrivateLearner:
             )
         self._model, self._train, self._config = model, train, config
         self._rows = np.flatnonzero(train.lengths >= 2)
-        self._rate = min(1.0, config.batch_size / len(self._rows))
+        self._rate = min(1.0, config.users_per_step(len(self._rows)) / len(self._rows))
         self.noise = noise_for(config, self._rate)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)

@@ -283,3 +283,8 @@ def test_a_run_folder_is_not_overwritten_by_accident(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(loop: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(loop))):
         LoopConfig(**loop)  # type: ignore[arg-type]
+
+
+def test_a_step_learns_from_a_share_of_the_users_within_bounds() -> None:
+    assert [LoopConfig().users_per_step(n) for n in (5, 943, 1500, 20_000)] == [32, 32, 50, 128]
+    assert LoopConfig(batch_size=7).users_per_step(943) == 7

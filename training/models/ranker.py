@@ -26,7 +26,7 @@ from recserve.training.ranking.space import FeatureSpace, Schema, fit_space, mom
 LABEL_SOURCES = ("auto", "ratings", "sampled")
 EMBEDDING_STD = 0.05
 LOOP_OPTIONS = EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay"}
-BUDGET = {"epochs": 30, "batch_size": 1024, "learning_rate": 2e-3, "validate_every": 1, "patience": 3}
+BUDGET = {"epochs": 30, "learning_rate": 2e-3, "validate_every": 1, "patience": 3}
 
 # What a family computes of one side: tensors of (batch, 1, …) of users, (…, width) of items.
 Side = tuple[Tensor, ...]

@@ -14,6 +14,8 @@ from recserve.training.ranking.examples import Examples, shuffled_rows, training
 from recserve.training.ranking.space import moments
 
 PREDICTED_PER_STEP = 4096
+# Of a training step, where that is not told.
+EXAMPLES_PER_STEP = 1024
 # How often a drawn item that the user had is drawn again; what is left then is a click that counts as none.
 MAX_REDRAWS = 5
 
@@ -38,13 +40,14 @@ class ExampleLearner:
     def train_epoch(self, epoch: int) -> float:
         """Makes one pass over the examples and returns the mean loss."""
         config, processes = self._config, self._processes
+        examples_per_step = config.batch_size or EXAMPLES_PER_STEP
         self._model.train()
         # Seeded by epoch: an epoch after a resume draws what it would have drawn.
         torch.manual_seed(hash((config.seed, epoch, processes.rank)) % 2**63)
         rng = np.random.default_rng([config.seed, epoch, processes.rank])
         losses = []
         for batch in shuffled_rows(
-            len(self._examples), config.batch_size * processes.world_size, seed=config.seed, epoch=epoch
+            len(self._examples), examples_per_step * processes.world_size, seed=config.seed, epoch=epoch
         ):
             # As many rows in every process, or the last gradient exchange would weigh them unequally.
             share = -(-len(batch) // processes.world_size)
