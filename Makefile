@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-events bench-swaps bench-smoke bench-tables gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-events bench-swaps bench-smoke bench-variants bench-tables gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -80,6 +80,9 @@ bench-swaps: $(VENV)/.dev  ## latency while versions of BUNDLE are swapped: make
 
 bench-smoke: $(VENV)/.dev  ## ratios that should not move, in two minutes; tells changes, never fails on them
 	$(BIN)/python -m recserve.benchmarks.smoke
+
+bench-variants: $(VENV)/.bench  ## forms of encoders next to torch and a plain export (RUNS="RUN BUNDLE …")
+	$(BIN)/python -m recserve.benchmarks.encoder_forms $(RUNS) --out benchmarks/results/variants.json --html benchmarks/results/variants.html $(ARGS)
 
 bench-tables: $(VENV)/.dev  ## write the tables of docs/performance.md from benchmarks/results
 	$(BIN)/python -m recserve.benchmarks.tables

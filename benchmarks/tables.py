@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from recserve.benchmarks.compare import read_result
+from recserve.benchmarks.forms_table import forms_tables
 from recserve.benchmarks.served_tables import serving
 from recserve.benchmarks.speed_tables import (
     als_speed,
@@ -191,6 +192,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "peers": peers,
     "quality": _bars,
     "smoke": smoke,
+    "encoder_forms": forms_tables,
     "alone": client,
     "sequence_speed": epoch_speed,
     "evaluation_speed": evaluation_speed,

@@ -90,14 +90,14 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
 
 
 def _show_gate(manifest: "Manifest") -> None:
-    from recserve.engine.bundle.gate_table import gate_table, refusals
+    from recserve.engine.bundle.gate_table import gate_table, ranker_gate, refusals
 
     columns, rows = gate_table(manifest)
     if rows:
         console.print_table(
             "what the gate measured when the bundle was exported (* = default)", columns, rows
         )
-    for line in refusals(manifest):
+    for line in (*refusals(manifest), *ranker_gate(manifest)):
         console.note(line)
 
 

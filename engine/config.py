@@ -9,8 +9,8 @@ from recserve.engine.explain.explanation import EXPLAIN_EXACT, EXPLAIN_LEVELS
 from recserve.errors import ConfigError
 
 MAX_CACHE_SECONDS = 3600.0
-AUTO, CPU, CUDA = "auto", "cpu", "cuda"
-PROVIDERS = (AUTO, CPU, CUDA)
+AUTO, CPU, CUDA, TENSORRT = "auto", "cpu", "cuda", "tensorrt"
+PROVIDERS = (AUTO, CPU, CUDA, TENSORRT)
 OPTIMISATIONS = ("none", "basic", "extended", "all")
 
 
@@ -52,7 +52,7 @@ class EngineConfig:
     """How the engine runs a bundle."""
 
     provider: str = "auto"
-    """Where ONNX graphs run: auto (a GPU where there is one that works), cpu, or cuda (fails without)."""
+    """Where ONNX graphs run: auto (a GPU, where one works), cpu, cuda or tensorrt (both fail without)."""
 
     session: SessionConfig = field(default_factory=SessionConfig)
     """The options of ONNX Runtime; the section [engine.session] of a settings file."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle.manifest import MIN_GOLDEN_TOLERANCE
+from recserve.engine.bundle.ranker_entry import MIN_GOLDEN_TOLERANCE
 from recserve.errors import BundleInvalid, BundleReason
 
 

@@ -140,7 +140,8 @@ class Ranker:
             # The first and the last item of the catalogue: the graph's tables may be shorter than it.
             ends = {**recorded, layout.CANDIDATES_INPUT: np.full_like(candidates, n_items - 1)}
             last = self._run(ends)
-        check_golden(name, found, expected, (*candidates.shape, len(self.targets)))
+        shape = (*candidates.shape, len(self.targets))
+        check_golden(name, found, expected, shape, self.entry.golden_tolerance)
         if not np.isfinite(last).all():
             raise BundleInvalid(
                 f"output of {self.entry.graph}",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.bundle import Bundle, layout
+from recserve.engine.bundle import Bundle
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.fixed_ranking import FixedRanking
 from recserve.kernels import ItemFilter, ItemIndex
@@ -23,7 +23,7 @@ class Retriever:
 
     def __init__(self, bundle: Bundle, folder: Path | None = None) -> None:
         self._vectors = bundle.item_embeddings
-        name = bundle.manifest.files[layout.ITEM_EMBEDDINGS].sha256
+        name = bundle.manifest.item_table_sha256
         self._index = _prepare(folder and folder / f"{name}.inner", self._vectors, "inner")
         self._cosine_index = _prepare(folder and folder / f"{name}.cosine", self._vectors, "cosine")
         total = max(1, int(bundle.popularity.sum()))

@@ -6,12 +6,13 @@ import onnxruntime as ort
 import structlog
 
 from recserve.engine.bundle import Bundle, layout
-from recserve.engine.config import AUTO, CPU, CUDA, EngineConfig
+from recserve.engine.config import AUTO, CPU, CUDA, TENSORRT, EngineConfig
 from recserve.errors import BundleInvalid, BundleReason, ConfigError
 
 log = structlog.get_logger("recserve.engine")
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -29,7 +30,7 @@ class Runtime:
     """
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        """Raises :class:`ConfigError` for "cuda" on a machine without a GPU."""
+        """Raises :class:`ConfigError` for "cuda" or "tensorrt" on a machine without a GPU."""
         self._bundle = bundle
         self._config = config
         self._wanted = select_providers(config.provider)
@@ -38,16 +39,17 @@ class Runtime:
 
     @property
     def device(self) -> str:
-        """Where all graphs run: cuda, or cpu where at least one does (or there is none)."""
-        on_gpu = bool(self.providers) and set(self.providers.values()) == {CUDA_PROVIDER}
-        return CUDA if on_gpu else CPU
+        """Where all graphs run: cuda or tensorrt, or cpu where they differ (or there is none)."""
+        devices = {CUDA_PROVIDER: CUDA, TENSORRT_PROVIDER: TENSORRT}
+        used = set(self.providers.values())
+        return devices.get(used.pop(), CPU) if len(used) == 1 else CPU
 
     def open(
         self, graph: str, initializers: Mapping[str, ort.OrtValue] | None = None
     ) -> ort.InferenceSession:
         """Opens the file ``graph``; ``initializers``: tensors that are bound instead of the graph's own.
 
-        Raises :class:`BundleInvalid`, or :class:`ConfigError` where "cuda" does not work.
+        Raises :class:`BundleInvalid`, or :class:`ConfigError` where "cuda" or "tensorrt" does not work.
         """
         options = session_options(self._config)
         options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(self._bundle.folder.resolve()))
@@ -75,7 +77,7 @@ class Runtime:
                 "engine.provider",
                 found=f"{self._config.provider}, which does not work",
                 expected=f"{AUTO} or {CPU} on this machine",
-                cure="CUDA or cuDNN may be missing.",
+                cure="CUDA, cuDNN or TensorRT may be missing.",
             )
         self._wanted = [provider]
         self.fell_back = True
@@ -102,11 +104,13 @@ def select_providers(provider: str) -> list[str]:
     if provider == CPU:
         return [CPU_PROVIDER]
     if any(device.ep_name == CUDA_PROVIDER for device in ort.get_ep_devices()):
-        return [CUDA_PROVIDER, CPU_PROVIDER]
-    if provider == CUDA:
+        # What TensorRT cannot do, CUDA does.
+        first = [TENSORRT_PROVIDER] if provider == TENSORRT else []
+        return [*first, CUDA_PROVIDER, CPU_PROVIDER]
+    if provider in (CUDA, TENSORRT):
         raise ConfigError(
             "engine.provider",
-            found=CUDA,
+            found=provider,
             expected=f"{CPU} or {AUTO} on this machine",
             cure="No CUDA device is here.",
         )

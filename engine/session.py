@@ -32,9 +32,12 @@ class QueryEncoder:
         # Guards the two counters.
         self._counting = threading.Lock()
         self._positions = self._padding = 0
-        # The graph's item table is the bundle's memory map: one copy for retrieval and encoder.
-        self._table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
-        self._session = runtime.open(entry.query_encoder, {layout.ITEM_EMBEDDINGS_INITIALIZER: self._table})
+        # The graph's item table is the bundle's memory map: one copy for all variants and processes.
+        self._table = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(part))
+            for name, part in bundle.item_parts.items()
+        }
+        self._session = runtime.open(entry.query_encoder, self._table)
         self._check_signature(entry.query_encoder)
         self._check_golden(bundle.read(entry.golden), entry.golden, entry.golden_tolerance)
         self._check_full_length(self.max_history, entry.query_encoder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ import pyarrow as pa
 import recserve
 from recserve.engine.bundle import BundleWriter, Manifest, Vocabulary, layout
 from recserve.engine.bundle.histories import histories_table
+from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.manifest import InputContract, Lineage
 from recserve.engine.bundle.ranker_entry import RankerEntry
 from recserve.engine.bundle.request_features import ID
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.engine.bundle.signing_keys import SigningKey
-from recserve.errors import InvalidRequest
+from recserve.errors import InvalidRequest, nearest
 from recserve.exporters.candidates import Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
 from recserve.exporters.forms import Written, write_forms
@@ -26,6 +28,7 @@ from recserve.exporters.gate import GateBudget
 from recserve.exporters.parity import Parity
 from recserve.exporters.prune import PruneConfig
 from recserve.exporters.ranker_entry import write_ranker
+from recserve.exporters.ranker_forms import check_form
 from recserve.exporters.segments import write_segments
 from recserve.exporters.table_variant import write_table
 from recserve.exporters.variant import VARIANT, Variant
@@ -54,12 +57,26 @@ class Exported:
 class FormOptions:
     """Which forms of an encoder go into a bundle besides fp32.
 
-    ``variants``: names of forms, "all" or "auto" (``forms.write_forms``); ``budget``: what each may lose.
+    ``variants``: names of forms, "all" or "auto" (``forms.write_forms``); ``item_table``: what all of them
+    read their items from, one of ``item_table.FORMS``; ``ranker``: the form of the ranker, one of
+    ``ranker_forms.FORMS``; ``budget``: what each encoder may lose.
     """
 
     variants: tuple[str, ...] = (VARIANT,)
     budget: GateBudget = field(default_factory=GateBudget)
     pruning: PruneConfig = field(default_factory=PruneConfig)
+    item_table: str = FLOAT32
+    ranker: str = VARIANT
+
+    def __post_init__(self) -> None:
+        check_form(self.ranker)
+        if self.item_table not in FORMS:
+            raise InvalidRequest(
+                "item_table",
+                found=self.item_table,
+                expected=f"one of {', '.join(FORMS)}",
+                cure=nearest(self.item_table, FORMS),
+            )
 
 
 def export_run(
@@ -88,29 +105,44 @@ def export_run(
     model = run.best_model()
     wanted_forms(options.variants, model)
     known = run.dataset.histories() if histories else None
-    with BundleWriter(target, replace=replace) as writer:
-        variant = _write_variant(writer, run, model, known)
+    with (
+        BundleWriter(target, replace=replace) as writer,
+        tempfile.TemporaryDirectory(prefix=".", suffix=".tables", dir=target.parent) as scratch,
+    ):
+        variant = _write_variant(writer, run, model, known, options.item_table, Path(scratch))
         _add_catalogue(writer, run.dataset)
         _add_histories(writer, run.dataset, known)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
         writer.add_array(layout.FIRST_SEEN, run.dataset.first_seen())
         by_segment = write_segments(writer, run.dataset, segments)
-        forms = _write_forms(writer, run, model, variant, options, on_progress)
-        entry = None if ranker is None else _write_ranker(writer, run, ranker, known)
+        forms = _write_forms(writer, run, model, variant, options, Path(scratch), on_progress)
+        entry = None if ranker is None else _write_ranker(writer, run, ranker, known, options.ranker)
         manifest = dataclasses.replace(
             _manifest(run, variant, forms, writer, entry),
             inputs=_inputs(variant, entry, by_segment),
             segments=by_segment,
             pipeline=pipeline,
+            item_table=options.item_table,
         )
         writer.commit(manifest, signing_key)
     return Exported(manifest, variant.parity)
 
 
-def _write_variant(writer: BundleWriter, run: Run, model: RankingModel, known: Histories | None) -> Variant:
+def _write_variant(
+    writer: BundleWriter,
+    run: Run,
+    model: RankingModel,
+    known: Histories | None,
+    item_table: str,
+    scratch: Path,
+) -> Variant:
     recorded = run.split().test
     if isinstance(model, SequenceModel):
-        return write_encoder(writer, model, recorded)
+        return write_encoder(writer, model, recorded, item_table, scratch)
+    if item_table != FLOAT32:
+        raise InvalidRequest(
+            "item_table", found=item_table, expected=f"{FLOAT32} for a model that is no encoder of histories"
+        )
     if isinstance(model, TableModel):
         return write_table(writer, model, NO_HISTORIES if known is None else known, recorded)
     raise InvalidRequest(
@@ -121,7 +153,9 @@ def _write_variant(writer: BundleWriter, run: Run, model: RankingModel, known: H
     )
 
 
-def _write_ranker(writer: BundleWriter, run: Run, ranker: Run, known: Histories | None) -> RankerEntry:
+def _write_ranker(
+    writer: BundleWriter, run: Run, ranker: Run, known: Histories | None, form: str
+) -> RankerEntry:
     if ranker.dataset.sha256 != run.dataset.sha256:
         raise InvalidRequest(
             f"data of the ranker {ranker.folder}",
@@ -129,7 +163,7 @@ def _write_ranker(writer: BundleWriter, run: Run, ranker: Run, known: Histories 
             expected=f"that of {run.folder}, {run.dataset.sha256[:12]}",
             cure="Train both on the same events: items and users are numbered by the data.",
         )
-    return write_ranker(writer, ranker, with_users=known is not None)
+    return write_ranker(writer, ranker, with_users=known is not None, form=form)
 
 
 def _write_forms(
@@ -138,13 +172,16 @@ def _write_forms(
     model: RankingModel,
     variant: Variant,
     options: FormOptions,
+    scratch: Path,
     on_progress: Callable[[str], None],
 ) -> Written:
     if variant.graph is None or not isinstance(model, SequenceModel):
         return Written()
     split = run.split()
-    material = Material(model, variant.graph, split.validation, split.train, options.pruning)
-    return write_forms(writer, material, split.test, options.variants, options.budget, on_progress)
+    material = Material(
+        model, variant.graph, options.item_table, split.validation, split.train, options.pruning
+    )
+    return write_forms(writer, material, split.test, options.variants, options.budget, scratch, on_progress)
 
 
 def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:

@@ -7,8 +7,10 @@ from typing import cast
 
 import numpy as np
 
+from recserve.engine.bundle.item_table import Parts
 from recserve.errors import InvalidRequest, nearest
 from recserve.exporters import quantise
+from recserve.exporters.item_tables import over_table, stored
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.exporters.parity import evenly_spaced, recorded_inputs
 from recserve.exporters.prune import PruneConfig, prune
@@ -28,14 +30,26 @@ ALL, AUTO = "all", "auto"
 class Material:
     """What the forms are made of.
 
+    ``table``: the form of the item table that all of them read.
     ``calibration``: histories that are not those of the gate; ``train``: what a pruned model is taught on.
     """
 
     model: SequenceModel
     exact: EncoderGraph
+    table: str
     calibration: EvaluationSet
     train: Histories
     pruning: PruneConfig
+
+    def build(self, name: str) -> EncoderGraph:
+        """Returns the form ``name``, or fp32, over the item table as it is stored."""
+        graph = self.exact if name == VARIANT else BUILDERS[name](self)
+        return over_table(graph, self.parts, self.table)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The item table as it is stored."""
+        return stored(self.exact, self.table)
 
     @cached_property
     def pruned(self) -> EncoderGraph:

@@ -49,6 +49,16 @@ def export(
             "pruned, pruned-int8; all; or auto: the best of all, the fastest as the default."
         ),
     ] = "fp32",
+    item_table: Annotated[
+        str,
+        typer.Option(
+            help="What the vectors of the items are stored as: float32, float16 or int8 (codes with a scale "
+            "a row). A smaller one has to pass the gate."
+        ),
+    ] = "float32",
+    ranker_form: Annotated[
+        str, typer.Option(help="fp32, int8 or fp16, which have to pass a gate of their own (AUC).")
+    ] = "fp32",
     max_loss: Annotated[
         float, typer.Option(help="Of NDCG@10 against fp32, relative: the most that a form may lose.")
     ] = 0.01,
@@ -87,6 +97,8 @@ def export(
     second = None if ranker is None else open_run(ranker)
     options = FormOptions(
         variants=tuple(name.strip() for name in variants.split(",")),
+        item_table=item_table,
+        ranker=ranker_form,
         budget=GateBudget(max_loss=max_loss),
         pruning=PruneConfig(hidden_share=prune_hidden, head_share=prune_heads, epochs=prune_epochs),
     )
@@ -108,7 +120,7 @@ def export(
 
 def _show(out: Path, manifest: "Manifest", parity: "Parity", *, json: bool) -> None:
     """Prints what was exported: parity, then the gate where other forms were asked for."""
-    from recserve.engine.bundle.gate_table import gate_table, refusals
+    from recserve.engine.bundle.gate_table import gate_table, ranker_gate, refusals
     from recserve.exporters.parity import MAX_ABS_ERROR
 
     if json:
@@ -138,5 +150,5 @@ def _show(out: Path, manifest: "Manifest", parity: "Parity", *, json: bool) -> N
     columns, rows = gate_table(manifest)
     if rows:
         console.print_table("the gate, on the held-out users and this machine (* = default)", columns, rows)
-    for line in refusals(manifest):
+    for line in (*refusals(manifest), *ranker_gate(manifest)):
         console.note(line)

@@ -1,11 +1,14 @@
 """The variant of a sequence model: an ONNX graph that encodes the history."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 
-from recserve.engine.bundle import BundleWriter, VariantEntry, layout
+from recserve.engine.bundle import BundleWriter, VariantEntry
+from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.manifest import InputContract
+from recserve.exporters.item_tables import over_table, stored
 from recserve.exporters.onnx_graph import export_query_encoder
 from recserve.exporters.parity import check_parity, onnx_encoder, record_golden, torch_encoder
 from recserve.exporters.variant import GOLDEN, VARIANT, Variant
@@ -15,27 +18,35 @@ from recserve.training.models.sequence import SequenceModel
 GRAPH = f"variants/{VARIANT}/query_encoder.onnx"
 
 
-def write_encoder(writer: BundleWriter, model: SequenceModel, recorded: EvaluationSet) -> Variant:
-    """Writes graph, item table and records; raises :class:`CheckFailed` unless ONNX agrees with torch."""
-    graph = export_query_encoder(model)
-    writer.add_array(layout.ITEM_EMBEDDINGS, graph.item_embeddings)
-    session = graph.session(writer.folder)
+def write_encoder(
+    writer: BundleWriter, model: SequenceModel, recorded: EvaluationSet, table: str, scratch: Path
+) -> Variant:
+    """Writes graph, item table and records; raises :class:`CheckFailed` unless ONNX agrees with torch.
+
+    ``table``: the form that the item table is stored in. ``scratch`` gets the files of the stored and of the
+    float32 table, for the sessions that measure.
+    """
+    exact = export_query_encoder(model)
+    parts = stored(exact, table)
+    graph = over_table(exact, parts, table)
+    for form, of_form in ((FLOAT32, exact.parts), (table, parts)):
+        for name, part in of_form.items():
+            np.save(scratch / FORMS[form][name].file, part)
+    for name, part in parts.items():
+        writer.add_array(FORMS[table][name].file, part)
     parity = check_parity(
         "ONNX parity",
-        onnx_encoder(model, session, recorded),
+        onnx_encoder(model, exact.session(scratch), recorded),
         torch_encoder(model, recorded),
-        graph.item_embeddings,
+        exact.item_embeddings,
         recorded,
     )
     golden = io.BytesIO()
-    np.savez(golden, **record_golden(model, session, recorded))  # type: ignore[arg-type]
+    np.savez(golden, **record_golden(model, graph.session(scratch), recorded))  # type: ignore[arg-type]
     writer.add_bytes(GRAPH, graph.data)
     writer.add_bytes(GOLDEN, golden.getvalue())
     entry = VariantEntry(
-        query_encoder=GRAPH,
-        golden=GOLDEN,
-        size_bytes=len(graph.data) + graph.item_embeddings.nbytes,
-        gate=parity.as_dict(),
+        query_encoder=GRAPH, golden=GOLDEN, size_bytes=graph.size_bytes, gate=parity.as_dict()
     )
-    inputs = InputContract(max_history=model.config.max_history, features=graph.features)
-    return Variant(entry, inputs, graph.item_embeddings, parity, graph)
+    inputs = InputContract(max_history=model.config.max_history, features=exact.features)
+    return Variant(entry, inputs, graph.item_embeddings, parity, exact)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from recserve.engine.bundle import BundleWriter, Refused, VariantEntry
-from recserve.engine.bundle.manifest import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE
+from recserve.engine.bundle.item_table import FLOAT32
+from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE
 from recserve.errors import CheckFailed
-from recserve.exporters.candidates import AUTO, BUILDERS, Material, wanted_forms
+from recserve.exporters.candidates import AUTO, Material, wanted_forms
 from recserve.exporters.gate import GateBudget, Measured, fastest, pareto_front, refusal
 from recserve.exporters.measure import Quality, compare, full_length, quality, resident_bytes, timings
 from recserve.exporters.onnx_graph import EncoderGraph
@@ -19,6 +20,7 @@ from recserve.exporters.variant import VARIANT
 from recserve.training.data import EvaluationSet
 
 BATCH_SIZES = (1, 32)
+EXACT = "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,25 @@ def write_forms(
     recorded: EvaluationSet,
     names: Sequence[str],
     budget: GateBudget,
+    scratch: Path,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Written:
     """Writes the forms of ``names`` that pass the gate; ``recorded``: the held-out users that decide.
 
     "all" writes what passes, "auto" of that the Pareto front and makes its fastest the default. A form that
-    was asked for by its name and is refused raises :class:`CheckFailed` with the figures.
+    was asked for by its name and is refused, or a smaller item table that is, raises :class:`CheckFailed`
+    with the figures. ``scratch`` has the files of the item tables.
     """
     wanted = wanted_forms(names, material.model)
-    if not wanted:
+    if not wanted and material.table == FLOAT32:
         return Written()
-    forms = judge(material, wanted, recorded, writer.folder, budget, on_progress)
+    forms = judge(material, wanted, recorded, scratch, budget, on_progress)
+    if forms[VARIANT].refused:
+        raise CheckFailed(
+            f"item table {material.table}",
+            found=forms[VARIANT].refused,
+            expected="one that passes the gate",
+        )
     for name in wanted:
         if name in names and forms[name].refused:
             raise CheckFailed(
@@ -75,7 +85,9 @@ def write_forms(
         kept = [name for name in kept if name not in beaten]
         default = fastest({name: forms[name].measured for name in kept})
     entries = {
-        name: _write(writer, name, forms[name], material, recorded) for name in kept if name != VARIANT
+        name: _write(writer, name, forms[name], material, recorded, scratch)
+        for name in kept
+        if name != VARIANT
     }
     return Written(
         forms[VARIANT].measured.as_dict(),
@@ -93,48 +105,55 @@ def judge(
     budget: GateBudget,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Form]:
-    """Builds and measures each form of ``names`` beside fp32, which is the first of what is returned."""
-    model, items = material.model, material.exact.item_embeddings
+    """Builds and measures each form of ``names`` beside fp32, which is the first of what is returned.
+
+    All are held against fp32 over the float32 table, which is itself in the bundle unless that stores a
+    smaller one: then fp32 has to pass as well. ``folder`` has the files of the item tables.
+    """
+    model, exact = material.model, material.exact
     sample = recorded_inputs(model, recorded, np.arange(min(BATCH_SIZES[-1], len(recorded.user_index))))
     inputs = {rows: full_length(sample, rows, model.config.max_history) for rows in BATCH_SIZES}
-    exact_session = material.exact.session(folder)
+    exact_session = exact.session(folder)
 
     def found_by(graph: EncoderGraph) -> Quality:
-        return quality(onnx_encoder(model, graph.session(folder), recorded), items, recorded)
+        return quality(onnx_encoder(model, graph.session(folder), recorded), graph.item_embeddings, recorded)
 
-    exact = found_by(material.exact)
-    exact_bytes = _bytes(material.exact)
-    forms = {}
+    reference = found_by(exact)
+    forms: dict[str, Form] = {}
     for name in (VARIANT, *names):
         on_progress(name)
-        graph = material.exact if name == VARIANT else BUILDERS[name](material)
-        found = exact if name == VARIANT else found_by(graph)
-        pair = {VARIANT: exact_session, name: graph.session(folder)}
-        timed = [timings(pair, inputs[rows]) for rows in BATCH_SIZES]
+        graph = material.build(name)
+        is_exact = graph is exact
+        found = reference if is_exact else found_by(graph)
+        # One session in turns with itself: the same, by definition.
+        pair = {EXACT: exact_session} if is_exact else {EXACT: exact_session, name: graph.session(folder)}
+        timed = [[*timings(pair, inputs[rows]).values()] for rows in BATCH_SIZES]
         measured = compare(
-            exact,
+            reference,
             found,
-            items,
-            bytes_and_resident=(_bytes(graph), resident_bytes(graph, folder, inputs[BATCH_SIZES[-1]])),
-            exact_bytes=exact_bytes,
-            one=(timed[0][VARIANT], timed[0][name]),
-            many=(timed[1][VARIANT], timed[1][name]),
+            (exact.item_embeddings, graph.item_embeddings),
+            bytes_and_resident=(graph.size_bytes, resident_bytes(graph, folder, inputs[BATCH_SIZES[-1]])),
+            exact_bytes=exact.size_bytes,
+            one=(timed[0][0], timed[0][-1]),
+            many=(timed[1][0], timed[1][-1]),
         )
-        error = float(np.abs(found.queries - exact.queries).max(initial=0.0))
-        forms[name] = Form(graph, measured, error, "" if name == VARIANT else refusal(measured, budget))
+        error = float(np.abs(found.queries - reference.queries).max(initial=0.0))
+        beside = None if name == VARIANT else forms[VARIANT].measured
+        forms[name] = Form(graph, measured, error, "" if is_exact else refusal(measured, budget, beside))
     return forms
 
 
-def _bytes(graph: EncoderGraph) -> float:
-    return float(len(graph.data))
-
-
 def _write(
-    writer: BundleWriter, name: str, form: Form, material: Material, recorded: EvaluationSet
+    writer: BundleWriter,
+    name: str,
+    form: Form,
+    material: Material,
+    recorded: EvaluationSet,
+    scratch: Path,
 ) -> VariantEntry:
     graph, golden = f"variants/{name}/query_encoder.onnx", f"variants/{name}/golden.npz"
     buffer = io.BytesIO()
-    record = record_golden(material.model, form.graph.session(writer.folder), recorded)
+    record = record_golden(material.model, form.graph.session(scratch), recorded)
     np.savez(buffer, **record)  # type: ignore[arg-type]
     writer.add_bytes(graph, form.graph.data)
     writer.add_bytes(golden, buffer.getvalue())
@@ -143,7 +162,7 @@ def _write(
         golden=golden,
         # Where rounding steps are coarse, a last bit of another machine can move a value by one of them.
         golden_tolerance=float(np.clip(form.max_abs_error, MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE)),
-        size_bytes=len(form.graph.data) + material.exact.item_embeddings.nbytes,
+        size_bytes=form.graph.size_bytes,
         metrics={"NDCG@10": form.measured.ndcg},
         gate=form.measured.as_dict(),
     )

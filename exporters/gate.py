@@ -35,7 +35,8 @@ class Measured:
 
     ``ndcg_loss`` is relative (0.01: one per cent of fp32's NDCG@10 is lost; negative: gained), with its
     95 % interval from resampling users in pairs. ``top10_overlap``: mean share of fp32's ten items that
-    are among this form's. ``resident_bytes``: what loading and running it adds to a fresh process.
+    are among this form's. ``size_bytes``: graph and item table.
+    ``resident_bytes``: what loading and running it adds to a fresh process.
     Times are of one thread and full-length histories, milliseconds of a call; ``speedup_*`` is the median
     of fp32, measured in turns with this form, over this form's.
     """
@@ -80,8 +81,11 @@ def paired_loss(
     return float(difference.mean() / exact.mean()), float(low), float(high)
 
 
-def refusal(measured: Measured, budget: GateBudget) -> str:
-    """Returns why a form may not be served, with the figures; an empty string when it may."""
+def refusal(measured: Measured, budget: GateBudget, beside: Measured | None = None) -> str:
+    """Returns why a form may not be served, with the figures; an empty string when it may.
+
+    ``beside``: what it has to be smaller or faster than, where that is not fp32 over the float32 item table.
+    """
     broken = [name for name in asdict(measured) if name not in measured.as_dict()]
     if broken:
         return f"{', '.join(broken)} not finite"
@@ -90,7 +94,7 @@ def refusal(measured: Measured, budget: GateBudget) -> str:
             f"NDCG@10 lost {measured.ndcg_loss:.1%}, up to {measured.ndcg_loss_high:.1%}; "
             f"allowed {budget.max_loss:.1%}"
         )
-    if is_smaller(measured) or is_faster(measured):
+    if is_smaller(measured, beside) or is_faster(measured, beside):
         return ""
     return (
         f"neither smaller ({measured.size_ratio:.2f} of fp32's bytes) nor faster "
@@ -98,14 +102,18 @@ def refusal(measured: Measured, budget: GateBudget) -> str:
     )
 
 
-def is_smaller(measured: Measured) -> bool:
-    """Whether the form has fewer bytes than fp32, beyond the margin."""
-    return measured.size_ratio < 1 - MARGIN
+def is_smaller(measured: Measured, beside: Measured | None = None) -> bool:
+    """Whether the form has fewer bytes than fp32 (or ``beside``), beyond the margin."""
+    return measured.size_ratio < (1 - MARGIN) * (beside.size_ratio if beside else 1)
 
 
-def is_faster(measured: Measured) -> bool:
-    """Whether the form beats fp32 at one of the batch sizes, beyond the margin."""
-    return max(measured.speedup_batch1, measured.speedup_batch32) > 1 + MARGIN
+def is_faster(measured: Measured, beside: Measured | None = None) -> bool:
+    """Whether the form beats fp32 (or ``beside``) at one of the batch sizes, beyond the margin."""
+    gains = (
+        measured.speedup_batch1 / (beside.speedup_batch1 if beside else 1),
+        measured.speedup_batch32 / (beside.speedup_batch32 if beside else 1),
+    )
+    return max(gains) > 1 + MARGIN
 
 
 def pareto_front(measured: dict[str, Measured]) -> list[str]:

@@ -13,12 +13,13 @@ import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from recserve.engine.bundle import layout
+from recserve.engine.bundle.item_table import FLOAT32, Parts, pack
 from recserve.errors import CheckFailed
 from recserve.training.models.sequence import SequenceModel
 
@@ -30,20 +31,31 @@ MAX_FOLDED = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class EncoderGraph:
-    """An ONNX query encoder: graph bytes, the features it reads, and the item table it refers to."""
+    """An ONNX query encoder: graph bytes, the features it reads, and the item table it refers to.
+
+    ``item_embeddings``: the vectors that ``parts``, the table as stored, stand for.
+    """
 
     data: bytes
     features: list[str]
     item_embeddings: NDArray[np.float32]
+    parts: Parts
+
+    @property
+    def size_bytes(self) -> int:
+        """What it needs on disk: the graph and its item table."""
+        return len(self.data) + sum(part.nbytes for part in self.parts.values())
 
     def session(self, folder: Path) -> ort.InferenceSession:
-        """Returns a session on one CPU thread; ``folder`` holds the item table's file already."""
+        """Returns a session on one CPU thread; ``folder`` holds the item table's files already."""
         options = ort.SessionOptions()
         options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(folder))
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        table = ort.OrtValue.ortvalue_from_numpy(self.item_embeddings)
-        options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, table)
+        # ONNX Runtime reads them when the session is made: they must live until then.
+        bound = {name: ort.OrtValue.ortvalue_from_numpy(part) for name, part in self.parts.items()}
+        for name, value in bound.items():
+            options.add_initializer(name, value)
         return ort.InferenceSession(self.data, options, providers=["CPUExecutionProvider"])
 
 
@@ -83,27 +95,30 @@ def export_query_encoder(model: SequenceModel) -> EncoderGraph:
     if program is None:
         raise CheckFailed("ONNX export", found="empty", expected="a graph")
     # Slices of weights are computed here, not at every load; the exporter itself folds small tensors only.
-    fold_constants(program.model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED)
-    RemoveUnusedNodesPass()(program.model)
+    with quiet_exporter():
+        fold_constants(program.model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED)
+        RemoveUnusedNodesPass()(program.model)
     proto = program.model_proto
-    table = model.item_embeddings.detach().numpy()
+    table = np.ascontiguousarray(model.item_embeddings.detach().numpy())
     _refer_to_item_table(proto, table)
     forget_the_exporter(proto)
-    return EncoderGraph(proto.SerializeToString(), features, np.ascontiguousarray(table))
+    return EncoderGraph(proto.SerializeToString(), features, table, pack(table, FLOAT32))
 
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """Hides what the exporter says of its own internals; what matters is checked by parity."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> None:
@@ -119,15 +134,18 @@ def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> 
         for i, name in enumerate(node.input):
             if name == tensor.name:
                 node.input[i] = layout.ITEM_EMBEDDINGS_INITIALIZER
-    tensor.name = layout.ITEM_EMBEDDINGS_INITIALIZER
+    refer_outside(tensor, layout.ITEM_EMBEDDINGS_INITIALIZER, layout.ITEM_EMBEDDINGS, table)
+
+
+def refer_outside(tensor: onnx.TensorProto, name: str, file: str, array: NDArray[np.generic]) -> None:
+    """Makes ``tensor`` the initializer ``name``, whose numbers are ``array`` in the bundle's ``file``."""
+    tensor.name = name
     tensor.ClearField("raw_data")
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor.dims[:] = array.shape
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
-    entries = {
-        "location": layout.ITEM_EMBEDDINGS,
-        "offset": str(npy_header_bytes(table)),
-        "length": str(table.nbytes),
-    }
+    entries = {"location": file, "offset": str(npy_header_bytes(array)), "length": str(array.nbytes)}
     for key, value in entries.items():
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value

@@ -4,6 +4,7 @@ The item table stays the bundle's in every form: it is outside the graph and sha
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ MIN_HALVED = 256
 
 def int8_dynamic(graph: EncoderGraph) -> EncoderGraph:
     """Weights of linear layers in 8 bits per output channel; activations are quantised as they come."""
+    return replace(graph, data=int8_linear(graph.data))
+
+
+def int8_linear(graph: bytes) -> bytes:
+    """As :func:`int8_dynamic`, of any graph."""
 
     def quantise(source: Path, target: Path) -> None:
         quantize_dynamic(
@@ -79,7 +85,7 @@ def int8_static(graph: EncoderGraph, recorded: Sequence[Inputs]) -> EncoderGraph
             extra_options=ONLY_WEIGHTS,
         )
 
-    return _through_files(graph, quantise)
+    return replace(graph, data=_through_files(graph.data, quantise))
 
 
 def int4_weights(graph: EncoderGraph) -> EncoderGraph:
@@ -94,24 +100,45 @@ def int4_weights(graph: EncoderGraph) -> EncoderGraph:
 
 def fp16_weights(graph: EncoderGraph) -> EncoderGraph:
     """Weights in half precision on disk; ONNX Runtime widens them once, at load. For size, not for speed."""
-    proto = onnx.load_from_string(graph.data)
-    widened = []
-    for tensor in proto.graph.initializer:
-        weights = None if tensor.external_data else numpy_helper.to_array(tensor)
-        if weights is None or weights.dtype != np.float32 or weights.size < MIN_HALVED:
-            continue
+    return replace(graph, data=fp16_tensors(graph.data))
+
+
+def fp16_tensors(graph: bytes) -> bytes:
+    """As :func:`fp16_weights`, of any graph; of a table that is gathered from, the rows alone are widened."""
+    proto = onnx.load_from_string(graph)
+    halved = [tensor for tensor in proto.graph.initializer if _is_large(tensor)]
+    tables = {tensor.name for tensor in halved} - {
+        name
+        for node in proto.graph.node
+        for i, name in enumerate(node.input)
+        if node.op_type != "Gather" or i != 0
+    }
+    nodes = []
+    for tensor in halved:
         name, half = tensor.name, f"{tensor.name}.fp16"
-        tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), half))
-        widened.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
-    nodes = [*widened, *proto.graph.node]
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), half))
+        if name not in tables:
+            nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+    for node in proto.graph.node:
+        nodes.append(node)
+        if node.op_type == "Gather" and node.input[0] in tables:
+            rows, node.input[0] = node.output[0], f"{node.input[0]}.fp16"
+            node.output[0] = f"{rows}.fp16"
+            nodes.append(helper.make_node("Cast", [node.output[0]], [rows], to=TensorProto.FLOAT))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    return replace(graph, data=proto.SerializeToString())
+    data: bytes = proto.SerializeToString()
+    return data
 
 
-def _through_files(graph: EncoderGraph, quantise: Callable[[Path, Path], None]) -> EncoderGraph:
+def _is_large(tensor: TensorProto) -> bool:
+    is_float = tensor.data_type == TensorProto.FLOAT and not tensor.external_data
+    return is_float and math.prod(tensor.dims) >= MIN_HALVED
+
+
+def _through_files(graph: bytes, quantise: Callable[[Path, Path], None]) -> bytes:
     """Runs a quantiser that reads and writes files over the graph without its item table."""
-    proto = onnx.load_from_string(graph.data)
+    proto = onnx.load_from_string(graph)
     tables = [t for t in proto.graph.initializer if t.name == layout.ITEM_EMBEDDINGS_INITIALIZER]
     for table in tables:
         proto.graph.initializer.remove(table)
@@ -124,7 +151,8 @@ def _through_files(graph: EncoderGraph, quantise: Callable[[Path, Path], None]) 
     for value in [v for v in quantised.graph.input if v.name == layout.ITEM_EMBEDDINGS_INITIALIZER]:
         quantised.graph.input.remove(value)
     quantised.graph.initializer.extend(tables)
-    return replace(graph, data=quantised.SerializeToString())
+    data: bytes = quantised.SerializeToString()
+    return data
 
 
 def _gemm_as_matmul(proto: onnx.ModelProto) -> None:

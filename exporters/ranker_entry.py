@@ -11,12 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recserve.engine.bundle import BundleWriter, layout
-from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, SIGMOID, CalibrationEntry, RankerEntry
+from recserve.engine.bundle.ranker_entry import (
+    ISOTONIC,
+    LINEAR,
+    MAX_GOLDEN_TOLERANCE,
+    MIN_GOLDEN_TOLERANCE,
+    SIGMOID,
+    CalibrationEntry,
+    RankerEntry,
+)
 from recserve.engine.bundle.request_features import ID, RequestFeature
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.exporters.onnx_graph import OPSET, forget_the_exporter, quiet_exporter
 from recserve.exporters.parity import MAX_ABS_ERROR
+from recserve.exporters.ranker_forms import FORMS, judge, require_pass
 from recserve.exporters.request_features import write_features
+from recserve.exporters.variant import VARIANT
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import calibrate
 from recserve.training.ranking.examples import Examples, held_out_examples
@@ -60,10 +70,11 @@ class _Graph(nn.Module):
         return self.model.combine(self.model.user_side(history, user, context), items)
 
 
-def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerEntry:
+def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool, form: str = VARIANT) -> RankerEntry:
     """Writes the best model of ``run``: graph, vocabularies, records and, if wanted, its users.
 
-    Raises :class:`InvalidRequest` for a run of another kind, :class:`CheckFailed` unless parity holds.
+    ``form``: one of ``ranker_forms.FORMS``. Raises :class:`InvalidRequest` for a run of another kind,
+    :class:`CheckFailed` unless parity holds and another form than fp32 passes the gate.
     """
     model = run.best_model()
     if not isinstance(model, Ranker):
@@ -74,12 +85,18 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerE
         )
     split = run.split()
     examples = held_out_examples(split.test)
-    graph = export_graph(model)
-    session = open_graph(graph)
-    parity = check_ranker_parity(model, session, examples)
+    exact = export_graph(model)
+    parity = check_ranker_parity(model, open_graph(exact), examples)
+    gate = {name: float(value) for name, value in asdict(parity).items()}
+    graph, tolerance = FORMS[form](exact), MIN_GOLDEN_TOLERANCE
+    if form != VARIANT:
+        measured = judge(model, exact, graph, examples, open_graph)
+        require_pass(form, measured)
+        gate |= measured.as_dict()
+        tolerance = float(np.clip(measured.max_logit_error, MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE))
     writer.add_bytes(GRAPH, graph)
     golden = io.BytesIO()
-    np.savez(golden, **_record(model, session, examples))  # type: ignore[arg-type]
+    np.savez(golden, **_record(model, open_graph(graph), examples))  # type: ignore[arg-type]
     writer.add_bytes(GOLDEN, golden.getvalue())
     users = model.user_rows.numpy()
     writer.add_array(USERS, users if with_users else users[:0])
@@ -98,7 +115,9 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool) -> RankerE
         model=run.config.model,
         size_bytes=len(graph),
         metrics={name: value["mean"] for name, value in metrics.items()},
-        gate={name: float(value) for name, value in asdict(parity).items()},
+        gate=gate,
+        form=form,
+        golden_tolerance=tolerance,
     )
 
 

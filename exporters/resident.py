@@ -1,4 +1,4 @@
-"""A process of its own that says how much memory a graph needs: ``python -m … GRAPH FOLDER INPUTS``."""
+"""A process of its own that says how much memory a graph needs: ``python -m … GRAPH FOLDER INPUTS PART…``."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from recserve.engine.bundle import layout
+from recserve.engine.bundle.item_table import FORMS
 
 REPEATS = 3
 
@@ -22,11 +23,12 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(graph: str, folder: str, inputs: str) -> None:
-    """Loads, runs and prints what that added."""
+def main(graph: str, folder: str, inputs: str, *parts: str) -> None:
+    """Loads, runs and prints what that added; ``parts``: of the item table, by the names of initializers."""
     with np.load(inputs) as archive:
         recorded = dict(archive)
-    table = np.load(Path(folder, layout.ITEM_EMBEDDINGS), mmap_mode="r")
+    known = {name: part for form in FORMS.values() for name, part in form.items()}
+    table = {name: np.load(Path(folder, known[name].file), mmap_mode="r") for name in parts}
     data = Path(graph).read_bytes()
     before = resident()
     options = ort.SessionOptions()
@@ -34,8 +36,10 @@ def main(graph: str, folder: str, inputs: str) -> None:
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
     options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, folder)
-    shared = ort.OrtValue.ortvalue_from_numpy(np.asarray(table))
-    options.add_initializer(layout.ITEM_EMBEDDINGS_INITIALIZER, shared)
+    # ONNX Runtime reads them when the session is made: they must live until then.
+    bound = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(part)) for name, part in table.items()}
+    for name, value in bound.items():
+        options.add_initializer(name, value)
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     for _ in range(REPEATS):
         session.run([layout.QUERY_EMBEDDING_OUTPUT], recorded)

@@ -18,7 +18,7 @@ GOLDEN = f"variants/{VARIANT}/golden.npz"
 class Variant:
     """Its entry of the manifest (metrics apart), what it reads, its item table and its parity.
 
-    ``graph``: what other forms of an encoder are made from; a table has none.
+    ``graph``: what other forms of an encoder are made from, over the float32 table; a table has none.
     """
 
     entry: VariantEntry

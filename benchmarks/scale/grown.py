@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle, BundleWriter, Vocabulary, layout, open_bundle
 from recserve.engine.bundle.catalogue import ITEM_ID
+from recserve.engine.bundle.item_table import FLOAT32
 from recserve.engine.bundle.manifest import TABLE
 from recserve.engine.user_table import Folder
 from recserve.errors import InvalidRequest
@@ -25,6 +26,8 @@ def grow_bundle(source: Path, target: Path, n_items: int, seed: int) -> None:
     default variant goes along and no ranker, whose graph holds a table of the items that it knows.
     """
     bundle = open_bundle(source)
+    if bundle.manifest.item_table != FLOAT32:
+        raise InvalidRequest("bundle", found=f"with items in {bundle.manifest.item_table}", expected=FLOAT32)
     n_added = n_items - bundle.manifest.n_items
     if n_added < 0:
         raise InvalidRequest("--items", found=n_items, expected=f"{bundle.manifest.n_items} or more")

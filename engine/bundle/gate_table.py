@@ -11,7 +11,7 @@ FIGURES = (
     "at most (95 %)",
     "same top 10",
     "largest score error",
-    "graph MB",
+    "graph and items MB",
     "of fp32",
     "memory MB",
     "1 history: p50 ms",
@@ -39,6 +39,19 @@ def gate_table(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
 def refusals(manifest: Manifest) -> list[str]:
     """Returns a line for each form that is not in the bundle: why."""
     return [f"{name} refused: {form.reason}" for name, form in manifest.refused.items()]
+
+
+def ranker_gate(manifest: Manifest) -> list[str]:
+    """Returns a line about the form of the ranker, where it is another than fp32."""
+    ranker = manifest.ranker
+    if ranker is None or "auc_loss" not in ranker.gate:
+        return []
+    gate = ranker.gate
+    return [
+        f"ranker {ranker.model} as {ranker.form}: AUC {gate['auc']:.4f}, lost {gate['auc_loss']:+.4f}, "
+        f"at most {gate['auc_loss_high']:+.4f} (95 %); {gate['size_ratio']:.2f} of fp32's bytes; speed-up "
+        f"{gate['speedup_batch1']:.2f}× for 1 request, {gate['speedup_batch32']:.2f}× for 32"
+    ]
 
 
 def _values(gate: Mapping[str, float]) -> list[str]:

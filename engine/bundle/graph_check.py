@@ -3,12 +3,13 @@
 ONNX Runtime loads graphs with weights that are not numbers, or with operators that never end, without a word.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from recserve.engine.bundle import layout
+from recserve.engine.bundle.item_table import Part
 from recserve.errors import BundleInvalid, BundleReason
 from recserve.proto import onnx_outline_pb2 as pb
 
@@ -18,9 +19,9 @@ LOOPS = frozenset({"Loop", "Scan"})
 # Those of ONNX Runtime that an exporter here writes.
 MICROSOFT = "com.microsoft"
 MICROSOFT_OPERATORS = frozenset({"MatMulNBits", "QuantizeLinear", "DequantizeLinear"})
-TABLE, TABLE_FILE = layout.ITEM_EMBEDDINGS_INITIALIZER.encode(), layout.ITEM_EMBEDDINGS.encode()
-# The numbers of onnx.proto for element types that can be NaN.
-FLOAT, FLOAT16, DOUBLE = 1, 10, 11
+# The numbers of onnx.proto for element types that can be NaN, and for what item tables are made of.
+FLOAT, INT8, FLOAT16, DOUBLE = 1, 3, 10, 11
+TABLE_TYPES = {np.dtype("<f4"): FLOAT, np.dtype("i1"): INT8, np.dtype("<f2"): FLOAT16}
 FLOAT_TYPES: dict[int, np.dtype[Any]] = {
     FLOAT: np.dtype("<f4"),
     FLOAT16: np.dtype("<f2"),
@@ -28,11 +29,13 @@ FLOAT_TYPES: dict[int, np.dtype[Any]] = {
 }
 
 
-def check_graph(data: bytes, name: str, table_shape: tuple[int, int] | None = None) -> None:
+def check_graph(
+    data: bytes, name: str, table: Mapping[str, Part] | None = None, shape: tuple[int, int] = (0, 0)
+) -> None:
     """Raises :class:`BundleInvalid` unless the graph in file ``name`` is one that may be run.
 
-    ``table_shape``: (n_items, embedding_size) of the one tensor that may lie outside the graph, in the item
-    table of the bundle; none: nothing may.
+    ``table``: the parts of the bundle's item table of ``shape`` (n_items, embedding_size), which may lie
+    outside the graph; none: nothing may.
     """
     try:
         model = pb.Model.FromString(data)
@@ -54,7 +57,7 @@ def check_graph(data: bytes, name: str, table_shape: tuple[int, int] | None = No
     for tensor in tensors:
         _check_finite(tensor, name)
         if tensor.data_location or tensor.external_data:
-            _check_reference(tensor, name, table_shape)
+            _check_reference(tensor, name, table or {}, shape)
 
 
 def _parts(model: pb.Model) -> tuple[list[pb.Node], list[pb.Tensor]]:
@@ -110,21 +113,23 @@ def _check_finite(tensor: pb.Tensor, name: str) -> None:
         )
 
 
-def _check_reference(tensor: pb.Tensor, name: str, table_shape: tuple[int, int] | None) -> None:
-    """Lets the item table be outside, as its file has it: the engine binds it, ONNX Runtime opens no file."""
+def _check_reference(tensor: pb.Tensor, name: str, table: Mapping[str, Part], shape: tuple[int, int]) -> None:
+    """Lets the item table be outside, as its files have it: the engine binds it, nobody opens a file."""
     location = b"".join(entry.value for entry in tensor.external_data if entry.key == b"location")
-    if tensor.name != TABLE or location != TABLE_FILE or table_shape is None:
+    part = {key.encode(): part for key, part in table.items()}.get(tensor.name)
+    if part is None or location != part.file.encode():
+        files = ", ".join(f"{part.file} for {key}" for key, part in table.items())
         raise BundleInvalid(
             f"data of {_text(tensor.name)} in {name}",
             found=f"outside, in {_text(location)!r}",
-            expected=f"inside, or {layout.ITEM_EMBEDDINGS} for {layout.ITEM_EMBEDDINGS_INITIALIZER}",
+            expected=f"inside, or {files}" if files else "inside",
             reason=BundleReason.GRAPH_OUTSIDE_DATA,
         )
-    if (*tensor.dims,) != table_shape or tensor.data_type != FLOAT:
+    if (*tensor.dims,) != part.shape(*shape) or tensor.data_type != TABLE_TYPES[part.dtype]:
         raise BundleInvalid(
             f"shape of the item table in {name}",
             found=(*tensor.dims,),
-            expected=f"float32 of shape {table_shape}",
+            expected=f"{part.dtype.name} of shape {part.shape(*shape)}",
             reason=BundleReason.SHAPE,
         )
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.layout import USER_EMBEDDINGS
-from recserve.engine.bundle.ranker_entry import RankerEntry
+from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE, RankerEntry
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.errors import BundleInvalid, BundleReason, ConfigError, nearest
@@ -24,9 +25,6 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # Far above any model: the loader runs the graph at full length once, and must be able to.
 MAX_HISTORY_LIMIT = 1 << 16
 MAX_INTEGER_DIGITS = 20
-# Of the difference between a recorded query embedding and the same inference here: other hardware moves the
-# last bits of float32, never the third digit; a quantised graph may move by the error that the gate saw.
-MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE = 1e-3, 0.5
 # The values of a variant's field ``query``.
 ENCODER, TABLE = "encoder", "table"
 
@@ -127,6 +125,13 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     ranker: RankerEntry | None = None
     segments: SegmentsEntry | None = None
+    item_table: str = FLOAT32
+
+    @property
+    def item_table_sha256(self) -> str:
+        """Which vectors the items have: the digest of the table's file, or parts of those of its files."""
+        parts = FORMS[self.item_table].values()
+        return "".join(self.files[part.file].sha256[: 64 // len(parts)] for part in parts)
 
     def to_json(self) -> str:
         """Returns canonical JSON: sorted keys, two spaces, no NaN."""
@@ -182,6 +187,8 @@ class Manifest:
             raise _wrong_field(
                 "default_variant", found=self.default_variant, expected=f"one of {sorted(self.variants)}"
             )
+        if self.item_table not in FORMS:
+            raise _wrong_field("item_table", found=self.item_table, expected=f"one of {', '.join(FORMS)}")
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
         for part in (self.ranker, self.segments):

@@ -14,6 +14,9 @@ _wrong_field = partial(BundleInvalid, reason=BundleReason.MANIFEST_FIELD)
 CLICK, RATING = "click", "rating"
 SIGMOID, ISOTONIC, LINEAR = "sigmoid", "isotonic", "linear"
 MAX_RANKER_HISTORY = 10_000
+# Of the difference between a recorded output and the same inference here: other hardware moves the last bits
+# of float32, never the third digit; a quantised graph may move by the error that the gate saw.
+MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE = 1e-3, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class RankerEntry:
     Output: ``logits`` float32 (batch, n_candidates, n_targets).
 
     ``users``: int64 array (n_users, n_user_features), rows aligned with the stored histories. ``golden``:
-    recorded inputs and outputs, which the loader replays.
+    recorded inputs and outputs, which the loader replays and which must come back within
+    ``golden_tolerance``. ``form``: fp32, int8 or fp16; ``gate``: its figures (``exporters.ranker_forms``).
     """
 
     graph: str
@@ -54,6 +58,8 @@ class RankerEntry:
     size_bytes: int
     metrics: dict[str, float] = field(default_factory=dict)
     gate: dict[str, float] = field(default_factory=dict)
+    form: str = "fp32"
+    golden_tolerance: float = MIN_GOLDEN_TOLERANCE
 
     def check(self, files: Mapping[str, object]) -> None:
         """Raises :class:`BundleInvalid` naming the first wrong field; ``files``: those of the manifest."""
@@ -73,6 +79,12 @@ class RankerEntry:
         if not 0 <= self.max_history <= MAX_RANKER_HISTORY:
             raise _wrong_field(
                 "max_history of the ranker", found=self.max_history, expected=f"0 to {MAX_RANKER_HISTORY}"
+            )
+        if not MIN_GOLDEN_TOLERANCE <= self.golden_tolerance <= MAX_GOLDEN_TOLERANCE:
+            raise _wrong_field(
+                "golden_tolerance of the ranker",
+                found=self.golden_tolerance,
+                expected=f"{MIN_GOLDEN_TOLERANCE} to {MAX_GOLDEN_TOLERANCE}",
             )
         names = [feature.name for feature in features]
         if len(set(names)) != len(names):

@@ -13,6 +13,7 @@ from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
 from recserve.engine.bundle.graph_check import check_graph
 from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
+from recserve.engine.bundle.item_table import FORMS, Parts, check_finite, unpack
 from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, Manifest
 from recserve.engine.bundle.plain_files import EXPORT_AGAIN, check_file, files_in, not_plain, read_plain
 from recserve.engine.bundle.signatures import (
@@ -36,7 +37,8 @@ UNCHECKED = SignaturePolicy()
 class Bundle:
     """An open bundle. Arrays are read-only memory maps.
 
-    ``item_embeddings``: (n_items, embedding_size) float32; ``popularity``: (n_items,) int64 counts;
+    ``item_embeddings``: (n_items, embedding_size) float32, the map itself or, of a smaller item table, what
+    its stored ``item_parts`` say; ``popularity``: (n_items,) int64 counts;
     ``user_embeddings``: (n_users, embedding_size) float32, row i of user i of ``histories``, where a variant
     is a table.
     """
@@ -46,6 +48,7 @@ class Bundle:
     catalogue: Catalogue
     histories: StoredHistories
     item_embeddings: NDArray[np.float32]
+    item_parts: Parts
     popularity: NDArray[np.int64]
     user_embeddings: NDArray[np.float32] | None = None
     trust: Trust = field(default_factory=Trust)
@@ -80,24 +83,30 @@ def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> 
     trust = check_signatures(folder, data, signatures)
     manifest = _parse(data)
     _check_files(folder, manifest)
-    for name in (layout.ITEMS, layout.ITEM_LOOKUP, layout.ITEM_EMBEDDINGS, layout.POPULARITY):
+    table = FORMS[manifest.item_table]
+    vectors = (part.file for part in table.values())
+    for name in (layout.ITEMS, layout.ITEM_LOOKUP, *vectors, layout.POPULARITY):
         _require(manifest, name)
     items = _map_table(folder, layout.ITEMS, {ITEM_ID: pa.large_string()})
     _check_rows(layout.ITEMS, items.num_rows, manifest.n_items)
     vocabulary = _vocabulary(folder, items.column(ITEM_ID), layout.ITEMS, layout.ITEM_LOOKUP)
     shape = (manifest.n_items, manifest.embedding_size)
     histories = _open_histories(folder, manifest)
+    parts = {
+        name: _map_array(folder, part.file, part.dtype, part.shape(*shape)) for name, part in table.items()
+    }
     bundle = Bundle(
         folder=folder,
         manifest=manifest,
         catalogue=Catalogue(items, vocabulary),
         histories=histories,
-        item_embeddings=_map_array(folder, layout.ITEM_EMBEDDINGS, np.dtype(np.float32), shape),
+        item_embeddings=unpack(parts),
+        item_parts=parts,
         popularity=_map_array(folder, layout.POPULARITY, np.dtype(np.int64), shape[:1]),
         user_embeddings=_open_user_embeddings(folder, manifest, len(histories)),
         trust=trust,
     )
-    _check_finite(layout.ITEM_EMBEDDINGS, bundle.item_embeddings)
+    check_finite(next(iter(table.values())).file, bundle.item_embeddings)
     if bundle.popularity.min() < 0:
         raise BundleInvalid(
             layout.POPULARITY,
@@ -175,7 +184,7 @@ def _check_graphs(bundle: Bundle) -> None:
     manifest = bundle.manifest
     shape = (manifest.n_items, manifest.embedding_size)
     for graph in {variant.query_encoder for variant in manifest.variants.values()} - {""}:
-        check_graph(bundle.read(graph), graph, shape)
+        check_graph(bundle.read(graph), graph, FORMS[manifest.item_table], shape)
     if manifest.ranker is not None:
         check_graph(bundle.read(manifest.ranker.graph), manifest.ranker.graph)
 
@@ -293,19 +302,12 @@ def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[in
     return array
 
 
-def _check_finite(name: str, array: NDArray[np.float32]) -> None:
-    if not np.isfinite(array).all():
-        raise BundleInvalid(
-            name, found="NaN or infinite", expected="finite numbers", reason=BundleReason.NOT_FINITE
-        )
-
-
 def _open_user_embeddings(folder: Path, manifest: Manifest, n_users: int) -> NDArray[np.float32] | None:
     if all(variant.query != TABLE for variant in manifest.variants.values()):
         return None
     shape = (n_users, manifest.embedding_size)
     table = _map_array(folder, layout.USER_EMBEDDINGS, np.dtype(np.float32), shape)
-    _check_finite(layout.USER_EMBEDDINGS, table)
+    check_finite(layout.USER_EMBEDDINGS, table)
     return table
 
 

@@ -56,7 +56,7 @@ class OnlineLearning:
             thread.close()
 
     def _file(self, bundle: Bundle) -> SnapshotFile | None:
-        config, files = self._config, bundle.manifest.files
+        config, manifest = self._config, bundle.manifest
         path = self._state.config.path
         folder = config.folder or (Path(f"{path}.online") if path else None)
         if folder is None:
@@ -68,8 +68,8 @@ class OnlineLearning:
         parts = [
             FOLD_VERSION,
             self._state.identity,
-            files[layout.ITEM_EMBEDDINGS].sha256,
-            files[layout.ITEMS].sha256,
+            manifest.item_table_sha256,
+            manifest.files[layout.ITEMS].sha256,
             json.dumps(learned, sort_keys=True),
         ]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -12,7 +12,13 @@ import structlog
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
 from recserve.engine.config import EngineConfig, SessionConfig
-from recserve.engine.runtime import CPU_PROVIDER, CUDA_PROVIDER, Runtime
+from recserve.engine.runtime import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    TENSORRT_PROVIDER,
+    Runtime,
+    select_providers,
+)
 from recserve.engine.session import QueryEncoder
 from recserve.errors import ConfigError
 
@@ -41,8 +47,9 @@ def test_the_provider_is_what_the_session_says(two_stage_folder: Path) -> None:
 def test_a_machine_without_a_gpu_has_nothing_to_fall_back_from(bundle_folder: Path) -> None:
     with Engine.load(bundle_folder, EngineConfig(provider="auto")) as engine:
         assert (engine.loaded.runtime.device, engine.loaded.runtime.fell_back) == ("cpu", False)
-    with pytest.raises(ConfigError, match="No CUDA device"):
-        Engine.load(bundle_folder, EngineConfig(provider="cuda"))
+    for provider in ("cuda", "tensorrt"):
+        with pytest.raises(ConfigError, match=rf"engine\.provider is {provider}; .*No CUDA device"):
+            Engine.load(bundle_folder, EngineConfig(provider=provider))
 
 
 @without_gpu
@@ -62,9 +69,15 @@ def test_a_gpu_that_does_not_work_is_given_up_once_and_visibly(
 
 
 @without_gpu
-def test_who_asks_for_cuda_gets_cuda_or_an_error(bundle_folder: Path, broken_gpu: None) -> None:
-    with pytest.raises(ConfigError, match=r"engine\.provider is cuda, which does not work"):
-        Engine.load(bundle_folder, EngineConfig(provider="cuda"))
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_who_asks_for_a_gpu_gets_it_or_an_error(bundle_folder: Path, broken_gpu: None, provider: str) -> None:
+    with pytest.raises(ConfigError, match=rf"engine\.provider is {provider}, which does not work"):
+        Engine.load(bundle_folder, EngineConfig(provider=provider))
+
+
+def test_tensorrt_comes_before_cuda_and_both_before_the_cpu(broken_gpu: None) -> None:
+    assert select_providers("tensorrt") == [TENSORRT_PROVIDER, CUDA_PROVIDER, CPU_PROVIDER]
+    assert select_providers("auto") == select_providers("cuda") == [CUDA_PROVIDER, CPU_PROVIDER]
 
 
 @pytest.mark.skipif(not has_gpu, reason="this machine has no CUDA device")

@@ -75,7 +75,7 @@ def test_low_limits_do_not_keep_the_engine_from_loading(bundle_folder: Path) -> 
         ("server = 1\n", "section server", "a table of keys"),
         ("[server]\nport = 'x'\n", "server.port", "integer"),
         ("[server]\nport = 70000\n", "server.port", "0 to 65535"),
-        ("[engine]\nprovider = 'gpu'\n", "engine.provider", "auto, cpu, cuda"),
+        ("[engine]\nprovider = 'gpu'\n", "engine.provider", "auto, cpu, cuda, tensorrt"),
         ("[server\n", "recserve.toml", "TOML"),
         ("[server]\nport = 1.5\n", "server.port is 1.5; expected a valid integer", ""),
         ("[engine]\nmax_k = [1]\n", "engine.max_k is [1]", "integer"),

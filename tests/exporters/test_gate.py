@@ -67,6 +67,14 @@ def test_smaller_may_be_slower_but_larger_and_slower_is_refused_with_its_figures
     assert all(figure in told for figure in ("1.02", "0.70×", "0.80×"))
 
 
+def test_over_a_smaller_item_table_a_form_must_beat_the_bundles_own_fp32() -> None:
+    beside = form(size_ratio=0.3, speedup_batch1=0.9, speedup_batch32=0.9)
+    assert refusal(beside, BUDGET) == ""
+    assert refusal(form(size_ratio=0.3, speedup_batch1=0.9, speedup_batch32=0.9), BUDGET, beside) != ""
+    assert refusal(form(size_ratio=0.2, speedup_batch1=0.5, speedup_batch32=0.5), BUDGET, beside) == ""
+    assert refusal(form(size_ratio=0.3, speedup_batch1=1.0, speedup_batch32=0.9), BUDGET, beside) == ""
+
+
 def test_the_upper_bound_of_the_loss_decides_and_not_the_mean() -> None:
     good = form(size_ratio=0.3, ndcg_loss=0.009, ndcg_loss_low=0.008, ndcg_loss_high=0.01)
     unsure = form(size_ratio=0.3, ndcg_loss=0.0, ndcg_loss_low=-0.02, ndcg_loss_high=0.011)
@@ -245,7 +253,6 @@ def test_a_broken_quantisation_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[Material], EncoderGraph]
 ) -> None:
     monkeypatch.setattr(candidates, "BUILDERS", {"int8": broken})
-    monkeypatch.setattr("recserve.exporters.forms.BUILDERS", {"int8": broken})
     export_run(run, tmp_path / "all", options=FormOptions(variants=("all",), budget=GateBudget(max_loss=0.2)))
     manifest = open_bundle(tmp_path / "all").manifest
     assert list(manifest.variants) == ["fp32"]
@@ -264,7 +271,6 @@ def test_auto_keeps_the_front_and_names_the_default(
 ) -> None:
     two = {name: BUILDERS[name] for name in ("int8", "fp16")}
     monkeypatch.setattr(candidates, "BUILDERS", two)
-    monkeypatch.setattr("recserve.exporters.forms.BUILDERS", two)
     export_run(run, tmp_path / "auto", options=FormOptions(variants=("auto",), budget=WIDE))
     manifest = open_bundle(tmp_path / "auto").manifest
     assert "fp32" in manifest.variants
