@@ -15,6 +15,7 @@ from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
 from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
+from recserve.kernels.nearest import nearest_of
 from recserve.kernels.online import ftrl_steps, linear_steps, linear_widths
 from recserve.kernels.svd import svd_steps
 from recserve.kernels.warmup import warmup
@@ -38,6 +39,7 @@ __all__ = [
     "linear_steps",
     "linear_widths",
     "mmr",
+    "nearest_of",
     "svd_steps",
     "warmup",
 ]

@@ -134,106 +134,152 @@ def unit_scores(scores: Scores, items: Indices, n_pinned: Indices | None = None)
 
 
 @kernel
-def _inverse_norms(candidates, vectors, slate, inverse):
-    for i in range(candidates.shape[1]):
-        item = candidates[slate, i]
-        square = dot(vectors, item, vectors, item) if item >= 0 else np.float32(0.0)
-        inverse[i] = np.float32(1.0) / np.sqrt(square) if square > 0 else np.float32(0.0)
-
-
-@kernel
-def _take_best(gains, candidates, slate, free):
-    """Takes the free candidate with the largest gain, then the smallest item_index; −1 if none is left."""
-    best = -1
-    for i in range(candidates.shape[1]):
-        if not free[i]:
-            continue
-        smaller_index = best >= 0 and candidates[slate, i] < candidates[slate, best]
-        if best < 0 or gains[i] > gains[best] or (gains[i] == gains[best] and smaller_index):
-            best = i
-    if best >= 0:
-        free[best] = False
-    return best
+def _precedes(gain, item, best_gain, best_item):
+    """Whether a candidate comes before the best one so far: by gain, then by the smaller item_index."""
+    return gain > best_gain or (gain == best_gain and item < best_item)
 
 
 @kernel
 def take(place, n_pinned, gains, candidates, slate, indptr, groups, left, free):
-    """Takes the candidate for this place: the next pinned one, or the best that no cap refuses."""
-    if place < n_pinned:
-        best = place
-        free[best] = False
-    else:
-        best = _take_best(gains, candidates, slate, free)
-    if best >= 0 and count_item(candidates[slate, best], indptr, groups, left):
-        refuse_full(candidates, slate, indptr, groups, left, free)
+    """Takes the candidate for this place: the next pinned one, or the best; −1 where none is left."""
+    best = place if place < n_pinned else -1
+    if best < 0:
+        for i in range(candidates.shape[1]):
+            if free[i] and (
+                best < 0 or _precedes(gains[i], candidates[slate, i], gains[best], candidates[slate, best])
+            ):
+                best = i
+    settle(best, candidates, slate, indptr, groups, left, free)
     return best
+
+
+@kernel
+def settle(best, candidates, slate, indptr, groups, left, free):
+    """Notes that ``best`` is taken, −1 being none, and refuses what its groups have no place for any more."""
+    if best >= 0:
+        free[best] = False
+        if count_item(candidates[slate, best], indptr, groups, left):
+            refuse_full(candidates, slate, indptr, groups, left, free)
+
+
+@kernel
+def _cosine(i, j, candidates, slate, vectors, inverse):
+    """Returns the similarity of two candidates; ``inverse`` keeps 1 / norm of those that were asked for."""
+    for one in (i, j):
+        if inverse[one] < 0:
+            item = candidates[slate, one]
+            square = dot(vectors, item, vectors, item)
+            inverse[one] = np.float32(1.0) / np.sqrt(square) if square > 0 else np.float32(0.0)
+    product = dot(vectors, candidates[slate, i], vectors, candidates[slate, j])
+    return product * inverse[i] * inverse[j]
+
+
+# Both methods are lazy: a gain can only fall while the slate grows, so one from before is a bound, and only
+# those that could be the best are brought up to date (Minoux, "Accelerated greedy algorithms", 1978; for
+# determinants: Hemmi et al., "Lazy and Fast Greedy MAP Inference for DPP", 2022). What is chosen is the same.
 
 
 @kernel
 def _choose_mmr(vectors, scores, candidates, k, diversity, cap_indptr, cap_groups, limits, n_pinned, chosen):
     n = candidates.shape[1]
-    inverse = np.empty(n, np.float32)
-    gains, largest = np.empty(n, np.float32), np.empty(n, np.float32)
+    inverse, gains, largest = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    known, picked = np.empty(n, np.int64), np.empty(k, np.int64)
+    relevance = np.float32(1.0) - diversity
     for slate in range(candidates.shape[0]):
-        _inverse_norms(candidates, vectors, slate, inverse)
         left = limits.copy()
         free = candidates[slate] >= 0
-        for i in range(n):
-            gains[i] = (np.float32(1.0) - diversity) * scores[slate, i] if free[i] else np.float32(0.0)
-            largest[i] = -np.inf
         refuse_full(candidates, slate, cap_indptr, cap_groups, left, free)
+        inverse[:], largest[:], known[:] = -1.0, -np.inf, 0
+        for i in range(n):
+            gains[i] = relevance * scores[slate, i] if free[i] else np.float32(0.0)
         for place in range(k):
-            best = take(place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free)
+            best = place if place < n_pinned[slate] else -1
+            for i in range(0 if best >= 0 else n):
+                if not free[i]:
+                    continue
+                # The first similarity may be below 0: no gain before it is a bound.
+                is_bound = known[i] > 0 or place == 0 or diversity == 0
+                item = candidates[slate, i]
+                if (
+                    is_bound
+                    and best >= 0
+                    and not _precedes(gains[i], item, gains[best], candidates[slate, best])
+                ):
+                    continue
+                if diversity > 0:
+                    for p in range(known[i], place):
+                        cosine = _cosine(i, picked[p], candidates, slate, vectors, inverse)
+                        largest[i] = max(largest[i], cosine)
+                        gains[i] = relevance * scores[slate, i] - diversity * largest[i]
+                    known[i] = place
+                if best < 0 or _precedes(gains[i], item, gains[best], candidates[slate, best]):
+                    best = i
+            settle(best, candidates, slate, cap_indptr, cap_groups, left, free)
             chosen[slate, place] = candidates[slate, best] if best >= 0 else -1
-            if best < 0 or diversity == 0:
-                continue
-            for i in range(n):
-                if free[i]:
-                    cosine = dot(vectors, candidates[slate, i], vectors, candidates[slate, best])
-                    largest[i] = max(largest[i], cosine * inverse[i] * inverse[best])
-                    relevance = (np.float32(1.0) - diversity) * scores[slate, i]
-                    gains[i] = relevance - diversity * largest[i]
+            picked[place] = best
 
 
 @kernel
 def _choose_dpp(vectors, scores, candidates, k, diversity, cap_indptr, cap_groups, limits, n_pinned, chosen):
     n = candidates.shape[1]
     inverse, gains = np.empty(n, np.float32), np.empty(n)
-    factor = np.empty((min(k, n), n))  # row p: the p-th row of the Cholesky factor of the similarities
+    factor = np.empty((n, min(k, n)))  # row i: of the Cholesky factor of the similarities
+    known, picked = np.empty(n, np.int64), np.empty(k, np.int64)  # how much of a row is known; its columns
     residuals = np.empty(n)  # what det grows by if this item is chosen next
     for slate in range(candidates.shape[0]):
-        _inverse_norms(candidates, vectors, slate, inverse)
         left = limits.copy()
         free = candidates[slate] >= 0
         refuse_full(candidates, slate, cap_indptr, cap_groups, left, free)
-        residuals[:] = 1.0
+        inverse[:], residuals[:], known[:] = -1.0, 1.0, 0
+        for i in range(n):
+            gains[i] = (1.0 - diversity) * scores[slate, i] if free[i] else 0.0
         rank = 0  # of the similarities of those chosen: a pinned copy of another adds none
-        independent = True
+        independent = diversity > 0
         for place in range(k):
-            any_independent = False
-            for i in range(n):
-                any_independent |= free[i] and residuals[i] > MIN_RESIDUAL
-            independent &= any_independent or diversity == 0 or place < n_pinned[slate]
-            for i in range(n):
-                if not free[i]:
-                    continue
-                gains[i] = (1.0 - diversity) * scores[slate, i]
-                if not independent:
-                    gains[i] = scores[slate, i]
-                elif diversity > 0:
+            best = place if place < n_pinned[slate] else -1
+            for i in range(n if best < 0 and independent else 0):
+                if free[i] and (
+                    best < 0
+                    or _precedes(gains[i], candidates[slate, i], gains[best], candidates[slate, best])
+                ):
+                    _grow_factor(
+                        i, rank, candidates, slate, vectors, inverse, picked, factor, known, residuals
+                    )
+                    gains[i] = (1.0 - diversity) * scores[slate, i]
                     gains[i] += diversity * np.log(residuals[i]) if residuals[i] > MIN_RESIDUAL else -np.inf
-            best = take(place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free)
+                    if best < 0 or _precedes(
+                        gains[i], candidates[slate, i], gains[best], candidates[slate, best]
+                    ):
+                        best = i
+            if place >= n_pinned[slate] and independent and (best < 0 or gains[best] == -np.inf):
+                independent, best = False, -1
+                for i in range(n):
+                    gains[i] = scores[slate, i]
+            if independent:
+                settle(best, candidates, slate, cap_indptr, cap_groups, left, free)
+            else:
+                best = take(
+                    place, n_pinned[slate], gains, candidates, slate, cap_indptr, cap_groups, left, free
+                )
             chosen[slate, place] = candidates[slate, best] if best >= 0 else -1
-            if best < 0 or not independent or diversity == 0 or residuals[best] <= MIN_RESIDUAL:
-                continue
-            root = np.sqrt(residuals[best])
-            for i in range(n):
-                # A pinned candidate needs its factor too, when its place comes.
-                if free[i] or (place < i < n_pinned[slate]):
-                    cosine = dot(vectors, candidates[slate, i], vectors, candidates[slate, best])
-                    value = np.float64(cosine * inverse[i] * inverse[best])
-                    for p in range(rank):
-                        value -= factor[p, i] * factor[p, best]
-                    factor[rank, i] = value / root
-                    residuals[i] -= factor[rank, i] ** 2
-            rank += 1
+            if independent:
+                _grow_factor(
+                    best, rank, candidates, slate, vectors, inverse, picked, factor, known, residuals
+                )
+                if residuals[best] > MIN_RESIDUAL:
+                    picked[rank] = best
+                    rank += 1
+
+
+@kernel
+def _grow_factor(i, rank, candidates, slate, vectors, inverse, picked, factor, known, residuals):
+    """Brings row ``i`` of the factor, and its residual, up to date with the first ``rank`` of ``picked``."""
+    for p in range(known[i], rank):
+        other = picked[p]
+        value = np.float64(_cosine(i, other, candidates, slate, vectors, inverse))
+        for column in range(p):
+            value -= factor[i, column] * factor[other, column]
+        # The residual that the other item had when it was picked stays its own.
+        factor[i, p] = value / np.sqrt(residuals[other])
+        residuals[i] -= factor[i, p] ** 2
+    known[i] = rank

@@ -8,6 +8,7 @@ from recserve.kernels.reference_slates import calibrated as calibrated
 from recserve.kernels.reference_slates import dot_products as dot_products
 from recserve.kernels.reference_slates import dpp as dpp
 from recserve.kernels.reference_slates import mmr as mmr
+from recserve.kernels.reference_slates import nearest_of as nearest_of
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]

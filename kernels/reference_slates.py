@@ -108,6 +108,25 @@ def calibrated(
     return slates
 
 
+def nearest_of(vectors: Scores, items: Indices, others: Indices, n: int) -> tuple[Indices, Scores]:
+    """Sorts all cosines: the twin of recserve.kernels.nearest_of."""
+    cosines = cosines_of(vectors[items], vectors[others])
+    places = np.argsort(-cosines, axis=1, kind="stable")[:, :n].astype(np.int32)
+    return places, np.take_along_axis(cosines, places, axis=1)
+
+
+def cosines_of(left: Scores, right: Scores) -> Scores:
+    """(n, m) float32 cosines, 0 with a zero vector, in the order of operations of the kernels."""
+    inverse = []
+    for vectors in (left, right):
+        squares = np.diagonal(dot_products(vectors, vectors))
+        inverse.append(
+            np.divide(np.float32(1), np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+        )
+    cosines: Scores = dot_products(left, right) * inverse[0][:, None] * inverse[1][None, :]
+    return cosines
+
+
 def _choose_greedily(
     scores: Scores,
     candidates: Indices,
@@ -121,10 +140,7 @@ def _choose_greedily(
     for slate, (row, items) in enumerate(zip(scores, candidates, strict=True)):
         there = np.flatnonzero(items >= 0)
         row, items = row[there], items[there]
-        products = dot_products(vectors[items], vectors[items])
-        squares = np.diagonal(products)
-        inverse = np.divide(np.float32(1), np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
-        similarity = products * inverse[:, None] * inverse[None, :]
+        similarity = cosines_of(vectors[items], vectors[items])
         chosen: list[int] = []
         for place in range(min(k, len(items))):
             free = [i for i in range(len(items)) if i not in chosen and _has_room(i, items, chosen, caps)]

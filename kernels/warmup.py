@@ -13,6 +13,7 @@ from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex
+from recserve.kernels.nearest import nearest_of
 
 
 class WarmedKernel(NamedTuple):
@@ -40,6 +41,7 @@ def warmup() -> None:
     dpp(scores, candidates, vectors, 2, diversity=0.5)
     categories = Categories(lists[0], lists[1], 3)
     calibrated(scores, candidates, categories, np.ones((3, 3), np.float32), 2, weight=0.5)
+    nearest_of(vectors, np.array([0], np.int32), np.array([1, 2], np.int32), 2)
     fold_in(vectors, lists, np.ones(1, np.float32), reg=1.0)
     read_only_offsets, read_only_bytes = read_only(np.arange(4)), read_only(np.zeros(3, np.uint8))
     encode_slate_items(read_only_offsets, read_only_bytes, candidates, scores, np.array([2, 2, 2]))

@@ -22,6 +22,7 @@ from recserve.engine.explain.explanation import (
 )
 from recserve.engine.similar import has_directions
 from recserve.engine.types import SOURCE_POPULARITY, SOURCE_SEGMENT
+from recserve.kernels import nearest_of
 
 # Of the history, the newest: what an exact explanation costs is so many runs of the model.
 MAX_ITEMS = 50
@@ -53,20 +54,18 @@ def _explain(batch: Batch, i: int) -> Explained:
     exact = batch.requests[i].explain == EXPLAIN_EXACT
     if not len(items) or not len(history) or not (is_model or (exact and i in batch.objectives)):
         return Explained(scores.astype(np.float64), marks)
-    if not exact:
-        method, values = _fast(batch, i, items, history)
-    elif (exact_values := _leave_one_out(batch, i, items, history)) is not None:
-        method, values = LEAVE_ONE_OUT, exact_values
-    else:
-        warning = "this model has no score for a history that it has not seen: explanations have no numbers"
-        return Explained(scores.astype(np.float64), marks, warnings=(warning,))
-    n = len(history) if exact else min(N_FAST, len(history))
-    order = np.argsort(-values, axis=1, kind="stable")[:, :n]
-    values = np.take_along_axis(values, order, axis=1).astype(np.float32)
     base = scores.astype(np.float64)
-    if method != SIMILARITY:
-        base -= values.sum(axis=1, dtype=np.float64)
-    return Explained(base, marks, method, history[order], values)
+    values = _leave_one_out(batch, i, items, history) if exact else _shares(batch, i, items, history)
+    if exact and values is None:
+        warning = "this model has no score for a history that it has not seen: explanations have no numbers"
+        return Explained(base, marks, warnings=(warning,))
+    if values is None:
+        places, cosines = nearest_of(batch.loaded.bundle.item_embeddings, items, history, N_FAST)
+        return Explained(base, marks, SIMILARITY, history[places], cosines)
+    order = np.argsort(-values, axis=1, kind="stable")[:, : len(history) if exact else N_FAST]
+    values = np.take_along_axis(values, order, axis=1).astype(np.float32)
+    base -= values.sum(axis=1, dtype=np.float64)
+    return Explained(base, marks, LEAVE_ONE_OUT if exact else SHARE, history[order], values)
 
 
 def _newest(items: Items, max_history: int) -> Items:
@@ -76,35 +75,27 @@ def _newest(items: Items, max_history: int) -> Items:
 
 
 def _marks(batch: Batch, i: int, items: Items, *, popular: bool) -> dict[ReasonCode, NDArray[np.bool_]]:
+    """Returns what is true of the items besides; codes that no item can have are left out."""
     plan, popularity = batch.resolved[i].plan, batch.loaded.bundle.popularity
-    marks = {}
-    if plan is not None:
+    marks: dict[ReasonCode, NDArray[np.bool_]] = {}
+    if plan is not None and plan.pins:
         marks[ReasonCode.PINNED] = np.isin(items, [item for _, item in plan.pins])
-        if plan.recipe.boosts is not None:
-            marks[ReasonCode.BOOSTED] = plan.recipe.boosts[items] > 0
-    marks[ReasonCode.POPULAR] = np.full(len(items), popular)
+    if plan is not None and plan.recipe.boosts is not None:
+        marks[ReasonCode.BOOSTED] = plan.recipe.boosts[items] > 0
+    if popular:
+        marks[ReasonCode.POPULAR] = np.ones(len(items), np.bool_)
     marks[ReasonCode.NEW] = popularity[items] == 0
     return marks
 
 
-def _fast(batch: Batch, i: int, items: Items, history: Items) -> tuple[str, NDArray[np.floating]]:
-    """Returns what the values (n, m) are, and they."""
-    # What a ranker makes of the score is not the sum that the source knows.
-    if i not in batch.objectives:
-        source = batch.loaded.sources[batch.variant]
-        shares = source.shares(batch.resolved[i].history, history, items)
-        if shares is not None:
-            return SHARE, shares
-    vectors = batch.loaded.bundle.item_embeddings
-    cosines: Scores = _unit(vectors[items]) @ _unit(vectors[history]).T
-    return SIMILARITY, cosines
+def _shares(batch: Batch, i: int, items: Items, history: Items) -> NDArray[np.floating] | None:
+    """Returns (n, m): what each of ``history`` adds to the scores of ``items``; None where they are no sum.
 
-
-def _unit(vectors: Scores) -> Scores:
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    # A zero vector is like nothing.
-    unit: Scores = vectors / np.maximum(norms, np.float32(1e-30))[:, None]
-    return unit
+    What a ranker makes of the score is not the sum that the source knows.
+    """
+    if i in batch.objectives:
+        return None
+    return batch.loaded.sources[batch.variant].shares(batch.resolved[i].history, history, items)
 
 
 def _leave_one_out(batch: Batch, i: int, items: Items, history: Items) -> Scores | None:
