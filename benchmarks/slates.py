@@ -51,9 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "slates.json")
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=10.0, help="per batch size")
-    parser.add_argument(
-        "--bundle", type=Path, help="an empty folder keeps the bundle, a bundle there is used"
-    )
+    parser.add_argument("--bundle", type=Path, help="used if it is there, else kept there")
     options = parser.parse_args(arguments)
     check_compiled()
     with tempfile.TemporaryDirectory(prefix="recserve-slates-") as folder:
@@ -68,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_bundle(folder: Path, bundle: Path, n_items: int) -> None:
     """Trains SASRec and DeepFM for an epoch each and writes them as one bundle."""
-    dataset = load_dataset(f"synthetic-shop:n_items={n_items},n_users=4000,n_events=120000,seed=7")
-    small = {"epochs": 1, "seed": 3}
-    of_encoder = {"embedding_size": 64, "n_blocks": 2, "max_history": 50, "loss": "sampled"}
+    dataset = load_dataset(f"synthetic-shop:n_items={n_items},n_users=500,n_events=15000,seed=7")
+    small = {"epochs": 1, "seed": 3, "max_history": 50}
+    of_encoder = {"embedding_size": 64, "n_blocks": 2, "loss": "sampled"}
     encoder = _trained(folder / "encoder", dataset, "sasrec", "leave-one-out", small | of_encoder)
     ranker = _trained(folder / "ranker", dataset, "deepfm", "temporal", small | {"calibration": "platt"})
     export_run(encoder, bundle, ranker=ranker)

@@ -14,6 +14,7 @@ from typing import Any
 from recserve.benchmarks.compare import read_result
 from recserve.benchmarks.forms_table import forms_tables
 from recserve.benchmarks.served_tables import serving
+from recserve.benchmarks.slate_tables import slate_quality, slates
 from recserve.benchmarks.speed_tables import (
     als_speed,
     client,
@@ -193,6 +194,8 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "quality": _bars,
     "smoke": smoke,
     "encoder_forms": forms_tables,
+    "slates": slates,
+    "slate_quality": slate_quality,
     "alone": client,
     "sequence_speed": epoch_speed,
     "evaluation_speed": evaluation_speed,

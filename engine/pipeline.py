@@ -245,7 +245,7 @@ def _candidates(batch: Batch, i: int, plan: Plan) -> Candidates:
         return _by_objective(batch, [i], [candidates])[0] if i in batch.objectives else candidates
 
     pinned = np.array([item for _, item in plan.pins], np.int32)
-    scores = scores_of(batch, i, pinned)
+    scores = scores_of(batch, i, pinned) if plan.pins else np.empty(0, np.float32)
     return Candidates(
         resolved.k,
         plan,

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
 from recserve.engine.explain.explained import Explained
+from recserve.engine.explain.explanation import Explanation
 from recserve.engine.online.stage import Choice
 from recserve.engine.slate.quotas import Origins
 from recserve.engine.types import Slate, SlateItem
@@ -82,16 +84,16 @@ def chances(answer: Ranked) -> tuple[tuple[float, ...], tuple[int, ...]]:
 
 
 def _items(answer: Ranked) -> tuple[SlateItem, ...]:
-    items = slate_items(answer.bundle, answer.scores, answer.items, answer.origins)
-    if answer.explained is None:
-        return items
-    explanations = answer.explained.explanations(answer.bundle)
-    pairs = zip(items, explanations, strict=True)
-    return tuple(replace(item, explanation=explanation) for item, explanation in pairs)
+    explanations = None if answer.explained is None else answer.explained.explanations(answer.bundle)
+    return slate_items(answer.bundle, answer.scores, answer.items, answer.origins, explanations)
 
 
 def slate_items(
-    bundle: Bundle, scores: NDArray[np.float32], items: NDArray[np.int32], origins: Origins | None = None
+    bundle: Bundle,
+    scores: NDArray[np.float32],
+    items: NDArray[np.int32],
+    origins: Origins | None = None,
+    explanations: Sequence[Explanation] | None = None,
 ) -> tuple[SlateItem, ...]:
     """Turns one row of search results into slate items, leaving out the padding (−1)."""
     if len(items) and items[-1] < 0:
@@ -101,4 +103,7 @@ def slate_items(
     columns: list[Iterable[Any]] = [range(1, len(ids) + 1), ids, scores.tolist()]
     if origins is not None:
         columns += [origins.names, origins.scores.tolist()]
+    if explanations is not None:
+        columns += [] if origins is not None else [repeat(""), repeat(0.0)]
+        columns.append(explanations)
     return tuple(map(SlateItem, *columns))

@@ -50,7 +50,7 @@ class Pipeline:
         self.scale, self.offset = scale, offset
         norms = np.linalg.norm(bundle.item_embeddings, axis=1, keepdims=True)
         self.unit = (bundle.item_embeddings / np.maximum(norms, 1e-30)).astype(np.float32)
-        self.item_ids = bundle.catalogue.vocabulary.ids(np.arange(manifest.n_items))
+        self.item_ids = bundle.catalogue.vocabulary.ids(range(manifest.n_items))
         self.is_new = bundle.popularity == 0
         users = list(bundle.histories.vocabulary)
         found = bundle.histories.get_many(users)

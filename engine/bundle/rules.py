@@ -5,7 +5,7 @@ A request may bring rules of its own; what it leaves open is taken from [pipelin
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from recserve.errors import ConfigError, RecserveError, nearest
@@ -68,9 +68,11 @@ class Rules:
 
     def over(self, other: "Rules") -> Self:
         """Returns these rules with those of ``other`` where these say nothing."""
-        said: dict[str, Any] = {one.name: getattr(other, one.name, None) for one in fields(self)}
-        left_open = [name for name in said if _is_open(getattr(self, name)) and not _is_open(said[name])]
-        return replace(self, **{name: said[name] for name in left_open})
+        said: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            if _is_open(getattr(self, name)) and not _is_open(value := getattr(other, name, None)):
+                said[name] = value
+        return replace(self, **said) if said else self
 
 
 NOTHING = Rules()
@@ -97,7 +99,7 @@ class PipelineConfig(Rules):
 
 
 def _is_open(value: Any) -> bool:
-    return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
+    return not value and not isinstance(value, int | float)
 
 
 def check_rules(rules: Rules, name: str, error: type[RecserveError]) -> None:

@@ -13,6 +13,7 @@ from recserve.engine.explain.explanation import SIMILARITY, Contribution, Explan
 MAX_NAMED = 2
 # A smaller cosine is no likeness that a person would see.
 MIN_SIMILARITY = 0.3
+FOR_YOU = (Reason(ReasonCode.FOR_YOU),)
 NO_HISTORY = np.empty((0, 0), np.int32)
 
 
@@ -34,23 +35,25 @@ class Explained:
 
     def explanations(self, bundle: Bundle) -> list[Explanation]:
         """Gives the items their names."""
-        n, m = self.history.shape
+        n, m = len(self.base), self.history.shape[1]
         ids = bundle.catalogue.vocabulary.ids(self.history.ravel())
-        values = self.values.tolist()
-        rows = [list(map(Contribution, ids[r * m : r * m + m], values[r])) for r in range(n)]
-        return [
-            Explanation(
-                self._reasons(row, contributions), tuple(contributions), self.method, float(self.base[row])
-            )
-            for row, contributions in enumerate(rows or [[]] * len(self.base))
-        ]
+        values = self.values.tolist() or [[]] * n
+        n_named = (self.values[:, :MAX_NAMED] > self._least).sum(axis=1).tolist() or [0] * n
+        reasons: list[tuple[Reason, ...]] = [()] * n
+        for code, mark in self.marks.items():
+            for row in np.flatnonzero(mark).tolist():
+                reasons[row] += (Reason(code),)
+        code = ReasonCode.SIMILAR_TO if self.method == SIMILARITY else ReasonCode.BECAUSE_YOU_HAD
+        explanations = []
+        for row, base in enumerate(self.base.tolist()):
+            own = ids[row * m : row * m + m]
+            if n_named[row]:
+                reasons[row] += (Reason(code, tuple(own[: n_named[row]])),)
+            contributions = tuple(map(Contribution, own, values[row]))
+            explanations.append(Explanation(reasons[row] or FOR_YOU, contributions, self.method, base))
+        return explanations
 
-    def _reasons(self, row: int, contributions: list[Contribution]) -> tuple[Reason, ...]:
-        reasons = [Reason(code) for code, mark in self.marks.items() if mark[row]]
-        similar = self.method == SIMILARITY
-        least = MIN_SIMILARITY if similar else 0.0
-        named = tuple(one.item_id for one in contributions[:MAX_NAMED] if one.value > least)
-        if named:
-            code = ReasonCode.SIMILAR_TO if similar else ReasonCode.BECAUSE_YOU_HAD
-            reasons.append(Reason(code, named))
-        return tuple(reasons) or (Reason(ReasonCode.FOR_YOU),)
+    @property
+    def _least(self) -> float:
+        """The value that an item must exceed to be named."""
+        return MIN_SIMILARITY if self.method == SIMILARITY else 0.0
