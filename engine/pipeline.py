@@ -22,7 +22,7 @@ from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
 from recserve.engine.slate.paging import MAX_SHOWN, read_token, write_token
 from recserve.engine.slate.plan import NO_ITEMS, Plan
-from recserve.engine.slate.quotas import Origins
+from recserve.engine.slate.quotas import Origins, in_shares
 from recserve.engine.slate.rerank import Candidates
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.time_budget import UNSKIPPED
@@ -214,6 +214,9 @@ def move(batch: Batch, rows: Sequence[int], *, may_explore: bool = True) -> None
             may_explore=may_explore and resolved.plan is None,
         )
         batch.found[i] = (source, choice.scores, choice.items)
+        # Candidates that a ranker ordered have no places of sources any more.
+        if i in batch.origins and np.array_equal(items, batch.origins[i].items):
+            batch.found[i] = (source, *in_shares(batch.origins[i], choice.scores, choice.items))
         # What else chance brought has another probability, which the choice does not know.
         if i not in batch.origins or SOURCE_EXPLORE not in batch.origins[i].names:
             batch.choices[i] = choice

@@ -24,6 +24,21 @@ class Origins(NamedTuple):
     scores: NDArray[np.float32]
 
 
+def in_shares(
+    origins: Origins, scores: NDArray[np.float32], items: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Returns ``scores`` and ``items`` (n,), those of ``origins`` in a new order, by places of their sources.
+
+    The items of a source stand in its places as ``items`` has them: what moves scores moves no shares.
+    """
+    sources = np.unique(origins.names, return_inverse=True)[1]
+    by_item = np.argsort(origins.items)
+    of_items = sources[by_item[np.searchsorted(origins.items, items, sorter=by_item)]]
+    order = np.empty(len(items), np.int64)
+    order[np.argsort(sources, kind="stable")] = np.argsort(of_items, kind="stable")
+    return scores[order], items[order]
+
+
 def merge(sources: Sequence[Source], n: int) -> Origins:
     """Returns at most ``n`` of all items, each once, at the best place that a source gives it.
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from recserve.engine.bundle import open_bundle
 from recserve.engine.client import RecommenderClient
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.slate.quotas import Source, merge
+from recserve.engine.slate.quotas import Origins, Source, in_shares, merge
 from recserve.engine.wire.convert import slate_to_message
 from recserve.engine.wire.slates import encode_ranked
 from recserve.errors import BundleReason, ConfigError
@@ -45,6 +46,22 @@ LISTS = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+@law
+@given(st.lists(st.sampled_from(["model", "new", "similar"]), max_size=30), st.randoms(use_true_random=False))
+def test_a_new_order_leaves_the_places_to_their_sources(names: list[str], random: Random) -> None:
+    items = random.sample(range(100), len(names))
+    shuffled = random.sample(items, len(items))
+    origins = Origins(np.array(items, np.int32), names, np.zeros(len(names), np.float32))
+    given_scores = np.array(shuffled, np.float32) / 2
+    scores, moved = in_shares(origins, given_scores, np.array(shuffled, np.int32))
+    source_of = dict(zip(items, names, strict=True))
+    assert [source_of[item] for item in moved.tolist()] == names
+    assert (scores * 2).tolist() == moved.tolist()
+    for name in set(names):
+        own = [item for item in shuffled if source_of[item] == name]
+        assert [item for item in moved.tolist() if source_of[item] == name] == own
 
 
 @law
