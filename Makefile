@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-events bench-swaps bench-smoke bench-variants bench-tables gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-overload bench-events bench-swaps bench-smoke bench-variants bench-tables gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -65,6 +65,9 @@ bench-client: $(VENV)/.dev  ## how far the load generator can be trusted, next t
 
 bench-serving: $(VENV)/.dev  ## every promise of the server's speed, in minutes (ARGS=--quick; needs h2load)
 	$(BIN)/python -m recserve.benchmarks.serving $(ARGS)
+
+bench-overload: $(VENV)/.dev  ## ten times more requests than the model can answer
+	$(BIN)/python -m recserve.benchmarks.overload $(ARGS)
 
 bench-events: $(VENV)/.dev  ## time the event log against its promises (BUNDLE=folder)
 	$(BIN)/python -m recserve.benchmarks.events $(BUNDLE) $(ARGS)

@@ -1,4 +1,4 @@
-"""What a server is measured for, as tables: its rates and its promises."""
+"""What a server is measured for, as tables: its rates, its promises, what it does when too much is asked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,9 +48,15 @@ def serving(result: Result) -> list[Table]:
     ]
 
 
+def overload(result: Result) -> list[Table]:
+    """Returns the tables of benchmarks/overload."""
+    title = f"Ten times the peak, SASRec of width 256, deadline {result['deadline_ms']} ms"
+    return [Table(title, ["figure", "value"], _figures(result)), promises(result)]
+
+
 def _figures(found: Result) -> list[list[str]]:
     return [
         [name.replace("_", " "), f"{value:,.4g}"]
         for name, value in found.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and name != "schema"
     ]

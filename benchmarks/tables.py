@@ -13,7 +13,7 @@ from typing import Any
 
 from recserve.benchmarks.compare import read_result
 from recserve.benchmarks.forms_table import forms_tables
-from recserve.benchmarks.served_tables import serving
+from recserve.benchmarks.served_tables import overload, serving
 from recserve.benchmarks.slate_tables import slate_quality, slates
 from recserve.benchmarks.speed_tables import (
     als_speed,
@@ -189,6 +189,7 @@ def _estimate(found: Result) -> str:
 # By the value of ``bench``, or by a key that only these have.
 READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "serving": serving,
+    "overload": overload,
     "scale": scale,
     "peers": peers,
     "quality": _bars,

@@ -58,7 +58,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs the cases that are asked for over bundles in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "bench": "serving",
@@ -67,8 +66,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "rows": [],
         "cases": {},
     }
-    command = [sys.executable, "-m", "recserve.benchmarks.serving.bundles", str(folder)]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    if missing := [model for model in MODELS if not (folder / model).exists()]:
+        command = [sys.executable, "-m", "recserve.benchmarks.serving.bundles", str(folder), *missing]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     bundles = {model: folder / model for model in MODELS}
     with console.progress("cases", total=len(options.cases)) as update:
         for name in options.cases:

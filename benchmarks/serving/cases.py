@@ -118,10 +118,10 @@ def late(options: argparse.Namespace) -> Case:
         full = load.measure(Pace(concurrency=BATCH, warm_up=0.5, duration=options.seconds))
         # Time enough where there is no queue, and less than the queue will take.
         deadline = 2 * full["latency_ms"]["p50"] / 1e3
-        before = _metrics(server.url)
+        before = metrics(server.url)
         rate = OVERLOAD * full["answered_per_second"]
         point = load.measure(Pace(rate=rate, warm_up=0.5, duration=options.seconds, timeout=deadline))
-        counted = {name: count - before.get(name, 0) for name, count in _metrics(server.url).items()}
+        counted = {name: count - before.get(name, 0) for name, count in metrics(server.url).items()}
     computed = counted[METRIC.format("rows")]
     return {
         "asked_per_second": point["asked_per_second"],
@@ -154,7 +154,8 @@ def _per_second(work: Callable[[], object], seconds: float) -> float:
     return n / passed
 
 
-def _metrics(url: str) -> dict[str, float]:
+def metrics(url: str) -> dict[str, float]:
+    """Returns what /metrics of a server says, by name and labels."""
     with urllib.request.urlopen(f"{url}/metrics") as reply:
         lines = reply.read().decode().splitlines()
     return {line.split()[0]: float(line.split()[1]) for line in lines if not line.startswith("#")}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recserve.benchmarks import engine_overhead, h2load
+from recserve.benchmarks import engine_overhead, h2load, overload
 from recserve.benchmarks.serving import SHAPES, __main__, bars, transports
 from recserve.benchmarks.tables import tables_of
 from recserve.engine import Engine
@@ -83,3 +83,21 @@ def test_the_program_makes_its_bundles_and_writes_its_result(tmp_path: Path) -> 
     case = json.loads(out.read_text())["cases"]["late"]
     assert case["never_computed"] > 0
     assert case["in_vain"] <= case["computed"]
+
+
+def test_a_recovery_counts_from_the_first_of_the_good_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([(1.0, ("model",)), (9.0, ()), *[(1.0, ())] * overload.N_IN_A_ROW])
+    clock = iter(range(100))
+    monkeypatch.setattr(overload, "_ask", lambda client, user: next(answers))
+    monkeypatch.setattr(overload.time, "monotonic", lambda: float(next(clock)) / 4)
+    assert overload.recover("127.0.0.1:1", "u", limit_ms=3.0) == pytest.approx(0.75)
+
+
+def test_the_promises_of_an_overload_are_judged() -> None:
+    figures = {"deadline_ms": 500, "goodput_of_peak": 0.95, "model_of_peak": 0.5, "p99_of_deadline": 0.9}
+    result = {"bench": "overload", **figures, "share_in_time": 0.2, "recovery_s": 0.1, "rss_of_before": 1.0}
+    result["bars"] = [bar.judge(result) for bar in overload.BARS]
+    assert [bar["reached"] for bar in result["bars"]] == [True, False, True, False, True, True]
+    shown, promised = tables_of(result)
+    assert ["share in time", "0.2"] in shown.rows
+    assert promised.rows[3][-1] == "missed"
