@@ -75,6 +75,8 @@ class GradientLearner:
 
     def _loss(self, history: Tensor, targets: Tensor, gaps: Tensor) -> Tensor:
         reads_gaps = self._model.config.time_gaps
+        # Before the precision changes: what is computed of a table here is what the encoder reads as well.
+        table: Tensor = self._model.item_embeddings
         with torch.autocast("cpu", torch.bfloat16, enabled=self._config.precision == "bf16"):
             examples = [
                 self._model.examples(history[rows, -length:], targets[rows, -length:], some_gaps)
@@ -83,7 +85,6 @@ class GradientLearner:
             ]
         queries, wanted = (torch.cat(parts) for parts in zip(*examples, strict=True))
         queries = queries.float()
-        table: Tensor = self._model.item_embeddings
         wanted = self._place[wanted]
         if self._candidates is not None:
             table = table[self._candidates]
