@@ -173,6 +173,16 @@ class Overloaded(RecserveError):
     """There is more work than can be answered in time; try again after a moment."""
 
 
+class RateLimited(Overloaded):
+    """One caller asks for more than its share; ``retry_after``: seconds until it may ask again."""
+
+    def __init__(
+        self, name: str, *, found: object, expected: str, cure: str = "", retry_after: float = 1.0
+    ) -> None:
+        super().__init__(name, found=found, expected=expected, cure=cure)
+        self.retry_after = retry_after
+
+
 class DeadlineExceeded(RecserveError):
     """The absolute time limit of the request passed before the answer was ready."""
 

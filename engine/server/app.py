@@ -105,6 +105,7 @@ class Server:
             default_deadline_seconds=config.default_deadline_ms / 1000,
             max_message_bytes=config.max_message_bytes,
             principal_of=self._security.authoriser,
+            limits=self._security.limits,
             observers=[one for one in (statistics, self._security.auditor, *observers, metrics) if one],
         )
         self._memory = _new_memory_guard(config, self._under_pressure)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -13,6 +13,9 @@ from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import ANONYMOUS, Call
 from recserve.engine.server.methods import Consumer, MethodTable
 from recserve.errors import MalformedRequest, MessageTooLarge
+
+if TYPE_CHECKING:
+    from recserve.engine.server.security.caller_limits import CallerLimits
 
 log = structlog.get_logger("recserve.server")
 
@@ -56,6 +59,7 @@ class Chain:
         default_deadline_seconds: float,
         max_message_bytes: int,
         principal_of: Callable[..., Any] = everybody,
+        limits: "CallerLimits | None" = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.methods = methods
@@ -63,6 +67,7 @@ class Chain:
         self._default_deadline_seconds = default_deadline_seconds
         self._max_message_bytes = max_message_bytes
         self._principal_of = principal_of
+        self._limits = limits
         self._observers = tuple(observers)
         self._closed = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="recserve-deadlines", daemon=True)
@@ -76,6 +81,8 @@ class Chain:
             also = call.method.also_scope
             if also is not None and (scope := also(request)):
                 self._principal_of(call, scope)
+            if self._limits is not None and call.method.weight is not None:
+                self._limits.charge(call, call.method.weight(request) - 1)
             call.method.handler(request, call)
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets a status
             call.fail(error)
@@ -135,6 +142,8 @@ class Chain:
         # Who may not ask costs neither a place nor a decoding.
         call.principal = self._principal_of(call)
         if method.is_admitted:
+            if self._limits is not None:
+                self._limits.enter(call)
             self.admission.enter(call)
         for observer in self._observers:
             observer.on_admitted(call)

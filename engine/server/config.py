@@ -40,6 +40,17 @@ class ServerConfig:
     max_in_flight: int = 256
     """Requests admitted and not yet answered; more are refused with RESOURCE_EXHAUSTED."""
 
+    max_connections: int = 1024
+    """Open connections over grpcio; more are closed at once."""
+
+    max_streams: int = 4096
+    """Calls that one connection may have open; its client waits with more. It learns that when it has
+    connected: what it sends beyond it until then is refused (UNAVAILABLE)."""
+
+    connection_age_seconds: float = 0.0
+    """After so long (give or take a tenth) a client over grpcio is asked to connect again, which spreads
+    callers over servers that were added; its streams get half a minute. 0: never."""
+
     default_deadline_ms: int = 1000
     """Deadline of a call that brings none."""
 
@@ -85,6 +96,8 @@ class ServerConfig:
             "workers",
             "worker_threads",
             "max_in_flight",
+            "max_connections",
+            "max_streams",
             "default_deadline_ms",
             "max_message_bytes",
         ):
@@ -92,8 +105,9 @@ class ServerConfig:
                 raise ConfigError(f"server.{name}", found=getattr(self, name), expected="1 or more")
         if self.memory_limit_mb < 0:
             raise ConfigError("server.memory_limit_mb", found=self.memory_limit_mb, expected="0 or more")
-        if not self.drain_seconds >= 0:
-            raise ConfigError("server.drain_seconds", found=self.drain_seconds, expected="0 or more")
+        for name in ("drain_seconds", "connection_age_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"server.{name}", found=getattr(self, name), expected="0 or more")
         if self.transport not in TRANSPORTS:
             raise ConfigError(
                 "server.transport",

@@ -40,6 +40,7 @@ Scopes
     ``scope`` is what a principal needs, one of scopes.py; those in ``ADMIN_SCOPES`` are served on the admin
     address only, and audited. The chain asks ``principal_of(call)`` (security/authoriser.py) before anything
     else. ``also_scope(request)`` names the scope that some messages of the method need besides, "" for none.
+    ``weight(request)``: as how many calls a message counts against its caller's limit, 1 unless given.
 
 Streams (``shape``)
     - SERVER_STREAM: the handler keeps the call and uses ``call.send(message)`` (any thread; False: the caller
@@ -119,6 +120,7 @@ class Method:
     http: str = ""
     is_audited: bool = False
     also_scope: Callable[[Any], str] | None = None
+    weight: Callable[[Any], int] | None = None
     decode: Callable[[bytes], Any] = _that_of_the_message
     encode: Callable[[Any], bytes] = _that_of_the_message
 

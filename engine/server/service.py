@@ -129,12 +129,14 @@ class RecommenderService:
                 self._recommend_many,
                 "recommend-many",
                 also_scope=lambda message: _explain_scope(message.requests),
+                weight=lambda message: len(message.requests),
             ),
             self._plain(
                 "RecommendPage",
                 self._recommend_page,
                 "recommend-page",
                 also_scope=lambda message: _explain_scope(row.request for row in message.rows),
+                weight=lambda message: len(message.rows),
             ),
             self._plain("SimilarItems", self._similar_items, "similar-items"),
             self._plain("Rank", self._rank, "rank"),
@@ -150,6 +152,7 @@ class RecommenderService:
         *,
         scope: str = "recommend",
         also_scope: Callable[[Any], str] | None = None,
+        weight: Callable[[Any], int] | None = None,
     ) -> Method:
         """Returns the row of a method that the pool runs; the .proto file says what its messages are."""
         method = SERVICE.methods_by_name[name]
@@ -161,6 +164,7 @@ class RecommenderService:
             scope=scope,
             http=f"/v1/{route}",
             also_scope=also_scope,
+            weight=weight,
         )
 
     def _recommend_many(self, message: pb.RecommendManyRequest, call: Call) -> pb.RecommendManyResponse:

@@ -1,10 +1,12 @@
 """The one table between errors and gRPC statuses, with google.rpc details, read in both directions.
 
 A refusal of ours carries ``google.rpc.Status`` in its trailer: exactly one ``ErrorInfo`` with a reason of
-the table below and domain "recserve", plus ``BadRequest`` where a field is to blame and ``RetryInfo`` where
-trying again helps. What the gRPC core refuses itself (a message over the limit, an unknown method) has none.
+the table below and domain "recserve", plus ``BadRequest`` where a field is to blame, ``RetryInfo`` where
+trying again helps and ``QuotaFailure`` where the limit is the caller's own. What the gRPC core refuses itself
+(a message over the limit, an unknown method) has none.
 """
 
+import math
 from dataclasses import dataclass
 
 import grpc
@@ -23,6 +25,7 @@ from recserve.errors import (
     MessageTooLarge,
     Overloaded,
     PermissionDenied,
+    RateLimited,
     RecserveError,
     StorageFailed,
     StorageFull,
@@ -37,6 +40,8 @@ from recserve.errors import (
 
 DOMAIN = "recserve"
 DETAILS_KEY = "grpc-status-details-bin"
+# https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 RETRY_AFTER_SECONDS = 1
 REASON_INTERNAL = "INTERNAL"
 
@@ -65,6 +70,7 @@ STATUS_TABLE: dict[type[RecserveError], StatusRow] = {
     MessageTooLarge: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"),
     Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     PermissionDenied: StatusRow(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED", retry=True),
     Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry=True),
     DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", retry=True),
@@ -105,8 +111,12 @@ def status_of(error: RecserveError) -> status_pb2.Status:
         return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, "The server failed; see its log.")
     status = make_status(row.code, reason_for(error), str(error), field=error.name)
     if row.retry:
-        pause = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS))
-        status.details.append(_pack(pause))
+        delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)
+        if isinstance(error, RateLimited):
+            delay.FromMicroseconds(max(1, int(error.retry_after * 1e6)))
+            quota = error_details_pb2.QuotaFailure.Violation(subject="caller", description=str(error))
+            status.details.append(_pack(error_details_pb2.QuotaFailure(violations=[quota])))
+        status.details.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     return status
 
 
@@ -123,6 +133,12 @@ def make_status(code: grpc.StatusCode, reason: str, message: str, *, field: str 
 def trailer_of(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
     """Returns the trailing metadata that carries ``status``."""
     return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def pushback_of(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
+    """Returns trailing metadata with the pause of ``status``, for callers whose gRPC tries again itself."""
+    pause = retry_after_of(status)
+    return () if pause is None else ((PUSHBACK_KEY, str(math.ceil(pause * 1000))),)
 
 
 def grpc_code(status: status_pb2.Status) -> grpc.StatusCode:

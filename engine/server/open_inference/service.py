@@ -71,6 +71,7 @@ class OpenInferenceService:
                 priority=INTERACTIVE if handler is infer else BACKGROUND,
                 is_admitted=handler is infer,
                 is_batched=handler is infer,
+                weight=self._n_rows if handler is infer else None,
             )
             for name, (scope, handler) in handlers.items()
         ]
@@ -78,6 +79,10 @@ class OpenInferenceService:
     def close(self) -> None:
         """Ends the threads after the operations under way."""
         self._pool.close()
+
+    def _n_rows(self, request: pb.ModelInferRequest) -> int:
+        rows = [tensor.shape[0] for tensor in request.inputs if tensor.shape]
+        return min(max(rows, default=1), self._batcher_config.max_size)  # More are refused.
 
     def _server_live(self, request: pb.ServerLiveRequest, call: Call) -> None:
         call.reply(pb.ServerLiveResponse(live=True))

@@ -15,6 +15,10 @@ leeway_seconds = 30                      # at most 60
 "uri:spiffe://example.com/web" = ["recommend", "items:read"]
 "dns:ops.example.com" = ["model:admin", "reflection"]
 "subject:CN=batch,O=Example" = ["recommend"]
+
+[limits]                                 # of callers, as the audit log names them; "*": of each other one
+"key:web" = { per_second = 500, burst = 1000, in_flight = 100 }
+"*" = { per_second = 20, burst = 40 }
 """
 
 import dataclasses
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from recserve.engine.server.scopes import ADMIN_SCOPES
+from recserve.engine.server.security.caller_limits import CallerLimit
 from recserve.engine.server.security.keys import KeyRing
 from recserve.engine.server.security.principals import NotAccepted, Principal, check_scopes
 from recserve.engine.server.security.tokens import JwtConfig, TokenVerifier
@@ -41,6 +46,7 @@ class Policy:
     keys: KeyRing | None
     tokens: TokenVerifier | None
     certificates: dict[str, frozenset[str]]
+    limits: dict[str, CallerLimit] = dataclasses.field(default_factory=dict)
 
     def of_certificate(self, identities: Iterable[str]) -> Principal:
         """Returns who a verified certificate is: the scopes of all its names that the policy has."""
@@ -58,11 +64,12 @@ def read_policy(path: Path, **reloading: Any) -> Policy:
         content = tomllib.loads(read_file(path, "policy").decode())
     except ValueError as error:
         raise ConfigError(f"policy {path}", found="not TOML", expected="TOML") from error
-    _check_keys("policy", content, ("public", "keys", "jwt", "certificates"))
+    _check_keys("policy", content, ("public", "keys", "jwt", "certificates", "limits"))
     public = check_scopes("policy public", content.get("public", []))
     if public & ADMIN_SCOPES:
         raise ConfigError("policy public", found=sorted(public & ADMIN_SCOPES), expected="no admin scope")
-    keys, jwt, certificates = (_table(content, name) for name in ("keys", "jwt", "certificates"))
+    names = ("keys", "jwt", "certificates", "limits")
+    keys, jwt, certificates, limits = (_table(content, name) for name in names)
     _check_keys("policy keys", keys, ("file",))
     fields = [field.name for field in dataclasses.fields(JwtConfig)]
     _check_keys("policy jwt", jwt, fields)
@@ -76,6 +83,7 @@ def read_policy(path: Path, **reloading: Any) -> Policy:
         if jwt
         else None,
         certificates={_identity(name): check_scopes(name, given) for name, given in certificates.items()},
+        limits={name: _limit(name, given) for name, given in limits.items()},
     )
 
 
@@ -97,6 +105,13 @@ def _path(policy: Path, name: str, value: object) -> Path:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"policy {name}", found=value, expected="a path")
     return policy.parent / value
+
+
+def _limit(name: str, given: object) -> CallerLimit:
+    if not isinstance(given, dict):
+        raise ConfigError(f"policy limits {name}", found=given, expected="a table")
+    _check_keys(f"policy limits {name}", given, [field.name for field in dataclasses.fields(CallerLimit)])
+    return CallerLimit(**given)
 
 
 def _identity(name: str) -> str:

@@ -10,6 +10,7 @@ from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.security.audit import AuditLog
 from recserve.engine.server.security.auditor import Auditor
 from recserve.engine.server.security.authoriser import Authoriser
+from recserve.engine.server.security.caller_limits import CallerLimits
 from recserve.engine.server.security.files import Reloaded
 from recserve.engine.server.security.policy import read_policy
 
@@ -18,10 +19,11 @@ log = structlog.get_logger("recserve.server")
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """Who is let in, and who writes that down (None without an audit log)."""
+    """Who is let in and how often (None without a policy), and who writes that down (or None)."""
 
     authoriser: Authoriser
     auditor: Auditor | None
+    limits: CallerLimits | None
 
     def close(self) -> None:
         """Writes what the audit log has only counted."""
@@ -41,7 +43,8 @@ def new_security(config: ServerConfig) -> Security:
             tls=config.tls is not None,
             authentication=path is not None,
         )
-    return Security(Authoriser(policy_of, auditor), auditor)
+    limits = CallerLimits(lambda: policy_of().limits) if policy_of is not None else None
+    return Security(Authoriser(policy_of, auditor), auditor, limits)
 
 
 def harden_process() -> None:

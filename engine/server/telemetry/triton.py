@@ -11,6 +11,7 @@ from recserve.engine.server.telemetry.metrics import Counts, Sources
 # The word of Triton for a reason of ours; the rest is OTHER.
 REASONS = {
     "OVERLOADED": "REJECTED",
+    "RATE_LIMITED": "REJECTED",
     "UNAVAILABLE": "REJECTED",
     "DEADLINE_EXCEEDED": "REJECTED",
     "CANCELLED": "CANCELED",

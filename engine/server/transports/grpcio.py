@@ -17,7 +17,7 @@ from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.methods import Method, MethodTable, Shape
 from recserve.engine.server.security.tls import ServerTls
 from recserve.engine.server.transports import guard_socket
-from recserve.engine.wire.status import grpc_code, trailer_of
+from recserve.engine.wire.status import grpc_code, pushback_of, trailer_of
 from recserve.errors import ConfigError
 
 # The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours, with a
@@ -26,6 +26,11 @@ MAX_PENDING_REQUESTS = 100_000
 # The core resets calls that it has received and not handed over yet: time for them to reach the chain,
 # which refuses them with a status that says why.
 SETTLE_SECONDS = 0.2
+# Who has asked nothing for so long connects again when it does.
+IDLE_SECONDS = 300
+# A peer that is gone without a word is noticed by a ping that nobody answers.
+PING_AFTER_SECONDS, PING_TIMEOUT_SECONDS = 60, 20
+AGE_GRACE_SECONDS = 30
 
 
 class GrpcioTransport:
@@ -67,15 +72,7 @@ class GrpcioTransport:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self) -> str:
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", int(self._reuse_port)),
-                # The chain refuses what is over the limit; a byte more lets it see that.
-                ("grpc.max_receive_message_length", self._config.max_message_bytes + 1),
-                ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
-                ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_REQUESTS),
-            ],
-        )
+        self._server = grpc.aio.server(options=_options(self._config, self._reuse_port))
         self._server.add_generic_rpc_handlers(
             (_Handlers(self._chain, self._methods, self._mailbox, self._tls),)
         )
@@ -96,6 +93,26 @@ class GrpcioTransport:
     async def _stop(self, grace_seconds: float) -> None:
         await asyncio.sleep(SETTLE_SECONDS)
         await self._server.stop(grace_seconds)
+
+
+def _options(config: ServerConfig, reuse_port: bool) -> list[tuple[str, int]]:
+    options = {
+        "grpc.so_reuseport": int(reuse_port),
+        "grpc.max_allowed_incoming_connections": config.max_connections,
+        "grpc.max_concurrent_streams": config.max_streams,
+        "grpc.max_connection_idle_ms": IDLE_SECONDS * 1000,
+        "grpc.keepalive_time_ms": PING_AFTER_SECONDS * 1000,
+        "grpc.keepalive_timeout_ms": PING_TIMEOUT_SECONDS * 1000,
+        "grpc.keepalive_permit_without_calls": 1,
+        # The chain refuses what is over the limit; a byte more lets it see that.
+        "grpc.max_receive_message_length": config.max_message_bytes + 1,
+        "grpc.server.max_pending_requests": MAX_PENDING_REQUESTS,
+        "grpc.server.max_pending_requests_hard_limit": MAX_PENDING_REQUESTS,
+    }
+    if config.connection_age_seconds:
+        options["grpc.max_connection_age_ms"] = int(config.connection_age_seconds * 1000)
+        options["grpc.max_connection_age_grace_ms"] = AGE_GRACE_SECONDS * 1000
+    return list(options.items())
 
 
 class _Mailbox:
@@ -286,5 +303,6 @@ async def _replies(call: _StreamCall, context: Any) -> AsyncIterator[bytes]:
 
 
 async def _abort(context: Any, status: status_pb2.Status, call: Call) -> bytes:
-    await context.abort(grpc_code(status), status.message, trailer_of(status) + call.echo())
+    trailer = (*trailer_of(status), *pushback_of(status), *call.echo())
+    await context.abort(grpc_code(status), status.message, trailer)
     raise grpc.aio.AbortError  # abort() has raised already; this tells the type checker.

@@ -1,13 +1,15 @@
 """gRPC by pygrpc-native: HTTP/2 in Rust, outside the interpreter lock; calls arrive in batches.
 
 Plain text only (loopback, a Unix socket, or behind a TLS proxy); unary calls and reply streams. A message
-over the limit is refused after it has been received: keep strangers away with the proxy.
+over the limit is refused after it has been received, and connections are not counted: keep strangers away
+with the proxy. The names of trailers that start with "grpc-" are its own, so no pushback is sent.
 """
 
 import threading
 import time
 from typing import Any
 
+import structlog
 from google.rpc import status_pb2
 
 from recserve.engine.server.call import Call
@@ -18,11 +20,15 @@ from recserve.engine.server.transports import guard_socket
 from recserve.engine.wire.status import trailer_of
 from recserve.errors import ConfigError, Overloaded
 
+log = structlog.get_logger("recserve.server")
+
 CARRIED = frozenset({Shape.UNARY, Shape.SERVER_STREAM})
 # Calls that come to Python with one crossing of the interpreter lock.
 RECEIVE_BATCH = 64
 # More keep a core from the engine without making a server of few cores faster.
 IO_THREADS = 1
+# A peer that is gone without a word is noticed by a ping that nobody answers.
+KEEPALIVE_SECONDS = 60
 # Calls on their way from a socket reach the chain, which refuses them with a status that says why.
 SETTLE_SECONDS = 0.2
 
@@ -60,6 +66,8 @@ class NativeTransport:
                 [(method.path, method.shape.streams_replies) for method in self._methods],
                 io_threads=IO_THREADS,
                 call_details=True,
+                max_concurrent_streams=self._config.max_streams,
+                keepalive_time_ms=KEEPALIVE_SECONDS * 1000,
                 reuse_port=self._reuse_port,
             )
             self._front.start()
@@ -89,11 +97,15 @@ class NativeTransport:
         methods, event_call = self._methods, self._native.EVENT_CALL
         while (events := receive(RECEIVE_BATCH)) is not None:
             for kind, call_id, method_id, payload, _, details in events:
-                if kind == event_call:
-                    call = calls[call_id] = _NativeCall(methods[method_id], self, call_id, details)
-                    dispatch(call, payload)
-                elif (gone := calls.pop(call_id, None)) is not None:
-                    gone.cancel()
+                try:
+                    if kind == event_call:
+                        call = calls[call_id] = _NativeCall(methods[method_id], self, call_id, details)
+                        dispatch(call, payload)
+                    elif (gone := calls.pop(call_id, None)) is not None:
+                        gone.cancel()
+                except Exception:
+                    # Of one call; without this thread there would be no others.
+                    log.exception("call failed in the transport", method=methods[method_id].path)
 
     def reply(self, call_id: int, data: bytes, echo: tuple[tuple[str, str], ...]) -> None:
         """Sends the one reply of a call."""

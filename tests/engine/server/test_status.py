@@ -76,6 +76,7 @@ def test_codes_are_those_that_the_api_documents() -> None:
         "MessageTooLarge": ("RESOURCE_EXHAUSTED", False),
         "Unauthenticated": ("UNAUTHENTICATED", False),
         "PermissionDenied": ("PERMISSION_DENIED", False),
+        "RateLimited": ("RESOURCE_EXHAUSTED", True),
         "Overloaded": ("RESOURCE_EXHAUSTED", True),
         "DeadlineExceeded": ("DEADLINE_EXCEEDED", False),
         "Unavailable": ("UNAVAILABLE", True),
