@@ -54,6 +54,10 @@ class BatcherConfig:
     max_waiting: int = 4096
     """Most calls that wait, those whose caller has left included; more are refused."""
 
+    stuck_seconds: float = 10.0
+    """After so long a batch, or another call, counts as hanging: its callers are told, its inference is ended
+    and a new thread goes on."""
+
     brownout: bool = True
     """Whether callers get the popular items, marked as degraded, where the model's would come too late."""
 
@@ -67,6 +71,8 @@ class BatcherConfig:
         for name in ("max_delay_ms", "normal_wait_ms"):
             if not 0 <= getattr(self, name) <= 1000:
                 raise ConfigError(f"batcher.{name}", found=getattr(self, name), expected="0 to 1000")
+        if not self.stuck_seconds > 0:
+            raise ConfigError("batcher.stuck_seconds", found=self.stuck_seconds, expected="above 0")
         if not all(1 <= size <= self.max_size for size in self.preferred_sizes):
             raise ConfigError(
                 "batcher.preferred_sizes", found=self.preferred_sizes, expected=f"each 1 to {self.max_size}"

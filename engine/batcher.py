@@ -15,10 +15,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide
+from recserve.engine.breaker import CLOSED
 from recserve.engine.brownout import Brownout, normal_wait
 from recserve.engine.counters import Counters
 from recserve.engine.threads import Crew
-from recserve.errors import Overloaded, Unavailable
+from recserve.errors import Overloaded, RecserveError, Unavailable
 
 log = structlog.get_logger("recserve.batcher")
 
@@ -49,7 +50,8 @@ class Batcher(Generic[E]):
     """Runs ``answer(entries)`` for batches of submitted entries; ``answer`` answers each of them.
 
     When it raises, the entries that are not answered yet are run again, one by one, once: a bad one fails
-    alone, with its own error. A thread that dies is replaced and its batch answered UNAVAILABLE.
+    alone, with its own error. A thread that dies, or does not come back from a batch, is replaced and its
+    batch answered UNAVAILABLE. Where batch after batch fails, see engine/breaker.py.
     """
 
     def __init__(
@@ -59,9 +61,13 @@ class Batcher(Generic[E]):
         *,
         answer_degraded: Callable[[list[E]], None] | None = None,
         on_exhausted: Callable[[], None] = lambda: None,
+        on_stuck: Callable[[int], None] = lambda thread: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py."""
+        """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py.
+
+        ``on_stuck(thread)`` hears of a thread that has not come back from ``answer`` and was given up.
+        """
         self._answer = answer
         # Without a brown-out the policy degrades nobody.
         self._answer_degraded = answer_degraded or answer
@@ -74,18 +80,22 @@ class Batcher(Generic[E]):
         self._classes: tuple[deque[E], ...] = tuple(deque() for _ in range(PRIORITIES))
         self._rates = Rates()
         self._brownout = Brownout() if answer_degraded is not None and config.brownout else None
+        self._breaker = CLOSED
+        self._on_stuck = on_stuck
         self._looked_at = clock()
         self._closed = False
         self._counters = Counters(
-            "batches",
-            "rows",
-            "degraded_rows",
-            "late_rows",
-            "gone_rows",
-            "failed_batches",
-            "failed_rows",
+            *("batches", "rows", "degraded_rows", "late_rows", "gone_rows"),
+            *("failed_batches", "failed_rows", "stuck_batches"),
         )
-        self._crew = Crew("recserve-batcher", config.threads, self._work, on_exhausted=on_exhausted)
+        self._crew = Crew(
+            "recserve-batcher",
+            config.threads,
+            self._work,
+            on_exhausted=on_exhausted,
+            stuck_seconds=config.stuck_seconds,
+            on_stuck=self._give_up,
+        )
 
     @property
     def n_waiting(self) -> int:
@@ -110,7 +120,7 @@ class Batcher(Generic[E]):
 
         ``batches`` and ``rows`` computed; ``degraded_rows`` that got the cheaper answer; ``late_rows``
         dropped because their deadline could not be met; ``gone_rows`` skipped because their caller had left;
-        ``failed_batches`` and the ``failed_rows`` that failed again alone.
+        ``failed_batches`` and the ``failed_rows`` that failed again alone; ``stuck_batches`` without an end.
         """
         return self._counters.read()
 
@@ -122,6 +132,7 @@ class Batcher(Generic[E]):
 
     def _work(self) -> None:
         while (decision := self._next()) is not None:
+            self._crew.begins([*decision.degrade, *decision.take, *decision.late])
             try:
                 if decision.degrade:
                     self._degrade(decision.degrade)
@@ -130,6 +141,8 @@ class Batcher(Generic[E]):
             finally:
                 # After the others, whom it would make late as well.
                 self._refuse(decision.late)
+            if not self._crew.ends():
+                return
 
     def _next(self) -> Decision[E] | None:
         with self._forming:
@@ -194,6 +207,23 @@ class Batcher(Generic[E]):
         if late:
             self._counters.add(late_rows=len(late))
 
+    def _give_up(self, thread: int, batch: list[E]) -> None:
+        self._counters.add(stuck_batches=1)
+        self._note(failed=True)
+        for entry in batch:
+            entry.fail(
+                Unavailable("batch", found="stuck", expected="computed", cure="Try again after a moment.")
+            )
+        self._on_stuck(thread)
+
+    def _note(self, *, failed: bool) -> None:
+        before, now = self._breaker, self._clock()
+        # Without a brown-out nobody else answers.
+        if self._brownout is not None and (failed or before is not CLOSED):
+            self._breaker = before.after(failed, now)
+            if self._breaker.is_open(now) != before.is_open(now):
+                log.warning("the model fails, others answer for it", batches=len(self._breaker.failed_at))
+
     def _compute(self, batch: list[E]) -> None:
         start = self._clock()
         # This thread may have stood still since the batch was decided.
@@ -203,7 +233,10 @@ class Batcher(Generic[E]):
             batch = [entry for entry in batch if entry.deadline > start]
             if not batch:
                 return
-        self._run(self._answer, batch)
+        if self._breaker.is_open(start):
+            self._degrade(batch)
+            return
+        self._note(failed=not self._run(self._answer, batch))
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
         self._rates = self._rates.after_batch(end - start, end)
@@ -213,8 +246,9 @@ class Batcher(Generic[E]):
         self._run(self._answer_degraded, batch)
         self._counters.add(degraded_rows=len(batch))
 
-    def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> None:
-        """Has every entry of ``batch`` answered."""
+    def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> bool:
+        """Has every entry of ``batch`` answered; returns whether ``answer`` could do it for any of them."""
+        could = True
         now = self._clock()
         for entry in batch:
             entry.stage_ns["queue"] = max(0, int((now - entry.received_at) * 1e9))
@@ -222,7 +256,7 @@ class Batcher(Generic[E]):
             try:
                 answer(batch)
             except Exception as error:  # noqa: BLE001 - each caller gets a status for whatever it is
-                self._one_by_one(answer, batch, error)
+                could = self._one_by_one(answer, batch, error)
             for entry in batch:
                 if not entry.is_done:
                     entry.fail(RuntimeError("the batch ended without an answer for one of its entries"))
@@ -234,17 +268,22 @@ class Batcher(Generic[E]):
                     )
                 )
             raise
+        return could
 
-    def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> None:
+    def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> bool:
         if len(batch) == 1:
             self._counters.add(failed_batches=1, failed_rows=int(batch[0].fail(error)))
-            return
+            return isinstance(error, RecserveError)  # Of which each says what is to do.
         log.warning("batch failed, trying its rows one by one", rows=len(batch), error=type(error).__name__)
         failed = 0
+        could = False
         for entry in batch:
             if not entry.is_done:
                 try:
                     answer([entry])
+                    could = True
                 except Exception as own:  # noqa: BLE001 - as above
                     failed += entry.fail(own)
+                    could = could or isinstance(own, RecserveError)
         self._counters.add(failed_batches=1, failed_rows=failed)
+        return could

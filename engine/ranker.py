@@ -12,7 +12,7 @@ from recserve.engine.bundle.request_features import ID
 from recserve.engine.feature_reader import FeatureReader
 from recserve.engine.features import pad_histories
 from recserve.engine.golden import check_golden, read_golden, repeated
-from recserve.engine.runtime import Runtime
+from recserve.engine.runtime import Runtime, infer
 from recserve.errors import BundleInvalid, BundleReason
 
 # Users times candidates that go through the graph at once: bounds the memory of a call.
@@ -94,7 +94,7 @@ class Ranker:
 
     def _run(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         given = {name: inputs[name] for name in self._inputs}
-        return self._session.run([layout.LOGITS_OUTPUT], given)[0]  # type: ignore[no-any-return]
+        return infer(self._session, layout.LOGITS_OUTPUT, given)
 
     def _pad(self, histories: Sequence[History]) -> NDArray[np.int64]:
         if not self.entry.max_history:

@@ -1,9 +1,12 @@
 """ONNX Runtime for the graphs of one bundle: the options of the settings, the provider that really runs."""
 
+import threading
 from collections.abc import Mapping
+from typing import Any
 
 import onnxruntime as ort
 import structlog
+from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.config import AUTO, CPU, CUDA, TENSORRT, EngineConfig
@@ -19,6 +22,10 @@ LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+
+
+# The inferences under way, by the thread that waits for each.
+_under_way: dict[int, ort.RunOptions] = {}
 
 
 class Runtime:
@@ -82,6 +89,23 @@ class Runtime:
         self._wanted = [provider]
         self.fell_back = True
         log.warning("GPU does not work, graphs run on the CPU", graph=graph, provider=provider)
+
+
+def infer(session: ort.InferenceSession, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Runs a graph for one of its outputs, in a way that :func:`end_inference` can end."""
+    thread = threading.get_ident()
+    _under_way[thread] = options = ort.RunOptions()
+    try:
+        return session.run([output], inputs, options)[0]  # type: ignore[no-any-return]
+    finally:
+        del _under_way[thread]
+
+
+def end_inference(thread: int) -> None:
+    """Makes the inference that a thread is in, if any, fail at its next operator."""
+    options = _under_way.get(thread)
+    if options is not None:
+        options.terminate = True
 
 
 def session_options(config: EngineConfig) -> ort.SessionOptions:

@@ -12,7 +12,7 @@ from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.features import pad_histories, pad_time_gaps
 from recserve.engine.golden import check_golden, read_golden, repeated
-from recserve.engine.runtime import Runtime
+from recserve.engine.runtime import Runtime, infer
 from recserve.errors import BundleInvalid, BundleReason
 
 
@@ -93,7 +93,7 @@ class QueryEncoder:
         inputs: dict[str, NDArray[np.generic]] = {layout.HISTORY_INPUT: history}
         if time_gaps is not None:
             inputs[layout.TIME_GAPS_INPUT] = time_gaps
-        return self._session.run([layout.QUERY_EMBEDDING_OUTPUT], inputs)[0]  # type: ignore[no-any-return]
+        return infer(self._session, layout.QUERY_EMBEDDING_OUTPUT, inputs)
 
     def _check_signature(self, graph: str) -> None:
         inputs = {node.name for node in self._session.get_inputs()}

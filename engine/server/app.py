@@ -18,6 +18,7 @@ from recserve.engine.engine import Engine
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
+from recserve.engine.runtime import end_inference
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain, Observer
@@ -74,18 +75,18 @@ class Server:
         self.router = router or Router(Registry())
         self.admin_address = ""
         self._gave_up = False
-        self._pool = WorkerPool(config.worker_threads, on_exhausted=self._give_up)
+        self._pool = WorkerPool(
+            config.worker_threads,
+            on_exhausted=self._give_up,
+            stuck_seconds=self._batcher_config.stuck_seconds,
+            on_stuck=end_inference,
+        )
         self.health = HealthService()
         statistics = Statistics()
         recommender = RecommenderService(self.router, self._pool, on_batch=statistics.on_batch)
         http = http or HttpConfig()
         metrics = _new_metrics(http)
-        self.batcher = Batcher[Call | Row](
-            metrics.counting(recommender.recommend) if metrics else recommender.recommend,
-            self._batcher_config,
-            answer_degraded=recommender.recommend_degraded,
-            on_exhausted=self._give_up,
-        )
+        self.batcher = self._new_batcher(recommender, metrics)
         models = ServedModels(self.router.registry, manager)
         self._open_inference = OpenInferenceService(models, statistics, self.health, self._batcher_config)
         methods = [
@@ -95,8 +96,7 @@ class Server:
             *self.health.methods(),
         ]
         if config.with_reflection or config.admin_address:
-            pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
-            methods.append(reflection_method(MethodTable(methods).services(), pools))
+            methods.append(_reflection(methods))
         self._security = new_security(config)
         self.admission = Admission(config.max_in_flight)
         self.chain = Chain(
@@ -183,6 +183,15 @@ class Server:
         """Whether the process is worth keeping: its threads have not died again and again."""
         return not self._gave_up
 
+    def _new_batcher(self, recommender: RecommenderService, metrics: "Metrics | None") -> Batcher[Call | Row]:
+        return Batcher(
+            metrics.counting(recommender.recommend) if metrics else recommender.recommend,
+            self._batcher_config,
+            answer_degraded=recommender.recommend_degraded,
+            on_exhausted=self._give_up,
+            on_stuck=end_inference,
+        )
+
     def _new_http(self, http: HttpConfig, metrics: "Metrics", manager: ModelManager | None) -> "HttpFront":
         from recserve.engine.server.http.front import HttpFront
         from recserve.engine.server.http.probes import probe_routes
@@ -220,6 +229,11 @@ class Server:
 
     def _health_names(self) -> list[str]:
         return ["", *self.chain.methods.services()]
+
+
+def _reflection(methods: Sequence[Method]) -> Method:
+    pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
+    return reflection_method(MethodTable(methods).services(), pools)
 
 
 def _new_metrics(http: HttpConfig) -> "Metrics | None":

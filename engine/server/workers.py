@@ -13,10 +13,26 @@ from recserve.errors import Unavailable
 class WorkerPool:
     """Runs ordinary functions for calls; a call that is done or late when its turn comes is never run."""
 
-    def __init__(self, n_threads: int, on_exhausted: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        n_threads: int,
+        on_exhausted: Callable[[], None] = lambda: None,
+        *,
+        stuck_seconds: float = float("inf"),
+        on_stuck: Callable[[int], None] = lambda thread: None,
+    ) -> None:
+        """``on_stuck(thread)``: hears of one that has not come back from a call for ``stuck_seconds``."""
         self._n_threads = n_threads
+        self._on_stuck = on_stuck
         self._queue: SimpleQueue[tuple[Callable[[Any, Call], Any], Call] | None] = SimpleQueue()
-        self._crew = Crew("recserve-worker", n_threads, self._work, on_exhausted=on_exhausted)
+        self._crew = Crew(
+            "recserve-worker",
+            n_threads,
+            self._work,
+            on_exhausted=on_exhausted,
+            stuck_seconds=stuck_seconds,
+            on_stuck=self._give_up,
+        )
 
     def plain(self, function: Callable[[Any, Call], Any]) -> Callable[[Any, Call], None]:
         """Returns a handler that answers with ``function(request, call)``, run on a thread."""
@@ -40,6 +56,7 @@ class WorkerPool:
             if time.monotonic() >= call.deadline:
                 call.expire()
                 continue
+            self._crew.begins(call)
             try:
                 call.reply(function(call.request, call))
             except Exception as error:  # noqa: BLE001 - the caller gets a status for whatever it is
@@ -49,3 +66,9 @@ class WorkerPool:
                     Unavailable("worker", found="ended", expected="running", cure="Try again after a moment.")
                 )
                 raise
+            if not self._crew.ends():
+                return
+
+    def _give_up(self, thread: int, call: Call) -> None:
+        call.fail(Unavailable("worker", found="stuck", expected="done", cure="Try again after a moment."))
+        self._on_stuck(thread)

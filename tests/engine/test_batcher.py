@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
+from recserve.engine.breaker import FAILURES
 from recserve.errors import Overloaded, Unavailable
 
 TIMEOUT_SECONDS = 30
 FAR = float("inf")
+HOOKS = ("answer_degraded", "on_exhausted", "on_stuck")
 
 
 class Row:
@@ -70,8 +72,9 @@ class Held:
 def start() -> Iterator[Callable[..., Batcher[Row]]]:
     with ExitStack() as stack:
 
-        def make(answer: Any, on_exhausted: Any = lambda: None, **fields: Any) -> Batcher[Row]:
-            batcher = Batcher(answer, BatcherConfig(**{"threads": 1, **fields}), on_exhausted=on_exhausted)
+        def make(answer: Any, **fields: Any) -> Batcher[Row]:
+            hooks = {name: fields.pop(name) for name in HOOKS if name in fields}
+            batcher = Batcher(answer, BatcherConfig(**{"threads": 1, **fields}), **hooks)
             return stack.enter_context(closing(batcher))
 
         yield make
@@ -173,7 +176,7 @@ def test_a_dead_thread_is_replaced(start: Callable[..., Batcher[Row]]) -> None:
                 raise SystemExit
             row.reply(row.value)
 
-    batcher = start(answer, exhausted.set, max_size=1)
+    batcher = start(answer, on_exhausted=exhausted.set, max_size=1)
     for _ in range(3):
         doomed, fine = Row(13), Row(1)
         submit(batcher, doomed, fine)
@@ -255,3 +258,58 @@ def test_each_entry_is_answered_exactly_once(
         assert isinstance(result, ValueError) if kind == "bad" else result == expected[kind]
     assert max(sizes, default=0) <= max_size
     assert batcher.n_waiting == 0
+
+
+def test_a_batch_that_hangs_is_answered_and_a_new_thread_goes_on(start: Callable[..., Batcher[Row]]) -> None:
+    given_up: list[int] = []
+    held = Held()
+    batcher = start(held, stuck_seconds=0.05, max_size=2, on_stuck=given_up.append)
+    stuck, behind = [Row(1), Row(2)], Row(3)
+    submit(batcher, stuck[0])
+    assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+    submit(batcher, stuck[1])
+    assert isinstance(stuck[0].result(), Unavailable)
+    assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+    assert isinstance(stuck[1].result(), Unavailable)
+    held.gate.set()
+    submit(batcher, behind)
+    assert behind.result() == 3
+    assert len(set(given_up)) == 2
+    assert batcher.stats()["stuck_batches"] == 2
+    # What the threads that came back late had to say is said already.
+    assert [len(row.answers) for row in stuck] == [1, 1]
+
+
+def test_a_model_that_always_fails_is_left_alone(start: Callable[..., Batcher[Row]]) -> None:
+    asked: list[int] = []
+
+    def fail(rows: list[Row]) -> None:
+        asked.extend(row.value for row in rows)
+        raise RuntimeError
+
+    def cheaper(rows: list[Row]) -> None:
+        for row in rows:
+            row.reply("popular")
+
+    batcher = start(fail, answer_degraded=cheaper)
+    answers = []
+    for i in range(FAILURES + 3):
+        row = Row(i)
+        submit(batcher, row)
+        answers.append(row.result())
+    assert [isinstance(answer, RuntimeError) for answer in answers[:FAILURES]] == [True] * FAILURES
+    assert answers[FAILURES:] == ["popular"] * 3
+    assert asked == list(range(FAILURES))
+
+
+def test_refusals_that_say_what_to_do_are_no_failures_of_the_model(
+    start: Callable[..., Batcher[Row]],
+) -> None:
+    def refuse(rows: list[Row]) -> None:
+        raise Unavailable("model", found="loading", expected="loaded")
+
+    batcher = start(refuse, answer_degraded=lambda rows: pytest.fail("degraded"))
+    for _ in range(2 * FAILURES):
+        row = Row()
+        submit(batcher, row)
+        assert isinstance(row.result(), Unavailable)

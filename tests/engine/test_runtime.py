@@ -1,10 +1,13 @@
 """Where graphs really run, with which options, and what happens when the GPU does not work."""
 
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import structlog
@@ -17,6 +20,8 @@ from recserve.engine.runtime import (
     CUDA_PROVIDER,
     TENSORRT_PROVIDER,
     Runtime,
+    end_inference,
+    infer,
     select_providers,
 )
 from recserve.engine.session import QueryEncoder
@@ -122,3 +127,53 @@ def test_options_reach_the_session_and_change_no_answer(bundle_folder: Path, lab
     plain = QueryEncoder(bundle, "fp32", Runtime(bundle, EngineConfig(provider="cpu")))
     history = np.arange(24, dtype=np.int32).reshape(2, 12)
     np.testing.assert_allclose(encoder.run(history), plain.run(history), atol=1e-5)
+
+
+def endless_graph() -> ort.InferenceSession:
+    """A loop that adds one for ever: ``x`` to ``y``. (No bundle may have a loop.)"""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["again"]),
+            helper.make_node("Add", ["before", "before"], ["after"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", kinds.INT64, []),
+            helper.make_tensor_value_info("go", kinds.BOOL, []),
+            helper.make_tensor_value_info("before", kinds.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("again", kinds.BOOL, []),
+            helper.make_tensor_value_info("after", kinds.FLOAT, [1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["", "go", "x"], ["y"], body=body)],
+        "endless",
+        [helper.make_tensor_value_info("x", kinds.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", kinds.FLOAT, [1])],
+        [helper.make_tensor("go", kinds.BOOL, [], [True])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return ort.InferenceSession(model.SerializeToString(), providers=[CPU_PROVIDER])
+
+
+def test_an_inference_without_end_is_ended() -> None:
+    session, raised = endless_graph(), []
+
+    def run() -> None:
+        try:
+            infer(session, "y", {"x": np.zeros(1, np.float32)})
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime has its own kinds
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    end = time.monotonic() + 60
+    while thread.is_alive():
+        end_inference(thread.ident or 0)  # Without effect until it has begun.
+        thread.join(0.01)
+        assert time.monotonic() < end
+    assert "terminate" in str(raised[0])
+    end_inference(thread.ident or 0)

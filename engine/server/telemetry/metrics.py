@@ -230,6 +230,7 @@ BATCHER_TEXTS = {
     "gone_rows": "Requests skipped because their caller had left.",
     "failed_batches": "Batches that failed and were tried row by row.",
     "failed_rows": "Rows that failed again alone.",
+    "stuck_batches": "Batches that never ended; a new thread took over.",
 }
 
 

@@ -1,0 +1,149 @@
+"""Faults inside a real server process: who asks then is told, nobody else is, and it goes on by itself."""
+
+import signal
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from recserve.engine import Request
+from recserve.engine.client import RecommenderClient
+from recserve.engine.engine import Engine
+from recserve.engine.retry import NO_RETRY
+from recserve.engine.types import Slate
+from recserve.engine.wire.status import RemoteError
+from recserve.proto import recommender_pb2 as pb
+from recserve.proto import recommender_pb2_grpc
+from tests.engine.server.faulty import Faulty, faulty
+from tests.engine.server.http_client import HttpCaller
+
+TIMEOUT_SECONDS = 60.0
+UNAVAILABLE, INTERNAL, LATE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+
+
+@pytest.fixture
+def known(engine: Engine) -> str:
+    """A user whom the model answers."""
+    return next(user for user in engine.user_ids() if engine.history(user))
+
+
+def ask(server: Faulty, user: str, timeout: float = TIMEOUT_SECONDS) -> Slate | grpc.StatusCode:
+    """Returns a slate, or the code of the refusal."""
+    with RecommenderClient(server.address, timeout=timeout, retry=NO_RETRY) as client:
+        try:
+            return client.recommend(Request(user_id=user, k=3))
+        except RemoteError as error:
+            return grpc.StatusCode.UNKNOWN if "secret" in str(error) else error.code
+
+
+def source(answer: Slate | grpc.StatusCode) -> str:
+    return answer.source if isinstance(answer, Slate) else answer.name
+
+
+def is_serving(server: Faulty) -> bool:
+    with grpc.insecure_channel(server.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        answer = check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_SECONDS)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_an_inference_that_never_comes_back_costs_its_batch(
+    bundle_folder: Path, tmp_path: Path, known: str, transport: str
+) -> None:
+    arguments = (bundle_folder, "--transport", transport, "--http-port", 0)
+    with faulty("inference-hangs", tmp_path, *arguments, RECSERVE__BATCHER__STUCK_SECONDS="0.5") as server:
+        assert source(ask(server, known)) == "model"
+        server.fault(True)
+        # Who waits longer than the bound is told; who does not was told before.
+        assert ask(server, known) is UNAVAILABLE
+        assert ask(server, known, timeout=0.3) is LATE
+        assert is_serving(server)
+        server.fault(False)
+        assert source(ask(server, known)) == "model"
+        with HttpCaller(server.urls[0].removeprefix("http://")) as caller:
+            assert b"recserve_batcher_stuck_batches_total" in caller.get("/metrics")[2]
+        assert "thread stuck" in server.log()
+        # Two threads hang for good, and do not keep the server from ending.
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(TIMEOUT_SECONDS) == 0
+
+
+def test_a_model_that_fails_is_left_alone_and_tried_again(
+    bundle_folder: Path, tmp_path: Path, known: str
+) -> None:
+    with faulty("inference-fails", tmp_path, bundle_folder) as server:
+        server.fault(True)
+        answers = [source(ask(server, known)) for _ in range(10)]
+        assert answers == ["INTERNAL"] * 5 + ["popularity"] * 5
+        server.fault(False)
+        end = time.monotonic() + TIMEOUT_SECONDS
+        while source(ask(server, known)) != "model":
+            assert time.monotonic() < end, "the model is never tried again"
+        assert "secret" in server.log(), "the log has the cause"
+
+
+def test_threads_that_die_are_replaced_until_it_is_no_accident(
+    bundle_folder: Path, tmp_path: Path, known: str
+) -> None:
+    with faulty("threads-die", tmp_path, bundle_folder) as server:
+        server.fault(True)
+        assert [source(ask(server, known)) for _ in range(3)] == ["UNAVAILABLE"] * 3
+        server.fault(False)
+        assert source(ask(server, known)) == "model"
+        assert is_serving(server)
+        server.fault(True)
+        assert ask(server, known) is UNAVAILABLE
+        assert not is_serving(server), "a server without threads must not say that it serves"
+
+
+def test_what_waited_behind_a_blocked_loop_is_dropped_not_computed(
+    bundle_folder: Path, tmp_path: Path, known: str
+) -> None:
+    with faulty("loop-blocks", tmp_path, bundle_folder, "--http-port", 0) as server:
+        assert source(ask(server, known)) == "model"
+        server.fault(True)
+        assert ask(server, known, timeout=0.3) is LATE
+        server.fault(False)
+        assert source(ask(server, known)) == "model"
+        with HttpCaller(server.urls[0].removeprefix("http://")) as caller:
+            metrics = caller.get("/metrics")[2].decode()
+        rows = next(line for line in metrics.splitlines() if line.startswith("recserve_batcher_rows_total"))
+        assert rows.endswith(" 2.0"), "the call that was late was computed"
+
+
+def test_a_wall_clock_that_jumps_moves_no_deadline(bundle_folder: Path, tmp_path: Path, known: str) -> None:
+    with faulty("clock-jumps", tmp_path, bundle_folder) as server:
+        server.fault(True)
+        assert [source(ask(server, known)) for _ in range(20)] == ["model"] * 20
+        assert is_serving(server)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(TIMEOUT_SECONDS) == 0
+
+
+def test_a_second_sigterm_ends_a_drain_that_waits(bundle_folder: Path, tmp_path: Path, known: str) -> None:
+    settings = {"RECSERVE__SERVER__DRAIN_SECONDS": "600", "RECSERVE__BATCHER__STUCK_SECONDS": "600"}
+    with (
+        faulty("inference-hangs", tmp_path, bundle_folder, **settings) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        server.fault(True)
+        stub = recommender_pb2_grpc.RecommenderStub(channel)
+        held = stub.Recommend.future(pb.RecommendRequest(user_id=known), timeout=600)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=600)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Recommend(pb.RecommendRequest(), timeout=TIMEOUT_SECONDS)
+        assert refused.value.code() is UNAVAILABLE  # type: ignore[attr-defined]
+        assert server.process.poll() is None, "the first one waits for what was admitted"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(TIMEOUT_SECONDS) == -signal.SIGTERM
+        assert held.code() is UNAVAILABLE
