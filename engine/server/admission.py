@@ -1,9 +1,13 @@
 """What is let in: a bound on the calls in flight, their deadlines, and the drain."""
 
 import threading
+from collections.abc import Iterator
 
 from recserve.engine.server.call import Call
 from recserve.errors import Overloaded, Unavailable
+
+SETTLE_SECONDS = 0.2
+MAX_PAUSES = 10
 
 
 class Admission:
@@ -18,6 +22,8 @@ class Admission:
         # Every operation on it is one atomic step of the interpreter.
         self._calls: dict[Call, None] = {}
         self._draining = False
+        # Calls that came after the drain began.
+        self._n_too_late = 0
         self.is_short_of_memory = False
         self._idle = threading.Event()
 
@@ -34,6 +40,7 @@ class Admission:
     def enter(self, call: Call) -> None:
         """Admits ``call``; raises :class:`Unavailable` while draining, :class:`Overloaded` when full."""
         if self._draining:
+            self._n_too_late += 1
             raise Unavailable("server", found="shutting down", expected="serving", cure="Ask another one.")
         if self.is_short_of_memory:
             raise Overloaded(
@@ -63,6 +70,17 @@ class Admission:
         self._draining = True
         if not self._calls:
             self._idle.set()
+
+    def pauses_until_quiet(self) -> Iterator[float]:
+        """After :meth:`drain`: yields the seconds to wait, again as long as calls come that are refused.
+
+        What closed at once would cut off calls on their way from a socket, without a status that says why.
+        """
+        for _ in range(MAX_PAUSES):
+            before = self._n_too_late
+            yield SETTLE_SECONDS
+            if self._n_too_late == before:
+                return
 
     def wait_until_idle(self, seconds: float) -> bool:
         """After :meth:`drain`: returns whether all admitted calls were answered within ``seconds``."""

@@ -23,9 +23,6 @@ from recserve.errors import ConfigError
 # The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours, with a
 # status that says so, hence these stand far above it.
 MAX_PENDING_REQUESTS = 100_000
-# The core resets calls that it has received and not handed over yet: time for them to reach the chain,
-# which refuses them with a status that says why.
-SETTLE_SECONDS = 0.2
 # Who has asked nothing for so long connects again when it does.
 IDLE_SECONDS = 300
 # A peer that is gone without a word is noticed by a ping that nobody answers.
@@ -91,7 +88,8 @@ class GrpcioTransport:
         return self._config.address(int(port))
 
     async def _stop(self, grace_seconds: float) -> None:
-        await asyncio.sleep(SETTLE_SECONDS)
+        for seconds in self._chain.admission.pauses_until_quiet():
+            await asyncio.sleep(seconds)
         await self._server.stop(grace_seconds)
 
 

@@ -29,8 +29,6 @@ RECEIVE_BATCH = 64
 IO_THREADS = 1
 # A peer that is gone without a word is noticed by a ping that nobody answers.
 KEEPALIVE_SECONDS = 60
-# Calls on their way from a socket reach the chain, which refuses them with a status that says why.
-SETTLE_SECONDS = 0.2
 
 
 class NativeTransport:
@@ -83,7 +81,8 @@ class NativeTransport:
         """Gives open calls the seconds, closes."""
         if not self._thread.is_alive():
             return
-        time.sleep(SETTLE_SECONDS)
+        for seconds in self._chain.admission.pauses_until_quiet():
+            time.sleep(seconds)
         deadline = time.monotonic() + grace_seconds
         while self._calls and time.monotonic() < deadline:
             time.sleep(0.01)
