@@ -5,21 +5,12 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import grpc
 
-from recserve.engine.connection import (
-    DEFAULT_RETRY,
-    DEFAULT_TIMEOUT_SECONDS,
-    PLAIN,
-    AsyncConnection,
-    Connection,
-)
-from recserve.engine.credentials import Credentials
+from recserve.engine.connection import AsyncClient, Client
 from recserve.engine.explain.cause import WhyNot
-from recserve.engine.retry import RetryPolicy
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.engine.wire import convert
 from recserve.engine.wire.explanations import why_not_from_message
@@ -28,7 +19,7 @@ from recserve.proto import recommender_pb2 as pb
 from recserve.proto import recommender_pb2_grpc
 
 
-class RecommenderClient:
+class RecommenderClient(Client):
     """Asks one server; may be shared by threads.
 
     Every method raises :class:`RemoteError` with the server's code, reason and sentence.
@@ -37,30 +28,7 @@ class RecommenderClient:
     ``model``: who answers, "" the server's default one.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        credentials: Credentials = PLAIN,
-        retry: RetryPolicy = DEFAULT_RETRY,
-        model: str = "",
-    ) -> None:
-        self._connection = Connection(target, timeout=timeout, credentials=credentials, retry=retry)
-        self._stub = recommender_pb2_grpc.RecommenderStub(self._connection.channel)
-        self._model = model
-
-    def __enter__(self) -> "RecommenderClient":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._connection.channel.close()
+    STUB = recommender_pb2_grpc.RecommenderStub
 
     def wait_until_ready(self, timeout: float) -> None:
         """Returns once the server accepts connections; raises :class:`RemoteError` after the seconds."""
@@ -113,33 +81,10 @@ class RecommenderClient:
         return _items(self._connection.call(self._stub.GetItems, _item_ids(item_ids, self._model)))
 
 
-class AsyncRecommenderClient:
+class AsyncRecommenderClient(AsyncClient):
     """The same client for asyncio."""
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        credentials: Credentials = PLAIN,
-        retry: RetryPolicy = DEFAULT_RETRY,
-        model: str = "",
-    ) -> None:
-        self._connection = AsyncConnection(target, timeout=timeout, credentials=credentials, retry=retry)
-        self._stub = recommender_pb2_grpc.RecommenderStub(self._connection.channel)
-        self._model = model
-
-    async def __aenter__(self) -> "AsyncRecommenderClient":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection."""
-        await self._connection.channel.close()
+    STUB = recommender_pb2_grpc.RecommenderStub
 
     async def recommend(self, request: Request) -> Slate:
         """Returns one slate."""

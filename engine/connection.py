@@ -5,7 +5,8 @@ import queue
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 import grpc
 
@@ -13,7 +14,6 @@ from recserve.engine.credentials import Credentials
 from recserve.engine.retry import RetryPolicy
 from recserve.engine.wire.status import error_from_call
 
-DEFAULT_TIMEOUT_SECONDS = 1.0
 PLAIN = Credentials()
 DEFAULT_RETRY = RetryPolicy()
 # The largest answers (256 slates of 1000) exceed gRPC's default of 4 MiB.
@@ -83,6 +83,67 @@ class AsyncConnection:
         if self._retry.hedge_after is None or self._retry.hedge_after >= seconds:
             return await ask(timeout=seconds)
         return await _hedged_async(ask, seconds, self._retry.hedge_after)
+
+
+class _Client:
+    """What all clients have: the stub of a service on a connection, and the model that answers.
+
+    ``timeout``: seconds of a call with all its tries, those of the class unless given.
+    """
+
+    TIMEOUT_SECONDS: ClassVar[float] = 1.0
+    STUB: ClassVar[Any]
+    CONNECTION: ClassVar[Any]
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = None,
+        credentials: Credentials = PLAIN,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        model: str = "",
+    ) -> None:
+        seconds = self.TIMEOUT_SECONDS if timeout is None else timeout
+        self._connection = self.CONNECTION(target, timeout=seconds, credentials=credentials, retry=retry)
+        self._stub = self.STUB(self._connection.channel)
+        self._model = model
+
+
+class Client(_Client):
+    """A client that blocks; leaving its ``with`` block closes it."""
+
+    CONNECTION = Connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._connection.channel.close()
+
+
+class AsyncClient(_Client):
+    """The same for asyncio."""
+
+    CONNECTION = AsyncConnection
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._connection.channel.close()
 
 
 def _hedged(ask: Callable[..., Any], seconds: float, hedge_after: float) -> Any:

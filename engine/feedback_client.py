@@ -8,23 +8,17 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import grpc
 
-from recserve.engine.connection import DEFAULT_RETRY, PLAIN, AsyncConnection, Connection
-from recserve.engine.credentials import Credentials
-from recserve.engine.retry import RetryPolicy
+from recserve.engine.connection import AsyncClient, Client
 from recserve.engine.state.events import Event
 from recserve.engine.types import Slate
 from recserve.engine.wire.events import DURABILITY_NAMES, event_from_message, event_to_message
 from recserve.engine.wire.status import RemoteError, error_from_call, error_from_status
 from recserve.proto import feedback_pb2 as pb
 from recserve.proto import feedback_pb2_grpc
-
-# The disk has a say in it.
-DEFAULT_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,37 +69,15 @@ def impressions(slate: Slate, *, user_id: str, **fields: Any) -> list[Event]:
     ]
 
 
-class FeedbackClient:
+class FeedbackClient(Client):
     """Tells one server what users did; may be shared by threads. Every method raises :class:`RemoteError`.
 
     The arguments are those of :class:`~recserve.engine.client.RecommenderClient`. Events have ids, so a call
     that is tried again has one effect.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        credentials: Credentials = PLAIN,
-        retry: RetryPolicy = DEFAULT_RETRY,
-        model: str = "",
-    ) -> None:
-        self._connection = Connection(target, timeout=timeout, credentials=credentials, retry=retry)
-        self._stub = feedback_pb2_grpc.FeedbackStub(self._connection.channel)
-        self._model = model
-
-    def __enter__(self) -> "FeedbackClient":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._connection.channel.close()
+    STUB = feedback_pb2_grpc.FeedbackStub
+    TIMEOUT_SECONDS = 5.0  # The disk has a say in it.
 
     def record(self, events: Sequence[Event]) -> Recorded:
         """Records events; when it returns they are durable, and the next request sees them."""
@@ -140,33 +112,11 @@ class FeedbackClient:
         return int(reply.erased_events)
 
 
-class AsyncFeedbackClient:
+class AsyncFeedbackClient(AsyncClient):
     """The same client for asyncio."""
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        credentials: Credentials = PLAIN,
-        retry: RetryPolicy = DEFAULT_RETRY,
-        model: str = "",
-    ) -> None:
-        self._connection = AsyncConnection(target, timeout=timeout, credentials=credentials, retry=retry)
-        self._stub = feedback_pb2_grpc.FeedbackStub(self._connection.channel)
-        self._model = model
-
-    async def __aenter__(self) -> "AsyncFeedbackClient":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection."""
-        await self._connection.channel.close()
+    STUB = feedback_pb2_grpc.FeedbackStub
+    TIMEOUT_SECONDS = 5.0  # The disk has a say in it.
 
     async def record(self, events: Sequence[Event]) -> Recorded:
         """Records events; when it returns they are durable, and the next request sees them."""
