@@ -60,17 +60,20 @@ class Batcher(Generic[E]):
         config: BatcherConfig,
         *,
         answer_degraded: Callable[[list[E]], None] | None = None,
+        answer_smaller: Callable[[list[E]], None] | None = None,
         on_exhausted: Callable[[], None] = lambda: None,
         on_stuck: Callable[[int], None] = lambda thread: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py.
+        """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py;
+        ``answer_smaller``: takes the place of ``answer`` in a brown-out, which it makes shorter.
 
         ``on_stuck(thread)`` hears of a thread that has not come back from ``answer`` and was given up.
         """
         self._answer = answer
         # Without a brown-out the policy degrades nobody.
         self._answer_degraded = answer_degraded or answer
+        self._answer_smaller = answer_smaller or answer
         self._config = config
         self._clock = clock
         # Filled by any thread without a lock; emptied by the one that forms a batch.
@@ -236,7 +239,8 @@ class Batcher(Generic[E]):
         if self._breaker.is_open(start):
             self._degrade(batch)
             return
-        self._note(failed=not self._run(self._answer, batch))
+        is_pressed = self._brownout is not None and self._brownout.is_on
+        self._note(failed=not self._run(self._answer_smaller if is_pressed else self._answer, batch))
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
         self._rates = self._rates.after_batch(end - start, end)

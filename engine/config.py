@@ -81,6 +81,9 @@ class EngineConfig:
     rank_candidates: int = 500
     """Items that retrieval brings for the ranker to order, where a bundle has one; at least k."""
 
+    smaller_variant: str = ""
+    """The variant that answers in a brown-out who asks for none, where the bundle has it ("int8", say)."""
+
     explain: str = EXPLAIN_EXACT
     """The most that a request may ask for: none, fast, or exact, which is as much work as 50 requests."""
 

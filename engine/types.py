@@ -15,6 +15,7 @@ SOURCE_MODEL, SOURCE_SIMILAR, SOURCE_SEGMENT, SOURCE_POPULARITY, SOURCE_NEW, SOU
 DEGRADED_MODEL = "model"
 # And "cache": an answer that was computed for the same request some time ago.
 DEGRADED_CACHE = "cache"
+DEGRADED_VARIANT = "variant"
 DEGRADED_RANK, DEGRADED_RERANK, DEGRADED_EXPLAIN = "rank", "rerank", "explain"
 
 DEFAULT_K = 10

@@ -1003,8 +1003,8 @@ class Slate(_message.Message):
     def degraded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What was left out to answer in time. "model": the items are popular ones, for the model had no time left;
         "cache": the answer was computed before and may not know the newest events.
-        "explain", "rerank", "rank": without explanations, without diversity and novelty, in the order of
-        retrieval. Empty: a full answer.
+        "variant": a smaller form of the model answered; "explain", "rerank", "rank": without explanations, without
+        diversity and novelty, in the order of retrieval. Empty: a full answer.
         """
 
     @_builtins.property

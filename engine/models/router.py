@@ -14,6 +14,7 @@ from recserve.engine.models.registry import ActiveRoute, Lease, Registry
 from recserve.engine.models.routing import Arm
 from recserve.engine.models.shadow import Asked, ShadowRunner
 from recserve.engine.ranked import Ranked
+from recserve.engine.smaller import rank_smaller
 from recserve.engine.types import SOURCE_MODEL, Request
 from recserve.errors import InvalidRequest
 
@@ -45,15 +46,17 @@ class Router:
         model: str = "",
         version: str = "",
         degraded: bool = False,
+        smaller: bool = False,
         deadlines: Sequence[float] = (),
     ) -> Iterator[tuple[list[int], list[Ranked | InvalidRequest]]]:
         """Yields rows of ``requests`` and their answers, one arm after the other, each from one version.
 
         ``keys()`` gives what assigns each request to an arm; asked only when there are several. A request
         that names a variant gets it from whatever version its arm has. ``version``: asks that arm, whoever
-        calls; raises :class:`UnknownModel` when no arm has it. ``degraded``: as in Engine.rank_each; such
-        answers say nothing about an arm and are neither counted for it nor shadowed. ``deadlines``: of the
-        requests, by ``time.monotonic``; who is in haste is answered before the others of the arm.
+        calls; raises :class:`UnknownModel` when no arm has it. ``degraded``: as in Engine.rank_each;
+        ``smaller``: by rank_smaller. Such answers say nothing about an arm and are neither counted for it nor
+        shadowed. ``deadlines``: of the requests, by ``time.monotonic``; who is in haste is answered before
+        the others of the arm.
         """
         with self.registry.lease(model) as lease:
             route = lease.route.only(version) if version else lease.route
@@ -62,8 +65,8 @@ class Router:
                 asked = [for_arm(requests[i], arm) for i in rows]
                 start = self._clock()
                 until = [deadlines[i] for i in rows] if deadlines else None
-                answers = self._ask(lease, arm, asked, degraded, until)
-                if degraded:
+                answers = self._ask(lease, arm, asked, degraded, until, smaller)
+                if degraded or smaller:
                     yield rows, answers
                     continue
                 seconds = self._clock() - start
@@ -106,9 +109,14 @@ class Router:
         requests: list[Request],
         degraded: bool,
         deadlines: Sequence[float] | None,
+        smaller: bool,
     ) -> list[Ranked | InvalidRequest]:
         try:
-            answers = lease.engine(arm).rank_each(requests, degraded=degraded, deadlines=deadlines)
+            engine = lease.engine(arm)
+            if smaller:
+                answers = rank_smaller(engine, requests)
+            else:
+                answers = engine.rank_each(requests, degraded=degraded, deadlines=deadlines)
         except Exception:
             if len(requests) == 1:
                 # The rows of a larger batch are asked again, each alone.

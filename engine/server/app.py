@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from google.protobuf import descriptor_pool
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from recserve.engine.server.telemetry.metrics import Metrics
 
 log = structlog.get_logger("recserve.server")
+C = TypeVar("C")
 
 # Without requests only streams are left (health Watch), which never end by themselves, and calls that are in
 # the transport's own queue: they must come as far as being refused, or their callers would see CANCELLED.
@@ -184,9 +185,11 @@ class Server:
         return not self._gave_up
 
     def _new_batcher(self, recommender: RecommenderService, metrics: "Metrics | None") -> Batcher[Call | Row]:
+        counted = metrics.counting if metrics else _as_it_is
         return Batcher(
-            metrics.counting(recommender.recommend) if metrics else recommender.recommend,
+            counted(recommender.recommend),
             self._batcher_config,
+            answer_smaller=counted(recommender.recommend_smaller),
             answer_degraded=recommender.recommend_degraded,
             on_exhausted=self._give_up,
             on_stuck=end_inference,
@@ -229,6 +232,10 @@ class Server:
 
     def _health_names(self) -> list[str]:
         return ["", *self.chain.methods.services()]
+
+
+def _as_it_is(answer: Callable[[list[C]], None]) -> Callable[[list[C]], None]:
+    return answer
 
 
 def _reflection(methods: Sequence[Method]) -> Method:

@@ -69,16 +69,20 @@ class RecommenderService:
 
     def recommend(self, entries: list[Call | Row]) -> None:
         """Answers a batch of Recommend calls and rows; a bad one is refused alone."""
-        self._recommend(entries, degraded=False)
+        self._recommend(entries)
+
+    def recommend_smaller(self, entries: list[Call | Row]) -> None:
+        """Does what :meth:`recommend` does, with less: see Engine.rank_each."""
+        self._recommend(entries, smaller=True)
 
     def recommend_degraded(self, entries: list[Call | Row]) -> None:
         """Does what :meth:`recommend` does, without the model: popular items, marked as degraded."""
         self._recommend(entries, degraded=True)
 
-    def _recommend(self, entries: list[Call | Row], *, degraded: bool) -> None:
+    def _recommend(self, entries: list[Call | Row], **effort: bool) -> None:
         asked = [_asked(entry) for entry in entries]
         deadlines = [_deadline(entry, one.request) for entry, one in zip(entries, asked, strict=True)]
-        for rows, answers in self._answer(asked, deadlines, degraded):
+        for rows, answers in self._answer(asked, deadlines, **effort):
             answered = []
             for i, answer in zip(rows, answers, strict=True):
                 entry = entries[i]
@@ -181,7 +185,7 @@ class RecommenderService:
         return pb.RecommendManyResponse(results=results)
 
     def _answer(
-        self, asked: Sequence["Asked"], deadlines: Sequence[float], degraded: bool = False
+        self, asked: Sequence["Asked"], deadlines: Sequence[float], **effort: bool
     ) -> Iterator[tuple[Sequence[int], list[Ranked | InvalidRequest]]]:
         """Yields rows and their answers, by model, version and arm."""
         for (model, version), group in _by_target(asked):
@@ -193,8 +197,8 @@ class RecommenderService:
                     keys,
                     model=model,
                     version=version,
-                    degraded=degraded,
                     deadlines=[deadlines[i] for i in group],
+                    **effort,
                 )
                 for rows, answers in answered:
                     self._tell(model, answers)

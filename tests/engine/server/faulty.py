@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-LEAK_BYTES = 100
 HOUR = 3600.0
 
 
@@ -85,21 +84,12 @@ def clock_jumps(is_on: Callable[[], bool]) -> None:
     time.time = wrong_time
 
 
-def memory_leaks(is_on: Callable[[], bool]) -> None:
-    """A hundred bytes stay of each call."""
-    from recserve.engine.server.chain import Chain
-
-    kept: list[bytes] = []
-    around(Chain, "dispatch", is_on, lambda: kept.append(os.urandom(LEAK_BYTES)))
-
-
 FAULTS: dict[str, Callable[[Callable[[], bool]], None]] = {
     "inference-hangs": inference_hangs,
     "inference-fails": inference_fails,
     "threads-die": threads_die,
     "loop-blocks": loop_blocks,
     "clock-jumps": clock_jumps,
-    "memory-leaks": memory_leaks,
 }
 
 

@@ -1,5 +1,6 @@
 """Faults inside a real server process: who asks then is told, nobody else is, and it goes on by itself."""
 
+import resource
 import signal
 import time
 from pathlib import Path
@@ -14,8 +15,9 @@ from recserve.engine.engine import Engine
 from recserve.engine.retry import NO_RETRY
 from recserve.engine.types import Slate
 from recserve.engine.wire.status import RemoteError
+from recserve.proto import admin_pb2, admin_pb2_grpc, recommender_pb2_grpc
 from recserve.proto import recommender_pb2 as pb
-from recserve.proto import recommender_pb2_grpc
+from tests.engine.models.versions import make_version
 from tests.engine.server.faulty import Faulty, faulty
 from tests.engine.server.http_client import HttpCaller
 
@@ -147,3 +149,30 @@ def test_a_second_sigterm_ends_a_drain_that_waits(bundle_folder: Path, tmp_path:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(TIMEOUT_SECONDS) == -signal.SIGTERM
         assert held.code() is UNAVAILABLE
+
+
+def test_a_load_without_memory_leaves_what_answers(bundle_folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    (repository / "shop").mkdir(parents=True)
+    for day, version in enumerate(("v1", "v2"), start=1):
+        make_version(bundle_folder, repository / "shop" / version, version, day=day)
+    admin = f"unix:{tmp_path}/admin"
+    arguments = ("--repository", repository, "--admin-address", admin)
+    with (
+        faulty("clock-jumps", tmp_path, *arguments) as server,
+        RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client,
+        grpc.insecure_channel(admin) as channel,
+    ):
+        activate, v1 = admin_pb2_grpc.AdminStub(channel).Activate, admin_pb2.ActivateRequest(version="v1")
+        v1.model = "shop"
+        assert client.recommend(Request(k=1)).bundle_version == "v2"
+        process_id, unlimited = server.process.pid, resource.RLIM_INFINITY
+        status = Path(f"/proc/{process_id}/status").read_text()
+        now = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmSize"))
+        resource.prlimit(process_id, resource.RLIMIT_AS, (now, unlimited))
+        with pytest.raises(grpc.RpcError):
+            activate(v1, timeout=TIMEOUT_SECONDS)
+        assert client.recommend(Request(k=1)).bundle_version == "v2"
+        resource.prlimit(process_id, resource.RLIMIT_AS, (unlimited, unlimited))
+        activate(v1, timeout=TIMEOUT_SECONDS)
+        assert client.recommend(Request(k=1)).bundle_version == "v1"
