@@ -6,7 +6,7 @@ PROJECT := pyproject.toml setup.py constraints.txt
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-overload bench-events bench-swaps bench-smoke bench-variants bench-tables fuzz gpu-check clean
+.PHONY: help demo test test-all check format proto bench-kernels bench-als bench-quality bench-client bench-serving bench-overload bench-events bench-swaps bench-smoke bench-variants bench-tables fuzz soak gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -80,6 +80,10 @@ bench-quality: $(VENV)/.dev  ## hold models against their bars, next to their pe
 
 bench-swaps: $(VENV)/.dev  ## latency while versions of BUNDLE are swapped: make bench-swaps BUNDLE=…
 	$(BIN)/python -m recserve.benchmarks.swaps $(BUNDLE)
+
+soak: $(VENV)/.dev  ## whether a server keeps memory, files and threads: make soak BUNDLE=… (two minutes a transport)
+	$(BIN)/python -m recserve.benchmarks.soak $(BUNDLE) --transport grpcio $(ARGS)
+	$(BIN)/python -m recserve.benchmarks.soak $(BUNDLE) --transport native $(ARGS)
 
 fuzz: $(VENV)/.dev  ## a million wrong inputs on every way into the server: make fuzz BUNDLE=… ARGS="--way JSON"
 	$(BIN)/python -m tests.engine.server.fuzzing $(BUNDLE) $(ARGS)

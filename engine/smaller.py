@@ -20,7 +20,7 @@ def rank_smaller(engine: Engine, requests: Sequence[Request]) -> list[Ranked | I
     variant = engine.config.smaller_variant
     changes = bool(variant) and variant in engine.manifest.variants
     asked = [replace(one, variant=variant) if changes and not one.variant else one for one in requests]
-    answers = engine.rank_each(asked, deadlines=[PAST] * len(asked))
+    answers = engine.rank_each(asked, degraded=False, deadlines=[PAST] * len(asked))
     return [
         replace(answer, degraded=(*answer.degraded, DEGRADED_VARIANT))
         if isinstance(answer, Ranked) and one is not request

@@ -10,7 +10,6 @@ import pytest
 
 from recserve.engine import InvalidRequest, Request
 from recserve.engine.client import AsyncRecommenderClient, RecommenderClient
-from recserve.engine.connection import DEFAULT_TIMEOUT_SECONDS
 from recserve.engine.wire.status import DETAILS_KEY, RemoteError
 
 METHODS = ("Recommend", "RecommendMany", "RecommendPage", "SimilarItems", "WhyNot", "GetItems")
@@ -62,7 +61,7 @@ async def ask_everything_async(client: AsyncRecommenderClient) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "seconds"),
-    [({}, DEFAULT_TIMEOUT_SECONDS), ({"timeout": 45.0}, 45.0)],
+    [({}, RecommenderClient.TIMEOUT_SECONDS), ({"timeout": 45.0}, 45.0)],
     ids=["default", "set"],
 )
 @pytest.mark.parametrize("kind", ["sync", "aio"])
