@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# A person waits longer than a program.
+TIMEOUT_SECONDS = 10.0
+
 
 def register(add: Callable[..., Any]) -> None:
     """Adds the verb to the command line."""
@@ -132,7 +135,8 @@ def _open(
         from recserve.engine.credentials import Credentials
 
         token = token_file.read_text().strip() if token_file else os.environ.get("RECSERVE_TOKEN", "")
-        return RecommenderClient(server, credentials=Credentials(ca=ca or None, token=token))
+        credentials = Credentials(ca=ca or None, token=token)
+        return RecommenderClient(server, timeout=TIMEOUT_SECONDS, credentials=credentials)
     from recserve.engine.engine import Engine
     from recserve.engine.settings import load_settings
 
