@@ -74,7 +74,7 @@ class OnlineStage:
             return Choice(scores, items, *sure)
         recent = self.learner.users.recent(self._key_of(user_id)) if user_id else ()
         asked = Asked(recent, tuple(hash_of(*entry) for entry in sorted(context.items())))
-        moved = self._moved(scores, self._lifts(asked, items))
+        moved = self._moved(scores, self._lifts(items, lambda known: self.learner.head.lifts(asked, known)))
         order = _best_first(moved)
         if not may_explore:
             return Choice(moved[order], items[order], *sure)
@@ -83,15 +83,16 @@ class OnlineStage:
         order, propensities, explored = self._swap(order, k)
         return Choice(moved[order], items[order], propensities, explored)
 
-    def _lifts(self, asked: Asked, items: Items) -> Numbers:
-        """Returns what was learned of items; those that came after the bundle have the mean of the others."""
+    def _lifts(self, items: Items, learned: Callable[[Items], Numbers]) -> Numbers:
+        """Returns ``learned(items)``, (…, n); items that came after the bundle have the others' mean."""
         known = items < self.learner.vectors.n_items
         if known.all():
-            return self.learner.head.lifts(asked, items)
-        lifts = np.zeros(len(items))
+            return learned(items)
+        of_known = learned(items[known])
+        lifts = np.zeros((*of_known.shape[:-1], len(items)))
         if known.any():
-            lifts[known] = self.learner.head.lifts(asked, items[known])
-            lifts[~known] = lifts[known].mean()
+            lifts[..., known] = of_known
+            lifts[..., ~known] = of_known.mean(axis=-1, keepdims=True)
         return lifts
 
     def _moved(self, scores: Scores, lifts: Numbers) -> Scores:
@@ -121,7 +122,7 @@ class OnlineStage:
         """
         with self._lock:
             noise = self._rng.standard_normal((1 + N_DRAWS, self._size))
-        lifts = self.learner.head.draws(asked, items, noise)
+        lifts = self._lifts(items, lambda known: self.learner.head.draws(asked, known, noise))
         moved = [self._moved(scores, one) for one in lifts]
         orders = np.stack([_best_first(one) for one in moved])
         first, k = orders[0], len(expected)

@@ -116,6 +116,16 @@ def test_thompson_draws_slates_and_tells_their_propensities() -> None:
         assert choice.explored.tolist() == (choice.items[:K] != expected.items[:K]).tolist()
 
 
+@pytest.mark.parametrize("algorithm", ["ftrl", "linucb", "thompson"])
+@pytest.mark.parametrize("n_known", [0, 1, N_ITEMS])
+def test_items_that_came_after_the_bundle_are_served(algorithm: str, n_known: int) -> None:
+    items = np.append(ITEMS[:n_known], np.arange(N_ITEMS, N_ITEMS + 3, dtype=np.int32)).astype(np.int32)
+    scores = np.linspace(1.0, 0.0, len(items), dtype=np.float32)
+    choice = choose(new_stage(algorithm, n_visits=100), scores=scores, items=items)
+    assert sorted(choice.items.tolist()) == sorted(items.tolist())
+    assert np.isfinite(choice.scores).all()
+
+
 def test_linucb_tries_what_it_does_not_know() -> None:
     known, wide = (new_stage("linucb", width=width, n_visits=50) for width in (0.0, 50.0))
     user = next(one.event.user_id for one in logged(2, 50) if one.event.action == "click")
