@@ -63,10 +63,16 @@ class CatalogueService:
 
 
 def _change(item: pb.NewItem, bundle_version: str) -> ItemChange:
+    try:
+        attributes = MessageToDict(item.attributes)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"attributes of {item.item_id[:64]!r}", found="not JSON", expected="finite numbers"
+        ) from error
     return ItemChange(
         item_id=item.item_id,
         vector=tuple(item.vector),
         bundle_version=bundle_version if item.vector else "",
         like=tuple(item.like),
-        attributes=MessageToDict(item.attributes),
+        attributes=attributes,
     )

@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from recserve.engine import Request
 from recserve.engine.client import RecommenderClient
 from recserve.engine.feedback_client import FeedbackClient, new_event
+from recserve.proto import catalogue_pb2 as pb
+from recserve.proto import catalogue_pb2_grpc
 from tests.engine.server.killing import TIMEOUT_SECONDS, serving
 
 pytest.importorskip("apsw")
@@ -41,6 +44,12 @@ def test_items_come_and_go_without_a_reload_and_survive_a_kill(
         code, _, error = run_cli("items", "upsert", str(file), "--server", address)
         assert code != 0
         assert "vector of 'short' is 1 long" in error
+        # Which JSON has no form for.
+        message = pb.UpsertItemsRequest(items=[pb.NewItem(item_id="odd")])
+        message.items[0].attributes["price"] = float("nan")
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
+            catalogue_pb2_grpc.CatalogueStub(channel).UpsertItems(message, timeout=TIMEOUT_SECONDS)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
         expected = slate()
     # The context killed it.
     with (
