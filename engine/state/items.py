@@ -90,10 +90,9 @@ class LiveItems:
         self._newest: dict[str, ItemChange] = {}
         self._followers: weakref.WeakSet[ItemFollower] = weakref.WeakSet()
 
-    @property
-    def n_changed(self) -> int:
-        """How many items have changed."""
-        return len(self._newest)
+    def n_changed_with(self, changes: Iterable[ItemChange]) -> int:
+        """Returns how many items have changed when ``changes`` are applied."""
+        return len(self._newest) + len({change.item_id for change in changes} - self._newest.keys())
 
     def apply(self, changes: Sequence[ItemChange]) -> None:
         """Takes changes; when it returns, all followers serve them."""
@@ -119,10 +118,10 @@ class ItemFollower(Protocol):
 
 def check_room(known: LiveItems, changes: Iterable[ItemChange]) -> None:
     """Raises :class:`InvalidRequest` where more items would be changed than engines follow."""
-    if known.n_changed + len({change.item_id for change in changes}) > MAX_CHANGED:
+    if known.n_changed_with(changes) > MAX_CHANGED:
         raise InvalidRequest(
             "changed items",
             found=f"over {MAX_CHANGED}",
-            expected=f"at most {MAX_CHANGED} since the bundle",
-            cure="Export a bundle that has them.",
+            expected=f"at most {MAX_CHANGED} since the log began",
+            cure="Export a bundle that has them, and begin a new log.",
         )

@@ -121,7 +121,9 @@ class State:
         check_room(self.live_items, changes)
 
         def put() -> None:
-            self._store.put_items([(change.item_id, pack_change(change)) for change in changes])
+            # The last of each item: a store takes it once.
+            newest = {change.item_id: change for change in changes}
+            self._store.put_items([(item_id, pack_change(change)) for item_id, change in newest.items()])
             self._follower.follow_items()
 
         return self.log.do(put)

@@ -65,7 +65,7 @@ class EventStore(Protocol):
         """Notes that number."""
 
     def put_items(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """Keeps the newest that is known of items, by id; durable when it returns."""
+        """Keeps the newest that is known of items, by id, each named once; durable when it returns."""
 
     def items(self, after: int) -> list[tuple[int, str, bytes]]:
         """Returns number, id and bytes of what was put since the number ``after``, in that order."""

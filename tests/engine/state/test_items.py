@@ -1,7 +1,11 @@
 """Items that changed, in every place that there is for a state."""
 
+import pytest
+
+from recserve.engine.state import items
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.items import ItemChange, LiveItems
+from recserve.engine.state.items import ItemChange, LiveItems, check_room
+from recserve.errors import InvalidRequest
 from tests.engine.state.conftest import opened
 from tests.engine.state.test_shared import caught_up
 
@@ -29,6 +33,24 @@ def test_changes_are_there_after_a_restart_the_newest_of_each_item(anywhere: Sta
         state.change_items([ItemChange(item_id="b", like=("a",))]).result(TIMEOUT_SECONDS)
     with opened(anywhere) as state:
         assert known(state.live_items) == {"a": vector, "b": ItemChange(item_id="b", like=("a",))}
+
+
+def test_of_an_item_that_is_named_twice_the_last_counts(anywhere: StateConfig) -> None:
+    gone = ItemChange(item_id="a", is_served=False)
+    with opened(anywhere) as state:
+        state.change_items([ItemChange(item_id="a", like=("b",)), gone]).result(TIMEOUT_SECONDS)
+        assert known(state.live_items) == {"a": gone}
+
+
+def test_items_that_have_changed_may_change_again_where_there_is_no_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(items, "MAX_CHANGED", 2)
+    live_items, changes = LiveItems(), [ItemChange(item_id=item_id) for item_id in "abc"]
+    live_items.apply(changes[:2])
+    check_room(live_items, changes[:2])
+    with pytest.raises(InvalidRequest, match="over 2; expected at most 2"):
+        check_room(live_items, changes[2:])
 
 
 def test_servers_of_one_state_follow_each_other(shared: StateConfig) -> None:
