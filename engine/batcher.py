@@ -240,7 +240,10 @@ class Batcher(Generic[E]):
             self._degrade(batch)
             return
         is_pressed = self._brownout is not None and self._brownout.is_on
-        self._note(failed=not self._run(self._answer_smaller if is_pressed else self._answer, batch))
+        could = self._run(self._answer_smaller if is_pressed else self._answer, batch)
+        if self._crew.has_given_up():
+            return
+        self._note(failed=not could)
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
         self._rates = self._rates.after_batch(end - start, end)
@@ -280,7 +283,9 @@ class Batcher(Generic[E]):
             return isinstance(error, RecserveError)  # Of which each says what is to do.
         log.warning("batch failed, trying its rows one by one", rows=len(batch), error=type(error).__name__)
         failed = 0
-        could = False
+        # Whose time is not over was answered before the error: by another model, or version.
+        now = self._clock()
+        could = any(entry.is_done and entry.deadline > now for entry in batch)
         for entry in batch:
             if not entry.is_done:
                 try:

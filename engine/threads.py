@@ -87,6 +87,10 @@ class Crew:
         """Told by a thread that is done with it; False: another one has taken its place, it must return."""
         return self._busy.pop(threading.current_thread(), None) is not None
 
+    def has_given_up(self) -> bool:
+        """Asked by a thread between :meth:`begins` and :meth:`ends`: whether another has taken its place."""
+        return threading.current_thread() not in self._busy
+
     def _watch(self) -> None:
         while not self._joined.wait(self._stuck_seconds / LOOKS):
             for thread, (since, what) in list(self._busy.items()):

@@ -1,6 +1,8 @@
 """The batcher with its threads: each entry is answered exactly once, whatever the work does."""
 
+import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -263,7 +265,7 @@ def test_each_entry_is_answered_exactly_once(
 def test_a_batch_that_hangs_is_answered_and_a_new_thread_goes_on(start: Callable[..., Batcher[Row]]) -> None:
     given_up: list[int] = []
     held = Held()
-    batcher = start(held, stuck_seconds=0.05, max_size=2, on_stuck=given_up.append)
+    batcher = start(held, stuck_seconds=0.5, max_size=2, on_stuck=given_up.append)
     stuck, behind = [Row(1), Row(2)], Row(3)
     submit(batcher, stuck[0])
     assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
@@ -300,6 +302,30 @@ def test_a_model_that_always_fails_is_left_alone(start: Callable[..., Batcher[Ro
     assert [isinstance(answer, RuntimeError) for answer in answers[:FAILURES]] == [True] * FAILURES
     assert answers[FAILURES:] == ["popular"] * 3
     assert asked == list(range(FAILURES))
+
+
+def test_what_one_model_answers_counts_beside_another_that_fails(start: Callable[..., Batcher[Row]]) -> None:
+    held = Held()
+    degraded: list[Row] = []
+
+    def answer(rows: list[Row]) -> None:
+        held([row for row in rows if not row.value])
+        if any(row.value for row in rows):
+            raise RuntimeError
+
+    batcher = start(answer, answer_degraded=degraded.extend, max_size=2, max_delay_ms=0)
+    first = Row()
+    pairs = [(Row(0), Row(1)) for _ in range(2 * FAILURES)]
+    for row in (first, *itertools.chain(*pairs)):
+        row.received_at = time.monotonic() + 3600  # Nobody waits long enough for a brown-out.
+    submit(batcher, first)
+    assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+    submit(batcher, *itertools.chain(*pairs))
+    held.gate.set()
+    for fine, bad in pairs:
+        assert fine.result() == 0
+        assert isinstance(bad.result(), RuntimeError)
+    assert degraded == []
 
 
 def test_refusals_that_say_what_to_do_are_no_failures_of_the_model(
