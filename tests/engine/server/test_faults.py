@@ -60,7 +60,7 @@ def test_an_inference_that_never_comes_back_costs_its_batch(
     bundle_folder: Path, tmp_path: Path, known: str, transport: str
 ) -> None:
     arguments = (bundle_folder, "--transport", transport, "--http-port", 0)
-    with faulty("inference-hangs", tmp_path, *arguments, RECSERVE__BATCHER__STUCK_SECONDS="0.5") as server:
+    with faulty("inference-hangs", tmp_path, *arguments, RECSERVE__BATCHER__STUCK_SECONDS="1.5") as server:
         assert source(ask(server, known)) == "model"
         server.fault(True)
         # Who waits longer than the bound is told; who does not was told before.
@@ -82,8 +82,9 @@ def test_a_model_that_fails_is_left_alone_and_tried_again(
 ) -> None:
     with faulty("inference-fails", tmp_path, bundle_folder) as server:
         server.fault(True)
-        answers = [source(ask(server, known)) for _ in range(10)]
-        assert answers == ["INTERNAL"] * 5 + ["popularity"] * 5
+        # Not more: its rest of five seconds may pass on a busy machine.
+        answers = [source(ask(server, known)) for _ in range(6)]
+        assert answers == ["INTERNAL"] * 5 + ["popularity"]
         server.fault(False)
         end = time.monotonic() + TIMEOUT_SECONDS
         while source(ask(server, known)) != "model":
