@@ -33,6 +33,9 @@ def retrain(
     server: Annotated[
         str, typer.Option(help="Admin address of a server that shall answer with a winner at once.")
     ] = "",
+    sign_key: Annotated[
+        Path | None, typer.Option(help="File of a private key (`recserve bundle keygen`) to sign with.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a new version from the log and the run before; it answers only if it wins on the newest events.
@@ -40,6 +43,7 @@ def retrain(
     Exit code 0, whoever won: the table, or "bundle" in JSON, says it.
     """
     from recserve.engine.asking import asking
+    from recserve.engine.bundle.signing_keys import read_signing_key
     from recserve.engine.state.config import StateConfig
     from recserve.exporters.retraining.retrain import RetrainConfig
     from recserve.exporters.retraining.retrain import retrain as run_retrain
@@ -53,6 +57,7 @@ def retrain(
         since=0 if since is None else int(since.replace(tzinfo=datetime.UTC).timestamp()),
         holdout=holdout,
         epochs=epochs,
+        signing_key=None if sign_key is None else read_signing_key(sign_key),
     )
     with console.progress("training") as update:
         result = run_retrain(config, lambda report: update(1, description=f"epoch {report.epoch}"))

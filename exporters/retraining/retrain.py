@@ -9,11 +9,12 @@ import polars as pl
 import torch
 
 from recserve.engine.bundle.reader import read_manifest
+from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.opening import pseudonyms
 from recserve.engine.state.state import read_log
-from recserve.errors import DataError
+from recserve.errors import DataError, InvalidRequest
 from recserve.exporters.assemble import export_run
 from recserve.exporters.retraining.carry_over import carry_over
 from recserve.exporters.retraining.contest import Case, Contest, cases, contest
@@ -31,7 +32,7 @@ MIN_USERS = 20
 class RetrainConfig:
     """``run``: the one before · ``out``: folder of the new one · ``since``: seconds since the epoch, of the
     first event to learn from · ``holdout``: share of the log's newest events that both are judged by ·
-    ``epochs``: 0 for those of the run before.
+    ``epochs``: 0 for those of the run before · ``signing_key``: signs the new bundle.
     """
 
     run: Path
@@ -42,6 +43,7 @@ class RetrainConfig:
     since: int = 0
     holdout: float = 0.2
     epochs: int = 0
+    signing_key: SigningKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,19 @@ def retrain(
 ) -> Retrained:
     """Trains on the log but for its newest slice, compares there, and puts the bundle into the repository.
 
-    Only a winner gets there. Raises :class:`DataError` where the log says too little.
+    Only a winner gets there, with the rules of the bundle that it follows. Raises :class:`DataError` where
+    the log says too little, :class:`InvalidRequest` where that bundle has a ranker, which this does not make.
     """
     before = open_run(config.run)
     repository = Repository(config.repository)
     serving = _serving(repository, config.model)
+    if read_manifest(serving.folder).ranker is not None:
+        raise InvalidRequest(
+            f"bundle {serving.version}",
+            found="with a ranker",
+            expected="one without: a new version would have none",
+            cure="Train the ranker again and export both with --ranker.",
+        )
     older, newest = _events(config, before)
     known = with_events(before.dataset, older)
     found = cases(known, newest)
@@ -93,7 +103,8 @@ def _compare(
 ) -> Retrained:
     with repository.staging() as folder:
         bundle = folder / "bundle"
-        export_run(run, bundle)
+        rules = read_manifest(serving.folder).pipeline
+        export_run(run, bundle, pipeline=rules, signing_key=config.signing_key)
         result = contest(serving.folder, bundle, found)
         version = read_manifest(bundle).bundle_version
         adopted = repository.adopt(bundle, config.model, version) if result.is_won else None

@@ -13,11 +13,15 @@ import pytest
 import torch
 
 from recserve.engine import Engine
+from recserve.engine.bundle.reader import read_manifest
+from recserve.engine.bundle.rules import PipelineConfig
+from recserve.engine.bundle.signatures import SIGNATURES_NAME
 from recserve.engine.models.repository import Repository
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
 from recserve.engine.state.master import add_key
 from recserve.engine.state.state import LoggedEvent, open_state
+from recserve.exporters.assemble import export_run
 from recserve.exporters.retraining.carry_over import carry_over
 from recserve.exporters.retraining.log_events import learnable, with_events
 from recserve.training.data.columns import ITEM_ID, USER_ID
@@ -27,14 +31,15 @@ from recserve.training.run import open_run
 pytest.importorskip("apsw")
 pytest.importorskip("cryptography")
 Run = Callable[..., tuple[int, str, str]]
+RULES = PipelineConfig(caps={"category": 10})
 NEW_ITEMS = [f"new-{i}" for i in range(12)]
 START = 1_900_000_000
 
 
 @pytest.fixture
-def repository(table_bundle_folder: Path, tmp_path: Path) -> Path:
-    """A repository whose model answers with the bundle of ``als_run_folder``."""
-    shutil.copytree(table_bundle_folder, tmp_path / "repository" / "default" / "first")
+def repository(als_run_folder: Path, tmp_path: Path) -> Path:
+    """A repository whose model answers with a bundle of ``als_run_folder``, with rules."""
+    export_run(open_run(als_run_folder), tmp_path / "repository" / "default" / "first", pipeline=RULES)
     return tmp_path / "repository"
 
 
@@ -63,9 +68,11 @@ def test_a_new_version_is_taken_only_if_it_wins(
         # Chance: nothing to learn, so nothing to win.
         items = open_run(als_run_folder).dataset.items[ITEM_ID].to_list()
     record(config, [*users[:60], *(f"newcomer-{i}" for i in range(20))], lambda n: rng.choice(items))
+    key = tmp_path / "release"
+    assert run_cli("bundle", "keygen", str(key))[0] == 0
     code, out, error = run_cli(
         *("retrain", str(als_run_folder), "--state", config.url, "--repository", str(repository)),
-        *("--out", str(tmp_path / "run"), "--since", "2025-01-01", "--json"),
+        *("--out", str(tmp_path / "run"), "--since", "2025-01-01", "--json", "--sign-key", str(key)),
     )
     assert code == 0, error
     result = json.loads(out)
@@ -75,6 +82,8 @@ def test_a_new_version_is_taken_only_if_it_wins(
     assert len(bundles) == 1 + is_new
     assert not list((repository / ".staging").iterdir())
     if is_new:
+        assert read_manifest(Path(result["bundle"])).pipeline == RULES
+        assert (Path(result["bundle"]) / SIGNATURES_NAME).exists()
         with Engine.load(als_bundle(repository)) as engine:
             n_before = len(engine.history(users[0]))
         with open_state(config) as state:
@@ -100,6 +109,19 @@ def test_too_few_events_are_said(
     )
     assert code != 0
     assert "newest slice is" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bundle_with_a_ranker_is_not_followed_by_one_without(
+    als_run_folder: Path, two_stage_folder: Path, tmp_path: Path, run_cli: Run
+) -> None:
+    shutil.copytree(two_stage_folder, tmp_path / "repository" / "default" / "first")
+    code, _, error = run_cli(
+        *("retrain", str(als_run_folder), "--state", f"sqlite:///{tmp_path}/events"),
+        *("--repository", str(tmp_path / "repository"), "--out", str(tmp_path / "run")),
+    )
+    assert code != 0
+    assert "with a ranker; expected one without" in error
     assert not (tmp_path / "run").exists()
 
 
