@@ -67,7 +67,7 @@ def _change(item: pb.NewItem, bundle_version: str) -> ItemChange:
         attributes = MessageToDict(item.attributes)
     except ValueError as error:
         raise InvalidRequest(
-            f"attributes of {item.item_id[:64]!r}", found="not JSON", expected="finite numbers"
+            f"attributes of {item.item_id[:64]!r}", found="not JSON", expected="values that JSON has"
         ) from error
     return ItemChange(
         item_id=item.item_id,

@@ -49,7 +49,11 @@ def check_change(change: ItemChange) -> None:
             found="of no bundle, or with entries that are no numbers or too large",
             expected=f"numbers up to {MAX_ENTRY:g}, with the bundle_version that they are of",
         )
-    if len(json.dumps(dict(change.attributes), ensure_ascii=False).encode()) > MAX_ATTRIBUTE_BYTES:
+    try:
+        attributes = json.dumps(dict(change.attributes), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest("attributes", found="not JSON", expected="values that JSON has") from error
+    if len(attributes) > MAX_ATTRIBUTE_BYTES:
         raise InvalidRequest("attributes", found="too long", expected=f"at most {MAX_ATTRIBUTE_BYTES} bytes")
 
 

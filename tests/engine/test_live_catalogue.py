@@ -168,6 +168,8 @@ def test_answers_are_the_same_as_of_a_bundle_with_the_items(live: Engine) -> Non
         lambda engine: new(engine, vector=(1e30,)),
         lambda engine: ItemChange(item_id="i", like=("x",) * 101),
         lambda engine: ItemChange(item_id="i", attributes={"title": "x" * 5000}),
+        lambda engine: ItemChange(item_id="i", attributes={"title": object()}),
+        lambda engine: ItemChange(item_id="i", attributes={"price": float("nan")}),
     ],
 )
 def test_a_change_that_cannot_be_kept_changes_nothing(
