@@ -76,10 +76,18 @@ def with_changes(
     bundle = loaded.bundle
     rows = bundle.catalogue.vocabulary.indices(list(changes))
     gone = [row for row, change in zip(rows.tolist(), changes.values(), strict=True) if not change.is_served]
-    new: list[tuple[ItemChange, NDArray[np.float32]]] = []
-    for row, change in zip(rows.tolist(), changes.values(), strict=True):
-        if row < 0 and change.is_served and (vector := _vector(bundle, change)) is not None:
-            new.append((change, vector))
+    unknown = [
+        change
+        for row, change in zip(rows.tolist(), changes.values(), strict=True)
+        if row < 0 and change.is_served
+    ]
+    new = [(change, vector) for change in unknown if (vector := _vector(bundle, change)) is not None]
+    if n_without := len(unknown) - len(new):
+        log.warning(
+            "items left out: no vector of this bundle, and like no item of it",
+            items=n_without,
+            bundle_version=bundle.manifest.bundle_version,
+        )
     if new and loaded.ranking is not None:
         log.warning("items left out: the ranker does not know them", items=len(new))
         new = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.bundle.rules import Pin, Rules
@@ -130,8 +131,9 @@ def test_engines_share_changes_and_a_vector_is_of_one_bundle(
         one.change_items([new(one), ItemChange(item_id=shown(one)[3], is_served=False)])
         with Engine.load(bundle_folder, live_items=live_items) as other:
             assert shown(other) == shown(one)
-        with Engine.load(table_bundle_folder, live_items=live_items) as another:
+        with capture_logs() as lines, Engine.load(table_bundle_folder, live_items=live_items) as another:
             assert another.loaded.bundle.catalogue.vocabulary.index_of("new") == -1
+        assert [line["items"] for line in lines if line["event"].startswith("items left out")] == [1]
 
 
 def test_a_ranker_cannot_rank_what_it_does_not_know(two_stage_folder: Path) -> None:
