@@ -22,15 +22,15 @@ from torch.nn import functional as F
 from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
 from recserve.benchmarks.output import Output
+from recserve.benchmarks.runs import trained_run
 from recserve.training.batches import pad
 from recserve.training.commands import run_config
 from recserve.training.data import Dataset, Histories, leave_one_out, load_dataset
 from recserve.training.data.columns import USER_INDEX
 from recserve.training.evaluate import evaluate_model
-from recserve.training.loop import Trainer, popularity_of
+from recserve.training.loop import popularity_of
 from recserve.training.models.sequence import SequenceModel
 from recserve.training.private import noise_for
-from recserve.training.run import create_run
 
 EPSILON, DELTA, MAX_NORM = 8.0, 1e-4, 1.0
 PRIVATE = {"epsilon": EPSILON, "delta": DELTA, "max_norm": MAX_NORM, "epochs": 20, "dropout": 0.0}
@@ -97,14 +97,12 @@ def measure(dataset: Dataset, seed: int, epochs: int | None) -> dict[str, Any]:
     # Of all users, members or not, what is in a training window of members: all but the last two.
     windows = leave_one_out(dataset).train
     arms: dict[str, Any] = {}
+    shorter = {"epochs": epochs} if epochs else {}
     for name, settings in ARMS.items():
-        given = {"seed": seed, **settings, **({"epochs": epochs} if epochs else {})}
-        torch.manual_seed(seed)
+        given = {"seed": seed, **settings, **shorter}
         with tempfile.TemporaryDirectory() as folder:
-            run = create_run(Path(folder) / "run", run_config("sasrec", "leave-one-out", given), members)
-            split = run.split()
-            Trainer(run.new_model(), split, run.folder, run.config.loop).fit()
-            model = run.best_model()
+            run = trained_run(Path(folder) / "run", run_config("sasrec", "leave-one-out", given), members)
+            split, model = run.split(), run.best_model()
         if not isinstance(model, SequenceModel):
             raise TypeError(f"sasrec is a {type(model).__name__}")
         popularity = popularity_of(split, members.n_items)
@@ -114,7 +112,7 @@ def measure(dataset: Dataset, seed: int, epochs: int | None) -> dict[str, Any]:
             "ndcg": {"mean": utility.mean, "low": utility.low, "high": utility.high},
         }
         console.note(f"{name}: {arms[name]}")
-    config = run_config("sasrec", "leave-one-out", PRIVATE).loop
+    config = run_config("sasrec", "leave-one-out", {**PRIVATE, **shorter}).loop
     n_learned = int((split.train.lengths >= 2).sum())
     rate = min(1.0, config.users_per_step(n_learned) / n_learned)
     return {

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
 from recserve.benchmarks.output import Output
+from recserve.benchmarks.runs import trained_run
 from recserve.engine.bundle import Bundle
 from recserve.engine.engine import Engine
 from recserve.engine.feedback_client import impressions, new_event
@@ -43,9 +43,7 @@ from recserve.exporters.assemble import export_run
 from recserve.training.commands import run_config
 from recserve.training.data import Dataset, load_dataset
 from recserve.training.data.columns import ITEM_INDEX, TIMESTAMP, USER_INDEX
-from recserve.training.loop import Trainer
 from recserve.training.metrics import N_BOOTSTRAP
-from recserve.training.run import create_run
 
 K = 10
 KNOWN = 0.6
@@ -104,9 +102,7 @@ def cut(dataset: Dataset, n_later: int) -> tuple[Dataset, Later]:
 
 def export(known: Dataset, model: str, seed: int, folder: Path) -> Path:
     """Trains ``model`` with its defaults and returns its bundle."""
-    torch.manual_seed(seed)
-    run = create_run(folder / "run", run_config(model, "leave-one-out", {"seed": seed}), known)
-    Trainer(run.new_model(), run.split(), run.folder, run.config.loop).fit()
+    run = trained_run(folder / "run", run_config(model, "leave-one-out", {"seed": seed}), known)
     export_run(run, folder / "bundle")
     return folder / "bundle"
 

@@ -24,6 +24,7 @@ from recserve import console
 from recserve.benchmarks.environment import environment
 from recserve.benchmarks.quality.clicks import Clicks
 from recserve.benchmarks.quality.estimates import Seeds, estimates
+from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.tables import RESULTS, show
 from recserve.engine import Engine, EngineConfig, Request, Rules
 from recserve.exporters.assemble import export_run
@@ -31,8 +32,7 @@ from recserve.training import metrics
 from recserve.training.commands import run_config
 from recserve.training.data import Dataset, EvaluationSet, load_dataset
 from recserve.training.list_metrics import vector_diversity
-from recserve.training.loop import Trainer
-from recserve.training.run import Run, create_run, open_run
+from recserve.training.run import Run, open_run
 
 K, BATCH = 10, 64
 RETRIEVAL, RANKER = ("als", "sasrec"), "deepfm"
@@ -79,10 +79,7 @@ def trained(folder: Path, dataset: Dataset, model: str, settings: dict[str, Any]
     """Returns the run in ``folder``, which is made with the family's defaults where it is not there."""
     if folder.is_dir():
         return open_run(folder)
-    config = run_config(model, "leave-one-out", settings)
-    run = create_run(folder, config, dataset)
-    Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
-    return run
+    return trained_run(folder, run_config(model, "leave-one-out", settings), dataset)
 
 
 def answers(engine: Engine, held_out: EvaluationSet, **asked: Any) -> tuple[Values, NDArray[np.int32]]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from recserve.benchmarks.environment import check_compiled, describe
 from recserve.benchmarks.peers.pipeline import Answer, Pipeline
+from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.statistics import median_interval, percentiles
 from recserve.benchmarks.tables import RESULTS, show
 from recserve.engine import Engine, EngineConfig, Request, Rules, Slate
@@ -27,9 +28,7 @@ from recserve.engine.bundle import open_bundle
 from recserve.errors import CheckFailed
 from recserve.exporters.assemble import export_run
 from recserve.training.commands import run_config
-from recserve.training.data import Dataset, load_dataset
-from recserve.training.loop import Trainer
-from recserve.training.run import Run, create_run
+from recserve.training.data import load_dataset
 
 SCHEMA = 1
 PACKAGES = ("numpy", "numba", "onnxruntime-gpu", "onnxruntime")
@@ -69,16 +68,11 @@ def make_bundle(folder: Path, bundle: Path, n_items: int) -> None:
     dataset = load_dataset(f"synthetic-shop:n_items={n_items},n_users=500,n_events=15000,seed=7")
     small = {"epochs": 1, "seed": 3, "max_history": 50}
     of_encoder = {"embedding_size": 64, "n_blocks": 2, "loss": "sampled"}
-    encoder = _trained(folder / "encoder", dataset, "sasrec", "leave-one-out", small | of_encoder)
-    ranker = _trained(folder / "ranker", dataset, "deepfm", "temporal", small | {"calibration": "platt"})
+    retrieval = run_config("sasrec", "leave-one-out", small | of_encoder)
+    ranking = run_config("deepfm", "temporal", small | {"calibration": "platt"})
+    encoder = trained_run(folder / "encoder", retrieval, dataset)
+    ranker = trained_run(folder / "ranker", ranking, dataset)
     export_run(encoder, bundle, ranker=ranker)
-
-
-def _trained(folder: Path, dataset: Dataset, model: str, split: str, settings: dict[str, Any]) -> Run:
-    config = run_config(model, split, settings)
-    run = create_run(folder, config, dataset)
-    Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
-    return run
 
 
 def measure(folder: Path, seconds: float) -> dict[str, Any]:
@@ -173,7 +167,7 @@ def time_batch(ways: dict[str, Way], users: Sequence[str], batch: int, seconds: 
     order = np.random.default_rng(7)
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while not times[ENGINE] or time.perf_counter() < end:
         asked = [users[i] for i in order.integers(0, len(users), batch)]
         for name, way in ways.items():
             start = time.perf_counter()

@@ -21,17 +21,17 @@ from recserve.benchmarks.kernels import data, timing
 from recserve.benchmarks.kernels.peers import numpy_search
 from recserve.benchmarks.load.options import EMBED, Asked, Client, Pace, Target, read_target
 from recserve.benchmarks.load.run import PACKAGES, Load, read_ids
+from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.serving import serving
+from recserve.benchmarks.serving.bundles import SHAPES
 from recserve.benchmarks.statistics import median_interval
 from recserve.benchmarks.tables import RESULTS, show
 from recserve.engine import Engine, EngineConfig
 from recserve.exporters.assemble import export_run
 from recserve.kernels import ItemIndex
 from recserve.training.data import load_dataset
-from recserve.training.loop import Trainer
 from recserve.training.loop_config import LoopConfig
-from recserve.training.models.sasrec import SASRecConfig
-from recserve.training.run import RunConfig, create_run
+from recserve.training.run import RunConfig
 
 SCHEMA = 1
 SHOP = "synthetic-shop:n_items=5000,n_users=1000,n_events=20000,seed=7"
@@ -68,14 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_bundle(folder: Path) -> Path:
     """Trains SASRec for one epoch on a made shop: real shapes, and weights that nobody will praise."""
-    config = RunConfig(
-        model="sasrec",
-        shape=SASRecConfig(embedding_size=DIM, n_blocks=2, n_heads=2, max_history=50),
-        loop=LoopConfig(epochs=1, batch_size=128, validate_every=1, seed=3),
-    )
-    run = create_run(folder / "run", config, load_dataset(SHOP))
-    Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
-    export_run(run, folder / "bundle")
+    loop = LoopConfig(epochs=1, batch_size=128, validate_every=1, seed=3)
+    config = RunConfig(model="sasrec", shape=SHAPES["sasrec"], loop=loop)
+    export_run(trained_run(folder / "run", config, load_dataset(SHOP)), folder / "bundle")
     return folder / "bundle"
 
 

@@ -86,9 +86,10 @@ class Sweep:
             )
         study.set_user_attr(SPACE, space)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
+            # In this order: killed between two of them, a trial is tried once more and never lost.
             study.set_user_attr("killed", [*study.user_attrs.get("killed", []), trial.number])
             study.enqueue_trial(trial.params)
+            study.tell(trial.number, state=TrialState.FAIL)
         # Another seed after a resume: the same one would propose the same first points again.
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
         return study

@@ -173,7 +173,10 @@ def resume_run(folder: Path, wanted: RunConfig, data: str) -> Run:
     Raises :class:`InvalidRequest` for another setting or another data set than the run began with.
     """
     run = open_run(folder)
-    loop = dataclasses.replace(run.config.loop, epochs=wanted.loop.epochs, patience=wanted.loop.patience)
+    loop = dataclasses.replace(run.config.loop, patience=wanted.loop.patience)
+    # Of a private run the noise was computed for its epochs: more of them would break its ε.
+    if not loop.epsilon:
+        loop = dataclasses.replace(loop, epochs=wanted.loop.epochs)
     config = dataclasses.replace(run.config, loop=loop)
     begun = _flat(dataclasses.replace(config, code_version=wanted.code_version))
     for name, value in _flat(dataclasses.replace(wanted, data=data)).items():

@@ -14,8 +14,8 @@ from recserve.training.checkpoint import load_checkpoint
 from recserve.training.commands import run_config
 from recserve.training.data import Dataset, EvaluationSet, Histories, Split
 from recserve.training.loop import BEST, Trainer
-from recserve.training.models import family_of
 from recserve.training.models.base import RankingModel
+from recserve.training.run import new_model
 
 # Of each unit that is tested (a user, a rating, an example), by name: what figures are computed from.
 Values = dict[str, NDArray[Any]]
@@ -51,12 +51,9 @@ def train(
     model: str, split_name: str, dataset: Dataset, split: Split, seed: int, settings: Mapping[str, Any]
 ) -> tuple[RankingModel, int]:
     """Returns the best checkpoint of a run with the family's defaults but ``settings``, and its epoch."""
-    config, family = run_config(model, split_name, {"seed": seed, **settings}), family_of(model)
+    config = run_config(model, split_name, {"seed": seed, **settings})
     torch.manual_seed(seed)
-    if family.create_from_data is None:
-        trained = family.create(config.shape, dataset.n_users, dataset.n_items)
-    else:
-        trained = family.create_from_data(config.shape, dataset, split)
+    trained = new_model(config, dataset, split)
     with tempfile.TemporaryDirectory() as folder:
         progress = Trainer(trained, split, Path(folder), config.loop).fit()
         load_checkpoint(Path(folder) / BEST, trained)

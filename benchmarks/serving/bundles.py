@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.scale.grown import grow_bundle
 from recserve.exporters.assemble import export_run
 from recserve.training.data import load_dataset
-from recserve.training.loop import Trainer
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.als import ALSConfig
 from recserve.training.models.sasrec import SASRecConfig
-from recserve.training.run import RunConfig, create_run
+from recserve.training.run import RunConfig
 
 N_ITEMS, DIM, MAX_HISTORY = 100_000, 64, 50
 # Few users with histories longer than the model reads: real shapes, and weights that nobody will praise.
@@ -45,8 +45,7 @@ def make(model: str, folder: Path) -> None:
     """Trains, exports and grows ``model`` into ``folder / model``."""
     loop = LoopConfig(epochs=1, batch_size=128, validate_every=1, seed=SEED)
     config = RunConfig(model=model.partition("-")[0], shape=SHAPES[model], loop=loop)
-    run = create_run(folder / f"{model}-run", config, load_dataset(SHOP))
-    Trainer(run.new_model(), run.split(), run.folder, loop).fit()
+    run = trained_run(folder / f"{model}-run", config, load_dataset(SHOP))
     export_run(run, folder / f"{model}-small")
     grow_bundle(folder / f"{model}-small", folder / model, N_ITEMS, SEED)
 

@@ -56,6 +56,14 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert_same_weights(first, second)
 
 
+def test_a_private_run_gets_no_more_epochs_than_its_noise_is_for(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", epsilon=8.0)
+    more = dataclasses.replace(run.config, loop=dataclasses.replace(run.config.loop, epochs=5))
+    with pytest.raises(InvalidRequest, match="epochs of the resumed run is 5; expected 4, as it began"):
+        resume_run(run.folder, more, run.config.data)
+    assert resume_run(run.folder, run.config, run.config.data).config == run.config
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, stopped = start_run(tmp_path / "whole"), start_run(tmp_path / "stopped")
     trainer(whole).fit()
