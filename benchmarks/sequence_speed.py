@@ -23,6 +23,7 @@ from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
 from recserve.benchmarks.peers.venv import PEERS, peer_python
 from recserve.benchmarks.quality.peer import ONE_THREAD
+from recserve.errors import CheckFailed
 from recserve.training.commands import run_config
 from recserve.training.data import Dataset, default_cache_dir, load_dataset
 from recserve.training.distributed import Processes
@@ -125,7 +126,9 @@ def _ask(process: "subprocess.Popen[str]") -> dict[str, float]:
     process.stdin.write("\n")
     process.stdin.flush()
     # Other lines are what the libraries say.
-    line = next(line for line in process.stdout if line.startswith("{"))
+    line = next((line for line in process.stdout if line.startswith("{")), "")
+    if not line:
+        raise CheckFailed("process that trains", found="ended", expected="an answer for each epoch")
     answer: dict[str, float] = json.loads(line)
     return answer
 
