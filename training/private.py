@@ -19,9 +19,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from recserve.errors import ConfigError, InvalidRequest
-from recserve.training.batches import pad
+from recserve.training.batches import gaps_of, pad
 from recserve.training.data import Histories
 from recserve.training.loop_config import LoopConfig
+from recserve.training.models.content import content_of
 from recserve.training.models.sequence import SequenceModel
 
 # Users whose gradients are alive at once: each is as large as the model.
@@ -38,6 +39,8 @@ class PrivateLearner:
             raise InvalidRequest(
                 "epsilon", found=f"given with {type(model).__name__}", expected="given with sasrec or hstu"
             )
+        if content_of(model) is not None:
+            raise InvalidRequest("epsilon", found="given with content", expected="given without")
         self._model, self._train, self._config = model, train, config
         self._rows = np.flatnonzero(train.lengths >= 2)
         self._rate = min(1.0, config.users_per_step(len(self._rows)) / len(self._rows))
@@ -47,7 +50,7 @@ class PrivateLearner:
         )
         # Of no seed that anybody could know: who knows the noise takes it away.
         self._generator = torch.Generator().manual_seed(secrets.randbits(63))
-        self._gradients = vmap(grad(self._loss), in_dims=(None, 0, 0), randomness="different")
+        self._gradients = vmap(grad(self._loss), in_dims=(None, 0, 0, 0), randomness="different")
 
     def train_epoch(self, epoch: int) -> float:
         """Takes 1 / rate steps; returns the share of gradients that were clipped (not private)."""
@@ -68,9 +71,10 @@ class PrivateLearner:
 
     def _add(self, total: dict[str, Tensor], rows: np.ndarray) -> int:
         """Adds the clipped gradients of some users; returns how many were clipped."""
-        items, _ = pad(self._train, rows, self._model.config.max_history + 1)
+        items, times = pad(self._train, rows, self._model.config.max_history + 1)
         windows = torch.from_numpy(items.astype(np.int64))
-        gradients = self._gradients(self._parameters(), windows[:, :-1], windows[:, 1:])
+        gaps = torch.from_numpy(gaps_of(times[:, :-1], times[:, -1]))
+        gradients = self._gradients(self._parameters(), windows[:, :-1], windows[:, 1:], gaps)
         norms = torch.stack([one.flatten(1).norm(dim=1) for one in gradients.values()]).norm(dim=0)
         factors = (self._config.max_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
         for name, value in total.items():
@@ -84,9 +88,10 @@ class PrivateLearner:
             value.grad = (total[name] + noise) / expected
         self.optimizer.step()
 
-    def _loss(self, parameters: dict[str, Tensor], history: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, parameters: dict[str, Tensor], history: Tensor, targets: Tensor, gaps: Tensor) -> Tensor:
         """Returns the mean cross-entropy of one user's window, (length,) each."""
-        hidden = functional_call(self._model, parameters, (history.unsqueeze(0),))[0]
+        read = (history, gaps) if self._model.config.time_gaps else (history,)
+        hidden = functional_call(self._model, parameters, tuple(one.unsqueeze(0) for one in read))[0]
         scores = hidden @ parameters["item_embeddings"].T
         losses = -F.log_softmax(scores, -1).gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
         learned = (history >= 0) & (targets >= 0)

@@ -40,13 +40,14 @@ def test_a_step_is_the_sum_of_clipped_gradients_of_users(model: str, tmp_path: P
     for row in rows:
         # The same, one user after the other, with ordinary gradients.
         alone = {name: torch.zeros_like(value) for name, value in total.items()}
-        items = run.split().train.row(int(row))[0][-SMALL["max_history"] - 1 :]
+        items, times = (part[-SMALL["max_history"] - 1 :] for part in run.split().train.row(int(row)))
         history, targets = (
             torch.from_numpy(items[:-1].astype(np.int64)),
             torch.from_numpy(items[1:].astype(np.int64)),
         )
         trained.zero_grad()
-        scores = trained.score(trained(history[None]))[0]
+        gaps = torch.from_numpy(np.diff(times).astype(np.float32)[None]) if trained.config.time_gaps else None
+        scores = trained.score(trained(history[None], gaps))[0]
         torch.nn.functional.cross_entropy(scores, targets).backward()
         for name, value in trained.named_parameters():
             alone[name] = torch.zeros_like(value) if value.grad is None else value.grad
@@ -54,6 +55,7 @@ def test_a_step_is_the_sum_of_clipped_gradients_of_users(model: str, tmp_path: P
         for name, value in alone.items():
             expected[name] += value * min(1.0, PRIVATE["max_norm"] / norm)
     assert 0 < n_clipped <= len(rows)
+    assert all(value.any() for value in total.values())
     for name, value in total.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
@@ -88,6 +90,12 @@ def test_models_without_gradients_by_user_are_refused(model: str, tmp_path: Path
     dataset = load_dataset("synthetic-shop:n_items=1000,n_users=40,n_events=600,seed=3")
     run = create_run(tmp_path / "run", run_config(model, "leave-one-out", settings), dataset)
     with pytest.raises(InvalidRequest, match="expected given with sasrec or hstu"):
+        Trainer(run.new_model(), run.split(), run.folder, run.config.loop)
+
+
+def test_content_is_refused(tmp_path: Path) -> None:
+    run = small_run("sasrec", tmp_path / "run", content=True, **PRIVATE)
+    with pytest.raises(InvalidRequest, match="given with content; expected given without"):
         Trainer(run.new_model(), run.split(), run.folder, run.config.loop)
 
 
