@@ -22,7 +22,7 @@ from tests.engine.server.raw_http2 import RawConnection, continuation, ping, res
 
 TIMEOUT_SECONDS = 60.0
 MAX_CONNECTIONS = 40
-# grpcio keeps some kB of a call that is taken back before it was read (grpc/grpc#43360).
+# grpcio keeps some kB of a call that is taken back before it was read.
 MAX_MORE_BYTES = 160 << 20
 MAX_MORE_FILES = 8
 
