@@ -75,6 +75,9 @@ class Engine:
         ``live_items``: items that engines of several versions serve beside their bundles.
         Raises :class:`BundleInvalid` when the bundle is damaged or not signed as ``config`` requires,
         :class:`ConfigError` when the machine cannot run it as configured.
+
+        Where a pause of 0.2 s matters, call ``gc.freeze()`` afterwards, as the server does: a full collection
+        looks at all that Numba has loaded.
         """
         config = config or EngineConfig()
         engine = cls(load_bundle(path, config, online), config, observed, live_items)
