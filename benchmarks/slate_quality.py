@@ -10,7 +10,6 @@ resampled users.
 
 import argparse
 import datetime
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from recserve import console
 from recserve.benchmarks.environment import environment
+from recserve.benchmarks.output import Output
 from recserve.benchmarks.quality.clicks import Clicks
 from recserve.benchmarks.quality.estimates import Seeds, estimates
 from recserve.benchmarks.runs import trained_run
@@ -71,8 +71,7 @@ def main() -> None:
         "diversity": diversity,
         "context": context(dataset, options.seeds),
     }
-    show(result)
-    options.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    Output(options.out).publish("slate_quality", result, show)
 
 
 def trained(folder: Path, dataset: Dataset, model: str, settings: dict[str, Any]) -> Run:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recserve.benchmarks.load.report import milliseconds
+from recserve.benchmarks.served_tables import promises
 from recserve.benchmarks.table import Table
 
 Result = Mapping[str, Any]
@@ -31,20 +32,7 @@ def slates(result: Result) -> list[Table]:
         for batch, stages in result["stages_us"].items()
     )
     columns = ["batch", "who", "p50 ms", "p99 ms", "slates per second"]
-    return [Table(title, columns, rows, f"The engine, {note}."), _promised(result)]
-
-
-def _promised(result: Result) -> Table:
-    rows = [
-        [
-            bar["case"],
-            f"{bar['measured']:.3g}",
-            f"{'≥' if bar['at_least'] else '≤'} {bar['must']:g}",
-            "reached" if bar["reached"] else "missed",
-        ]
-        for bar in result["bars"]
-    ]
-    return Table("What was promised", ["case", "measured", "must", ""], rows)
+    return [Table(title, columns, rows, f"The engine, {note}."), promises(result)]
 
 
 def slate_quality(result: Result) -> list[Table]:

@@ -8,18 +8,20 @@ turns; both must give the same slates first. Models of one epoch on a made shop:
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recserve.benchmarks.environment import check_compiled, describe
+from recserve.benchmarks.kernels.bars import Bar
+from recserve.benchmarks.output import Output
 from recserve.benchmarks.peers.pipeline import Answer, Pipeline
 from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.statistics import median_interval, percentiles
@@ -59,8 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not bundle.exists():
             make_bundle(Path(folder), bundle, options.items)
         result = measure(bundle, options.seconds)
-    show(result)
-    options.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    Output(options.out).publish("slates", result, show)
     return 0
 
 
@@ -108,19 +109,11 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
 
 def bars_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns what was promised: the median alone, and the throughput next to the pipeline by hand."""
-    median = rows[0]["p50_ms"][ENGINE]
-    bars = [
-        {"case": "p50 alone, ms", "measured": median, "at_least": False, "must": MOST_MS},
-        *(
-            {"case": f"throughput, batch {row['batch']}", "measured": row["ratio"], "at_least": True}
-            | {"must": LEAST_RATIO}
-            for row in rows
-        ),
-    ]
-    for bar in bars:
-        above = bar["measured"] >= bar["must"]
-        bar["reached"] = above if bar["at_least"] else bar["measured"] <= bar["must"]
-    return bars
+    alone = Bar("p50 alone, ms", "", MOST_MS, None, lambda row: row["p50_ms"][ENGINE], at_least=False)
+    throughputs = (
+        Bar(f"throughput, batch {row['batch']}", "", LEAST_RATIO, None, itemgetter("ratio")) for row in rows
+    )
+    return [alone.judge(rows[0]), *(bar.judge(row) for bar, row in zip(throughputs, rows, strict=True))]
 
 
 def _request(user: str) -> Request:

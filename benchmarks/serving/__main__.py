@@ -1,7 +1,6 @@
 """``python -m recserve.benchmarks.serving`` (`make bench-serving`): every promise of speed, in minutes."""
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 from recserve import console
 from recserve.benchmarks.environment import check_compiled, describe
 from recserve.benchmarks.h2load import require
+from recserve.benchmarks.output import Output
 from recserve.benchmarks.serving import bars, cases, transports
 from recserve.benchmarks.tables import RESULTS, show
 from recserve.engine import Engine, EngineConfig
@@ -29,12 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="recserve-serving-") as folder:
         result = measure(options, options.bundles or Path(folder))
     result["bars"] = bars.judge(result)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if options.json:
-        console.print_json(result)
-    else:
-        show(result)
+    Output(options.out, json=options.json).publish("serving", result, show)
     return 0
 
 
