@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: one small shop, trained for a moment and exported once per test run."""
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from hypothesis import settings
 
 from recserve.engine import cli
 from recserve.engine.engine import Engine
+from tests.once import made_once
 
 # The same examples in every run, and no time limit on one: another program may hold the cores.
 settings.register_profile("recserve", derandomize=True, deadline=None)
@@ -37,10 +37,8 @@ def run_folder(shared_folder: Path) -> Path:
     from recserve.training.run import RunConfig, create_run
 
     folder = shared_folder / "run"
-    with (shared_folder / "run.lock").open("w") as lock:
-        # The first worker trains, the others wait and use what it made.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             config = RunConfig(
                 model="sasrec",
                 shape=SASRecConfig(embedding_size=16, n_blocks=1, n_heads=2, max_history=12),
@@ -59,9 +57,8 @@ def bundle_folder(run_folder: Path, shared_folder: Path) -> Path:
     from recserve.training.run import open_run
 
     folder = shared_folder / "bundle"
-    with (shared_folder / "bundle.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             export_run(open_run(run_folder), folder)
     return folder
 
@@ -80,9 +77,8 @@ def ranker_run_folder(shared_folder: Path) -> Path:
     # The shop's labels are noise, which a calibration would see: every probability would be the mean.
     settings = {"labels": "ratings", "click_at": 2.0, "calibration": "none", "epochs": 2, "batch_size": 512}
     settings |= {"embedding_size": 8, "hidden": (16, 8), "max_history": 6, "seed": 3}
-    with (shared_folder / "ranker-run.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             config = run_config("deepfm", "temporal", settings)
             run = create_run(folder.with_name("ranker-run.partial"), config, load_dataset(SHOP))
             torch.manual_seed(3)
@@ -98,9 +94,8 @@ def two_stage_folder(run_folder: Path, ranker_run_folder: Path, shared_folder: P
     from recserve.training.run import open_run
 
     folder = shared_folder / "two-stage"
-    with (shared_folder / "two-stage.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             export_run(open_run(run_folder), folder, ranker=open_run(ranker_run_folder))
     return folder
 
@@ -114,9 +109,8 @@ def als_run_folder(shared_folder: Path) -> Path:
     from recserve.training.run import create_run
 
     folder = shared_folder / "als-run"
-    with (shared_folder / "als-run.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             config = run_config("als", "leave-one-out", {"embedding_size": 16, "epochs": 3, "seed": 3})
             run = create_run(folder.with_name("als-run.partial"), config, load_dataset(SHOP))
             Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
@@ -131,9 +125,8 @@ def table_bundle_folder(als_run_folder: Path, shared_folder: Path) -> Path:
     from recserve.training.run import open_run
 
     folder = shared_folder / "table-bundle"
-    with (shared_folder / "table-bundle.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             export_run(open_run(als_run_folder), folder)
     return folder
 

@@ -1,7 +1,6 @@
 """The gate: every rule of it, on figures and on real graphs, one of them broken on purpose."""
 
 import dataclasses
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from recserve.training.loop_config import LoopConfig
 from recserve.training.models.gru4rec import GRU4Rec, GRU4RecConfig
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 from recserve.training.run import Run, RunConfig, create_run, open_run
+from tests.once import made_once
 
 BUDGET = GateBudget(max_loss=0.01)
 EXACT = Measured(
@@ -166,9 +166,8 @@ def run(shared_folder: Path) -> Run:
         loop=LoopConfig(epochs=20, batch_size=64, validate_every=5, seed=3),
     )
     folder = shared_folder / "gate-run"
-    with (shared_folder / "gate-run.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             shop = load_dataset("synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=7")
             run = create_run(folder.with_name("gate-run.partial"), config, shop)
             Trainer(run.new_model(), run.split(), run.folder, config.loop).fit()
@@ -179,9 +178,8 @@ def run(shared_folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def all_forms(run: Run, shared_folder: Path) -> Path:
     folder = shared_folder / "gate-bundle"
-    with (shared_folder / "gate-bundle.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             export_run(run, folder, options=FormOptions(variants=("all",), budget=WIDE, pruning=QUICK))
     return folder
 

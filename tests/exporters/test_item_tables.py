@@ -1,6 +1,5 @@
 """Item tables in fewer bytes: what they stand for, how graphs read them, what the loader refuses."""
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 from recserve.training.run import open_run
 from tests.engine.bundle.conftest import BundleCopy, Case, refused
+from tests.once import made_once
 
 SMALLER = ("float16", "int8")
 GRAPH = "variants/fp32/query_encoder.onnx"
@@ -115,9 +115,8 @@ def few_calls() -> Iterator[None]:
 def int8_folder(run_folder: Path, shared_folder: Path) -> Path:
     """The shop with nothing but 8-bit items."""
     folder = shared_folder / "int8-items"
-    with (shared_folder / "int8-items.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             with pytest.MonkeyPatch.context() as patch:
                 # The shop's model may find nothing at all, of which any loss is possible.
                 patch.setattr("recserve.exporters.forms.refusal", lambda *_: "")

@@ -1,12 +1,12 @@
 """A repository with two versions of one model, made once per test run and copied for each test."""
 
-import fcntl
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.engine.models.versions import make_version
+from tests.once import made_once
 
 MODEL = "shop"
 
@@ -15,9 +15,8 @@ MODEL = "shop"
 def versions_folder(bundle_folder: Path, shared_folder: Path) -> Path:
     """``v1`` to ``v3`` of one bundle. Read-only by convention."""
     folder = shared_folder / "versions"
-    with (shared_folder / "versions.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+    with made_once(folder) as is_missing:
+        if is_missing:
             partial = shared_folder / "versions.partial"
             partial.mkdir()
             for day, version in enumerate(("v1", "v2", "v3"), start=1):
