@@ -13,25 +13,33 @@ def import_folder(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A Hugging Face folder: tokenizer.json and model.onnx, or BERT's model.safetensors."
+            help="A Hugging Face folder (tokenizer.json and model.onnx, or BERT's model.safetensors), or the "
+            "model of an installed package: minilm (English), use-multilingual (16 languages)."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The encoder's folder; must not exist.")],
     pooling: Annotated[
-        str | None, typer.Option(help="mean or cls. Default: what the folder says, else mean.")
+        str | None,
+        typer.Option(
+            help="mean, cls, or none (the graph does it). Default: what the folder says, else mean."
+        ),
     ] = None,
     prefix: Annotated[str, typer.Option(help="What stands before every text, such as 'passage: '.")] = "",
 ) -> None:
     """Make a text encoder of a model's folder; it is tried out before anything is written."""
+    from recserve.exporters.packaged_encoders import model_folder
     from recserve.training.features.encoder import import_encoder
 
     make_graph = None
-    if (folder / "model.safetensors").is_file():
-        from recserve.exporters.bert import export_bert
+    with model_folder(folder) as (source, of_package):
+        if (source / "model.safetensors").is_file():
+            from recserve.exporters.bert import export_bert
 
-        make_graph = export_bert
-    settings = import_encoder(folder, out, pooling=pooling, prefix=prefix, make_graph=make_graph)
-    console.note(f"encoder in {out}: {settings.pooling} of at most {settings.max_length} pieces")
+            make_graph = export_bert
+        settings = import_encoder(
+            source, out, pooling=pooling or of_package, prefix=prefix, make_graph=make_graph
+        )
+    console.note(f"encoder in {out}: pooling {settings.pooling}, at most {settings.max_length} pieces")
 
 
 def embed(

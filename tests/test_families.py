@@ -18,6 +18,7 @@ SERVED = {
     "gru4rec": ["--embedding-size", "8", "--epochs", "1", "--hidden-size", "8", "--max-history", "5"],
     "hstu": ["--size", "tiny", "--epochs", "1", "--max-history", "5"],
     "graphsage": ["--embedding-size", "8", "--epochs", "2", "--layers", "1", "--unknown-rate", "0.2"],
+    "gcn": ["--embedding-size", "8", "--epochs", "2", "--layers", "1", "--unknown-rate", "0.2"],
     "lightgcn": ["--embedding-size", "8", "--epochs", "2", "--layers", "2"],
     "tfidf": ["--embedding-size", "16"],
     "item2vec": ["--embedding-size", "8", "--epochs", "2", "--window", "3"],

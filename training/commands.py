@@ -12,6 +12,7 @@ from recserve.errors import InvalidRequest, RecserveError
 from recserve.training.config_file import use_config
 from recserve.training.evaluate_command import evaluate
 from recserve.training.hyperparameters_command import sweep
+from recserve.training.map_command import map_catalogue
 from recserve.training.models import MODULES
 from recserve.training.show import show_cleaning
 
@@ -25,6 +26,7 @@ def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
     add(train, needs=NEEDS, extra="train")
     add(evaluate, needs=NEEDS, extra="train")
+    add(map_catalogue, needs=NEEDS, extra="train")
     add(sweep, needs=(*NEEDS, "optuna"), extra="sweep")
 
 
@@ -75,14 +77,16 @@ def train(
         str | None, typer.Option(help="tiny, small, base or large, where the shape is not given (hstu).")
     ] = None,
     blocks: Annotated[int | None, typer.Option(help="Blocks or layers (sequence models).")] = None,
-    layers: Annotated[int | None, typer.Option(help="Steps over the graph (lightgcn, graphsage).")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Steps over the graph (lightgcn, graphsage, gcn).")
+    ] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads (sasrec, bert4rec, hstu).")] = None,
     hidden_size: Annotated[int | None, typer.Option(help="Width of the recurrent state (gru4rec).")] = None,
     max_history: Annotated[
         int | None, typer.Option(help="Newest items that the model sees (sequence models).")
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Dropout rate (sequence models, dssm, graphsage).")
+        float | None, typer.Option(help="Dropout rate (sequence models, dssm, graphsage, gcn).")
     ] = None,
     mask_rate: Annotated[
         float | None, typer.Option(help="Share of a history's items hidden in training (bert4rec).")

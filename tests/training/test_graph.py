@@ -1,7 +1,8 @@
-"""LightGCN and GraphSAGE against dense products, and on data whose answer is known."""
+"""LightGCN, GraphSAGE and GCN against dense products, and on data whose answer is known."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,9 +15,9 @@ from recserve.training.commands import run_config
 from recserve.training.data import CleaningReport, Dataset, Histories, leave_one_out, load_dataset
 from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import LAST, Trainer
-from recserve.training.models import graphsage
-from recserve.training.models.graph import Graph
-from recserve.training.models.graphsage import GraphSAGEConfig
+from recserve.training.models.gcn import GCN, GCNConfig
+from recserve.training.models.graph import Graph, from_attributes
+from recserve.training.models.graphsage import GraphSAGE, GraphSAGEConfig
 from recserve.training.models.interactions import Pairs
 from recserve.training.models.lightgcn import LightGCN, LightGCNConfig
 from recserve.training.run import create_run, open_run
@@ -67,6 +68,21 @@ def test_spreading_is_the_product_with_the_normalised_matrix_and_so_is_its_gradi
     assert graph.has_edges.tolist() == (adjacency().sum(1) > 0).tolist()
 
 
+def test_smoothing_is_the_product_with_the_renormalised_matrix(graph: Graph) -> None:
+    edges = adjacency()
+    with_itself = edges + torch.eye(len(edges))
+    degrees = with_itself.sum(1)
+    matrix = with_itself / (degrees[:, None] * degrees[None, :]).sqrt()
+    vectors = torch.randn(len(edges), 3)
+    shown = torch.ones(len(edges), 1)
+    torch.testing.assert_close(graph.smooth(vectors, shown), matrix @ vectors)
+    # Whose neighbours are hidden is itself; its neighbours see it.
+    shown[0] = 0
+    hidden = graph.smooth(vectors, shown)
+    torch.testing.assert_close(hidden[0], vectors[0])
+    torch.testing.assert_close(hidden[1:], (matrix @ vectors)[1:])
+
+
 def test_lightgcn_is_the_mean_over_powers_of_the_matrix(graph: Graph) -> None:
     model = LightGCN(LightGCNConfig(embedding_size=4, n_layers=2), len(ROWS), N_ITEMS)
     degrees = adjacency().sum(1).clamp(min=1)
@@ -87,7 +103,8 @@ def test_who_was_not_trained_is_folded_in() -> None:
     assert queries[1].any()
 
 
-def test_graphsage_places_by_its_attributes_an_item_that_nobody_had() -> None:
+@pytest.mark.parametrize("kind", [(GraphSAGE, GraphSAGEConfig), (GCN, GCNConfig)])
+def test_an_item_that_nobody_had_is_placed_by_its_attributes(kind: tuple[Any, Any]) -> None:
     # Even users have even items, odd users odd ones; nobody had the last six.
     rng = np.random.default_rng(0)
     n_users, n_items, n_cold = 60, 40, 6
@@ -113,9 +130,10 @@ def test_graphsage_places_by_its_attributes_an_item_that_nobody_had() -> None:
         source="a test",
     )
     split = leave_one_out(dataset)
-    config = GraphSAGEConfig(embedding_size=8, batch_size=64, learning_rate=0.02, unknown_rate=0.3)
+    model_class, config_class = kind
+    config = config_class(embedding_size=8, batch_size=64, learning_rate=0.02, unknown_rate=0.3)
     torch.manual_seed(0)
-    model = graphsage.create_from_data(config, dataset, split)
+    model = from_attributes(model_class)(config, dataset, split)
     for epoch in range(1, 21):
         model.fit_epoch(split.train, epoch=epoch, seed=0)
     cold = np.arange(n_items - n_cold, n_items)
@@ -125,7 +143,7 @@ def test_graphsage_places_by_its_attributes_an_item_that_nobody_had() -> None:
     assert (np.where(same_taste, scores, np.inf).min(axis=1) > best_of_the_other).all()
 
 
-@pytest.mark.parametrize("model", ["lightgcn", "graphsage"])
+@pytest.mark.parametrize("model", ["lightgcn", "graphsage", "gcn"])
 def test_a_resumed_run_equals_an_uninterrupted_one(model: str, tmp_path: Path) -> None:
     weights = []
     for stops in ([4], [2, 4]):
@@ -142,7 +160,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(model: str, tmp_path: Path) -
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-@pytest.mark.parametrize("model", ["lightgcn", "graphsage"])
+@pytest.mark.parametrize("model", ["lightgcn", "graphsage", "gcn"])
 def test_it_is_better_than_popularity(model: str, tmp_path: Path) -> None:
     settings = {"embedding_size": 16, "epochs": 20, "learning_rate": 0.02, "batch_size": 512}
     run = create_run(tmp_path / "run", run_config(model, "random", settings), load_dataset(SHOP))
@@ -168,3 +186,5 @@ def test_it_is_better_than_popularity(model: str, tmp_path: Path) -> None:
 def test_wrong_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(settings))):
         GraphSAGEConfig(**settings)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=next(iter(settings))):
+        GCNConfig(**settings)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from recserve.files import write_whole
 from recserve.training.features.text import unit_rows
 
 GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "none")
 # What sentence-transformers calls them.
 POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 # Of sentence-transformers' modules, what is done here: vectors always have length 1.
@@ -36,7 +36,7 @@ class EncoderSettings:
     """How the vectors of the pieces become that of a text."""
 
     pooling: str = "mean"
-    """``mean`` of the pieces, or the first piece (``cls``)."""
+    """``mean`` of the pieces, the first piece (``cls``), or ``none``: the graph returns the text's vector."""
     max_length: int = 256
     """Pieces of a text that are read."""
     prefix: str = ""
@@ -85,6 +85,8 @@ class OnnxTextEncoder:
             "token_type_ids": np.array([one.type_ids for one in encoded], np.int64),
         }
         pieces = self._session.run(None, {name: arrays[name] for name in self._inputs})[0]
+        if self.settings.pooling == "none":
+            return np.asarray(pieces, np.float32)
         if self.settings.pooling == "cls":
             return np.asarray(pieces[:, 0], np.float32)
         mask = arrays["attention_mask"][:, :, None].astype(np.float32)

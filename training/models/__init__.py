@@ -20,6 +20,7 @@ MODULES = {
     "dssm": "dssm",
     "lightgcn": "lightgcn",
     "graphsage": "graphsage",
+    "gcn": "gcn",
     "ease": "ease",
     "item-knn": "item_knn",
     "tfidf": "tfidf",

@@ -5,17 +5,22 @@ what is served is the table of users and that of items, as the last epoch left t
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recserve.errors import InvalidRequest
-from recserve.training.data import Histories
+from recserve.training.data import Dataset, Histories, Split
+from recserve.training.features.attributes import known_attributes
 from recserve.training.models.interactions import Pairs, transposed
 from recserve.training.models.tables import LearnedTables
+
+INITIAL_SCALE = 0.1
 
 
 class Graph:
@@ -46,6 +51,16 @@ class Graph:
     def mean(self, vectors: Tensor) -> Tensor:
         """Returns the mean of each node's neighbours, (n_nodes, d) as ``vectors``."""
         return self.spread(vectors * self.root_degrees) / self.root_degrees
+
+    def smooth(self, vectors: Tensor, shown: Tensor) -> Tensor:
+        """Returns the weighted sum of each node and its neighbours, (n_nodes, d) as ``vectors``.
+
+        Weights are 1/√((degree + 1) · (degree + 1)), each node being a neighbour of itself. A node that
+        ``shown`` (n_nodes, 1) has 0 for has no neighbour but itself.
+        """
+        degrees = self.root_degrees**2 * self.has_edges.unsqueeze(1) * shown
+        rescaled = self.root_degrees / (self.root_degrees**2 + 1).sqrt()
+        return rescaled * self.spread(vectors * rescaled) * shown + vectors / (degrees + 1)
 
 
 class _Spread(torch.autograd.Function):
@@ -122,6 +137,62 @@ class GraphModel(LearnedTables):
         self.user_embeddings.copy_(nodes[: graph.n_users])
         self.item_embeddings.copy_(nodes[graph.n_users :])
         self.user_embeddings[~graph.has_edges[: graph.n_users]] = 0
+
+
+class InductiveGraphModel(GraphModel):
+    """A graph family whose nodes start from attributes and, where training knows them, ids.
+
+    user_features: (n_users, f) float32, item_features: (n_items, g) float32; f and g may be 0. They follow
+    from the data set, so a checkpoint leaves them out.
+    """
+
+    user_features: Tensor
+    item_features: Tensor
+
+    def __init__(
+        self, config: Any, user_features: NDArray[np.float32], item_features: NDArray[np.float32]
+    ) -> None:
+        super().__init__(config, len(user_features), len(item_features))
+        size = config.embedding_size
+        self.register_buffer("user_features", torch.from_numpy(user_features), persistent=False)
+        self.register_buffer("item_features", torch.from_numpy(item_features), persistent=False)
+        self.ids = nn.Parameter(torch.randn(len(user_features) + len(item_features), size) * INITIAL_SCALE)
+        self.user_projection = nn.Parameter(torch.randn(user_features.shape[1], size) * INITIAL_SCALE)
+        self.item_projection = nn.Parameter(torch.randn(item_features.shape[1], size) * INITIAL_SCALE)
+
+    def start(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Returns the vectors that nodes start from, (n_nodes, embedding_size), and what shows, (n_nodes, 1).
+
+        1: id and neighbours are known and, in training, not hidden; else 0.
+        """
+        shown = graph.has_edges
+        if self.training:
+            shown = shown & (torch.rand(len(shown)) >= self.config.unknown_rate)
+        attributes = [self.user_features @ self.user_projection, self.item_features @ self.item_projection]
+        mask = shown.float().unsqueeze(1)
+        return torch.cat(attributes) + self.ids * mask, mask
+
+
+def from_ids(kind: Callable[..., InductiveGraphModel]) -> Callable[[Any, int, int], InductiveGraphModel]:
+    """Returns what makes an untrained model of ``kind`` from ids alone."""
+    return lambda config, n_users, n_items: kind(
+        config, np.zeros((n_users, 0), np.float32), np.zeros((n_items, 0), np.float32)
+    )
+
+
+def from_attributes(
+    kind: Callable[..., InductiveGraphModel],
+) -> Callable[[Any, Dataset, Split], InductiveGraphModel]:
+    """Returns what makes an untrained model of ``kind`` over attributes, fitted on what train knows."""
+    return lambda config, dataset, split: kind(config, *known_attributes(dataset, split))
+
+
+def check_inductive_settings(config: Any) -> None:
+    """Raises :class:`InvalidRequest` for a setting of an inductive graph family out of its range."""
+    check_graph_settings(config)
+    for name in ("dropout", "unknown_rate"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InvalidRequest(name, found=getattr(config, name), expected="0 to below 1")
 
 
 def check_graph_settings(config: Any) -> None:

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recserve.training.models.base import EPOCH_OPTIONS, Family
-from recserve.training.models.graph import Graph, GraphModel, check_graph_settings
-
-INITIAL_SCALE = 0.1
+from recserve.training.models.graph import INITIAL_SCALE, Graph, GraphModel, check_graph_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
