@@ -2,8 +2,9 @@
 
 100,000 items, 500 candidates of a SASRec encoder, DeepFM ranks them, a determinantal point process takes 20,
 each with its fast explanation. ``engine``: ``Engine.recommend_many``; ``by hand``: peers/pipeline.py, ONNX
-Runtime, NumPy and Python with the same graphs. From user ids to Python objects, one process, one thread, in
-turns; both must give the same slates first. Models of one epoch on a made shop: what they know costs nothing.
+Runtime, NumPy and Python. From user ids to Python objects, one process, one thread, 32 requests of each in
+turns, so that each finds in the caches what its own last call left there; both must give the same slates
+first. Models of one epoch on a made shop: what they know costs nothing.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from recserve.benchmarks.environment import check_compiled, describe
 from recserve.benchmarks.kernels.bars import Bar
 from recserve.benchmarks.output import Output
 from recserve.benchmarks.peers.pipeline import Answer, Pipeline
+from recserve.benchmarks.plain_ranker import as_exported
 from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.statistics import median_interval, percentiles
 from recserve.benchmarks.tables import RESULTS, show
@@ -32,11 +34,14 @@ from recserve.errors import CheckFailed
 from recserve.exporters.assemble import export_run
 from recserve.training.commands import run_config
 from recserve.training.data import load_dataset
+from recserve.training.models.ranker import Ranker
 
 SCHEMA = 1
 PACKAGES = ("numpy", "numba", "onnxruntime-gpu", "onnxruntime")
 K, N_CANDIDATES, DIVERSITY = 20, 500, 0.15
 BATCHES = (1, 32)
+PER_TURN = 32
+BUNDLE, PLAIN_RANKER = "bundle", "ranker.onnx"
 # Noon on a Thursday: the same moment for both.
 HOUR, WEEKDAY = 12, 3
 TOLERANCE = 1e-4
@@ -53,34 +58,39 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "slates.json")
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=10.0, help="per batch size")
-    parser.add_argument("--bundle", type=Path, help="used if it is there, else kept there")
+    parser.add_argument(
+        "--models", type=Path, help="folder of the models: used if it is there, else kept there"
+    )
     options = parser.parse_args(arguments)
     check_compiled()
     with tempfile.TemporaryDirectory(prefix="recserve-slates-") as folder:
-        bundle = options.bundle or Path(folder) / "bundle"
-        if not bundle.exists():
-            make_bundle(Path(folder), bundle, options.items)
-        result = measure(bundle, options.seconds)
+        models = options.models or Path(folder) / "models"
+        if not models.exists():
+            make_models(models, options.items)
+        result = measure(models, options.seconds)
     Output(options.out).publish("slates", result, show)
     return 0
 
 
-def make_bundle(folder: Path, bundle: Path, n_items: int) -> None:
-    """Trains SASRec and DeepFM for an epoch each and writes them as one bundle."""
+def make_models(folder: Path, n_items: int) -> None:
+    """Trains SASRec and DeepFM for an epoch each; writes them as one bundle, and the plain ranker by hand."""
     dataset = load_dataset(f"synthetic-shop:n_items={n_items},n_users=500,n_events=15000,seed=7")
     small = {"epochs": 1, "seed": 3, "max_history": 50}
     of_encoder = {"embedding_size": 64, "n_blocks": 2, "loss": "sampled"}
     retrieval = run_config("sasrec", "leave-one-out", small | of_encoder)
-    ranking = run_config("deepfm", "temporal", small | {"calibration": "platt"})
-    encoder = trained_run(folder / "encoder", retrieval, dataset)
-    ranker = trained_run(folder / "ranker", ranking, dataset)
-    export_run(encoder, bundle, ranker=ranker)
+    ranking = run_config("deepfm", "temporal", small | {"labels": "sampled"})
+    with tempfile.TemporaryDirectory(prefix="recserve-slates-runs-") as runs:
+        encoder = trained_run(Path(runs) / "encoder", retrieval, dataset)
+        ranker = trained_run(Path(runs) / "ranker", ranking, dataset)
+        export_run(encoder, folder / BUNDLE, ranker=ranker)
+        (folder / PLAIN_RANKER).write_bytes(as_exported(cast(Ranker, ranker.best_model())))
 
 
 def measure(folder: Path, seconds: float) -> dict[str, Any]:
-    """Returns the result for the bundle in ``folder``; raises :class:`CheckFailed` for other slates."""
-    with Engine.load(folder, EngineConfig(provider="cpu", rank_candidates=N_CANDIDATES)) as engine:
-        by_hand = Pipeline(open_bundle(folder), K, N_CANDIDATES, DIVERSITY)
+    """Returns the result for the models in ``folder``; raises :class:`CheckFailed` for other slates."""
+    bundle, plain = folder / BUNDLE, (folder / PLAIN_RANKER).read_bytes()
+    with Engine.load(bundle, EngineConfig(provider="cpu", rank_candidates=N_CANDIDATES)) as engine:
+        by_hand = Pipeline(open_bundle(bundle), plain, K, N_CANDIDATES, DIVERSITY)
         users = [user for user in engine.user_ids() if len(by_hand.histories[user])]
         ways: dict[str, Way] = {
             ENGINE: lambda users: engine.recommend_many(map(_request, users)),
@@ -163,14 +173,20 @@ def time_batch(ways: dict[str, Way], users: Sequence[str], batch: int, seconds: 
     """Returns medians of a call in ms, slates per second of each way, and the ratio of throughputs."""
     order = np.random.default_rng(7)
     times: dict[str, list[float]] = {name: [] for name in ways}
+    ratios: list[float] = []
     end = time.perf_counter() + seconds
-    while not times[ENGINE] or time.perf_counter() < end:
-        asked = [users[i] for i in order.integers(0, len(users), batch)]
+    while not ratios or time.perf_counter() < end:
+        asked = [[users[i] for i in order.integers(0, len(users), batch)] for _ in range(PER_TURN // batch)]
+        spent = {}
         for name, way in ways.items():
-            start = time.perf_counter()
-            way(asked)
-            times[name].append((time.perf_counter() - start) * 1e3)
-    ratios = [theirs / ours for ours, theirs in zip(times[ENGINE], times[BY_HAND], strict=True)]
+            calls = []
+            for some in asked:
+                start = time.perf_counter()
+                way(some)
+                calls.append((time.perf_counter() - start) * 1e3)
+            times[name] += calls
+            spent[name] = sum(calls)
+        ratios.append(spent[BY_HAND] / spent[ENGINE])
     found = {name: percentiles(np.array(values), [50, 99]) for name, values in times.items()}
     return {
         "batch": batch,

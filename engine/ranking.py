@@ -21,6 +21,7 @@ from recserve.errors import InvalidRequest, nearest
 # The values of ``predict`` besides the targets: click probability at this moment, and no second stage at all.
 CONTEXT, RETRIEVAL = "context", "retrieval"
 MAX_WEIGHTS = 32
+_INT32_MAX = np.int32(0x7FFFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +157,14 @@ def best_first(
     scores: NDArray[np.float32], items: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Returns both in descending order of score, ties in the order of ``item_index``."""
-    order = np.argsort(-scores)
-    ordered = scores[order]
-    # Two keys take eight times as long, and are needed for ties alone.
-    if (ordered[1:] == ordered[:-1]).any():
-        order = np.lexsort((items, -scores))
-    return scores[order], items[order]
+    # One integer for both, the score (as an integer that falls as it grows) above the item: NumPy sorts such
+    # with vector instructions, and there are no ties to settle. 0.0 is added to make −0.0 a 0.0.
+    bits = (scores + np.float32(0.0)).view(np.int32)
+    keys = (~(bits ^ (bits >> 31) & _INT32_MAX)).astype(np.int64) << 32 | items
+    keys.sort()
+    bits = ~(keys >> 32).astype(np.int32)
+    ordered = (bits ^ (bits >> 31) & _INT32_MAX).view(np.float32)
+    return ordered, (keys & 0xFFFFFFFF).astype(np.int32)
 
 
 def refuse_without_ranker(request: Request) -> None:

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recserve.engine.bundle import BundleWriter, layout
 from recserve.engine.bundle.ranker_entry import (
@@ -63,7 +64,8 @@ class _Graph(nn.Module):
     def forward(
         self, user: Tensor, candidates: Tensor, history: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
-        items = tuple(getattr(self, f"item_table_{i}")[candidates] for i in range(self.n_tables))
+        # Not by brackets, whose operator is several times as slow.
+        items = tuple(F.embedding(candidates, getattr(self, f"item_table_{i}")) for i in range(self.n_tables))
         # What the model does not read is no input: a graph would ask for it to know the size of the batch.
         history = torch.full_like(user[:, :1], -1) if history is None else history
         context = user[:, :0] if context is None else context

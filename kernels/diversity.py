@@ -100,21 +100,44 @@ def check_choice(
             found=checks.kind_of(candidates),
             expected=f"shape {scores.shape}, as the scores have",
         )
-    checks.check_items("candidates", np.maximum(candidates, 0).ravel(), max(n_items, 1))
-    if not np.isfinite(scores[candidates >= 0]).all():
-        raise InvalidRequest("scores", found="NaN or infinite", expected="a finite score for every candidate")
     if not 0.0 <= weight <= 1.0:
         raise InvalidRequest(name, found=weight, expected="a number from 0 to 1")
     pinned = np.zeros(len(scores), np.int32) if n_pinned is None else n_pinned
     if not isinstance(pinned, np.ndarray) or pinned.dtype != np.int32 or pinned.shape != (len(scores),):
         raise InvalidRequest("n_pinned", found=checks.kind_of(pinned), expected="int32 of shape (batch,)")
-    there = np.cumprod(candidates >= 0, axis=1).sum(axis=1)
-    if np.any((pinned < 0) | (pinned > there)):
-        raise InvalidRequest("n_pinned", found=pinned.tolist(), expected="at most the candidates of a row")
     arrays = (np.ascontiguousarray(array) for array in (scores, candidates, pinned))
     scores, candidates, pinned = map(checks.read_only, arrays)
+    wrong = _what_is_wrong(scores, candidates, pinned, max(n_items, 1))
+    if wrong == NO_ITEM:
+        checks.check_items("candidates", np.maximum(candidates, 0).ravel(), max(n_items, 1))
+    if wrong == NOT_FINITE:
+        raise InvalidRequest("scores", found="NaN or infinite", expected="a finite score for every candidate")
+    if wrong == PINNED:
+        raise InvalidRequest("n_pinned", found=pinned.tolist(), expected="at most the candidates of a row")
     groups = check_caps(caps, n_items)
     return scores, candidates, checks.check_k(k), np.float32(weight), *groups, pinned
+
+
+# What _what_is_wrong finds; one pass of a kernel takes a tenth of the time of NumPy's six.
+FINE, NO_ITEM, NOT_FINITE, PINNED = 0, 1, 2, 3
+
+
+@kernel
+def _what_is_wrong(scores, candidates, n_pinned, n_items):
+    wrong = FINE
+    for slate in range(candidates.shape[0]):
+        n_there = candidates.shape[1]
+        for i in range(candidates.shape[1]):
+            item = candidates[slate, i]
+            if item >= n_items:
+                return NO_ITEM
+            if item < 0:
+                n_there = min(n_there, i)
+            elif not np.isfinite(scores[slate, i]):
+                wrong = NOT_FINITE
+        if wrong == FINE and not 0 <= n_pinned[slate] <= n_there:
+            wrong = PINNED
+    return wrong
 
 
 def unit_scores(scores: Scores, items: Indices, n_pinned: Indices | None = None) -> Scores:
@@ -122,15 +145,23 @@ def unit_scores(scores: Scores, items: Indices, n_pinned: Indices | None = None)
 
     scores, items: (batch, n); no candidate (−1) has 0, and neither have the first n_pinned, (batch,) int32.
     """
-    ranked = items >= 0
-    if n_pinned is not None:
-        ranked &= np.arange(items.shape[1]) >= n_pinned[:, None]
-    low = np.where(ranked, scores, np.inf).min(axis=1, keepdims=True)
-    high = np.where(ranked, scores, -np.inf).max(axis=1, keepdims=True)
-    span = np.maximum(high - low, np.float32(1e-12))
-    scaled = np.zeros_like(scores)
-    np.divide(scores - low, span, out=scaled, where=ranked)
+    pinned = np.zeros(len(scores), np.int32) if n_pinned is None else n_pinned
+    scaled = np.empty_like(scores)
+    _scale(*map(checks.read_only, (scores, items, pinned)), scaled)
     return scaled
+
+
+@kernel
+def _scale(scores, items, n_pinned, scaled):
+    for row in range(scores.shape[0]):
+        low, high = np.float32(np.inf), np.float32(-np.inf)
+        for i in range(n_pinned[row], scores.shape[1]):
+            if items[row, i] >= 0:
+                low, high = min(low, scores[row, i]), max(high, scores[row, i])
+        span = max(high - low, np.float32(1e-12))
+        for i in range(scores.shape[1]):
+            is_ranked = items[row, i] >= 0 and i >= n_pinned[row]
+            scaled[row, i] = (scores[row, i] - low) / span if is_ranked else np.float32(0.0)
 
 
 @kernel
@@ -233,11 +264,17 @@ def _choose_dpp(vectors, scores, candidates, k, diversity, cap_indptr, cap_group
         inverse[:], residuals[:], known[:] = -1.0, 1.0, 0
         for i in range(n):
             gains[i] = (1.0 - diversity) * scores[slate, i] if free[i] else 0.0
+        # Where the scores fall, what was never brought up to date stands in order behind what was.
+        n_touched = n_pinned[slate] if _falls(scores[slate], n_pinned[slate]) else n
         rank = 0  # of the similarities of those chosen: a pinned copy of another adds none
         independent = diversity > 0
         for place in range(k):
             best = place if place < n_pinned[slate] else -1
             for i in range(n if best < 0 and independent else 0):
+                if i >= n_touched:
+                    if free[i] and best >= 0 and gains[i] < gains[best]:
+                        break
+                    n_touched = i + 1
                 if free[i] and (
                     best < 0
                     or _precedes(gains[i], candidates[slate, i], gains[best], candidates[slate, best])
@@ -269,6 +306,15 @@ def _choose_dpp(vectors, scores, candidates, k, diversity, cap_indptr, cap_group
                 if residuals[best] > MIN_RESIDUAL:
                     picked[rank] = best
                     rank += 1
+
+
+@kernel
+def _falls(scores, start):
+    """Whether no score from ``start`` on is larger than the one before it."""
+    n_rises = 0
+    for i in range(start + 1, scores.shape[0]):
+        n_rises += scores[i] > scores[i - 1]
+    return n_rises == 0
 
 
 @kernel

@@ -9,7 +9,7 @@ from numba.core.dispatcher import Dispatcher
 
 from recserve.kernels.calibrated import Categories, calibrated
 from recserve.kernels.checks import read_only
-from recserve.kernels.diversity import dpp, mmr
+from recserve.kernels.diversity import dpp, mmr, unit_scores
 from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex
@@ -38,7 +38,7 @@ def warmup() -> None:
     index.search(vectors, 2, exclude=lists, allow=np.ones(3, np.bool_), bias=np.zeros(3, np.float32))
     scores, candidates = index.search(vectors, 2)
     mmr(scores, candidates, vectors, 2, diversity=0.5)
-    dpp(scores, candidates, vectors, 2, diversity=0.5)
+    dpp(unit_scores(scores, candidates), candidates, vectors, 2, diversity=0.5)
     categories = Categories(lists[0], lists[1], 3)
     calibrated(scores, candidates, categories, np.ones((3, 3), np.float32), 2, weight=0.5)
     nearest_of(vectors, np.array([0], np.int32), np.array([1, 2], np.int32), 2)

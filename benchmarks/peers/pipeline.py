@@ -1,8 +1,11 @@
 """The two-stage pipeline as a good programmer writes it: ONNX Runtime, NumPy and Python, no engine.
 
-It reads the same bundle: the same graphs with the same options of ONNX Runtime, one more for MatMul and TopK
-over the catalogue, a greedy determinantal point process by whole rows of NumPy (the algorithm of Chen, Zhang,
-Zhou, 2018), cosines as explanations, and dictionaries as the answer.
+What it does for each user id: the stored history; the bundle's encoder graph; MatMul and TopK over the
+catalogue as one more graph, for so many more than 500 as the longest history may take out; the ranker as
+torch exports it (plain_ranker.py), all users of a batch in one run, and its calibration; a greedy
+determinantal point process by whole rows of NumPy (the algorithm of Chen, Zhang, Zhou, 2018); the three
+nearest items of the history as explanation, with reasons; dictionaries as the answer. ONNX Runtime has the
+options that the engine gives it. It checks no input, knows no rules, deadlines, warnings or stage times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +33,11 @@ Answer = list[dict[str, Any]]
 class Pipeline:
     """Answers user ids with slates of ``k`` out of ``n_candidates``; everything is loaded beforehand."""
 
-    def __init__(self, bundle: Bundle, k: int, n_candidates: int, diversity: float) -> None:
-        """Raises :class:`InvalidRequest` for a bundle without what the pipeline is of."""
+    def __init__(self, bundle: Bundle, ranker: bytes, k: int, n_candidates: int, diversity: float) -> None:
+        """``ranker``: a plain export of the bundle's.
+
+        Raises :class:`InvalidRequest` for a bundle without what the pipeline is of.
+        """
         entry, manifest = bundle.manifest.ranker, bundle.manifest
         if entry is None or entry.calibration["click"].method != SIGMOID:
             raise InvalidRequest("bundle", found=manifest.model, expected="one with a ranker scaled by Platt")
@@ -42,9 +48,9 @@ class Pipeline:
         self.table = ort.OrtValue.ortvalue_from_numpy(np.asarray(bundle.item_embeddings))
         variant = manifest.variants[manifest.default_variant]
         self.encoder = runtime.open(variant.query_encoder, {layout.ITEM_EMBEDDINGS_INITIALIZER: self.table})
-        self.ranker = runtime.open(entry.graph)
-        self.ranker_inputs = {node.name for node in self.ranker.get_inputs()}
-        self.top_k = _top_k(np.asarray(bundle.item_embeddings), session_options(config))
+        options = session_options(config)
+        self.ranker = ort.InferenceSession(ranker, options, providers=["CPUExecutionProvider"])
+        self.top_k = _top_k(np.asarray(bundle.item_embeddings), options)
         self.max_history, self.ranker_history = manifest.inputs.max_history, entry.max_history
         [scale], [offset] = entry.calibration["click"].x, entry.calibration["click"].y
         self.scale, self.offset = scale, offset
@@ -94,8 +100,7 @@ class Pipeline:
             layout.CANDIDATES_INPUT: candidates,
             layout.HISTORY_INPUT: _pad(histories, self.ranker_history).astype(np.int64),
         }
-        given = {name: inputs[name] for name in self.ranker_inputs}
-        logits = self.ranker.run([layout.LOGITS_OUTPUT], given)[0][:, :, 0].astype(np.float64)
+        logits = self.ranker.run([layout.LOGITS_OUTPUT], inputs)[0][:, :, 0].astype(np.float64)
         clicks: NDArray[np.float32] = (1 / (1 + np.exp(-self.scale * logits - self.offset))).astype(
             np.float32
         )

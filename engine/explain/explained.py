@@ -37,7 +37,7 @@ class Explained:
         """Gives the items their names."""
         n, m = len(self.base), self.history.shape[1]
         ids = bundle.catalogue.vocabulary.ids(self.history.ravel())
-        values = self.values.tolist() or [[]] * n
+        contributions = tuple(map(Contribution, ids, self.values.ravel().tolist()))
         n_named = (self.values[:, :MAX_NAMED] > self._least).sum(axis=1).tolist() or [0] * n
         reasons: list[tuple[Reason, ...]] = [()] * n
         for code, mark in self.marks.items():
@@ -46,11 +46,11 @@ class Explained:
         code = ReasonCode.SIMILAR_TO if self.method == SIMILARITY else ReasonCode.BECAUSE_YOU_HAD
         explanations = []
         for row, base in enumerate(self.base.tolist()):
-            own = ids[row * m : row * m + m]
+            first = row * m
             if n_named[row]:
-                reasons[row] += (Reason(code, tuple(own[: n_named[row]])),)
-            contributions = tuple(map(Contribution, own, values[row]))
-            explanations.append(Explanation(reasons[row] or FOR_YOU, contributions, self.method, base))
+                reasons[row] += (Reason(code, tuple(ids[first : first + n_named[row]])),)
+            own = contributions[first : first + m]
+            explanations.append(Explanation(reasons[row] or FOR_YOU, own, self.method, base))
         return explanations
 
     @property

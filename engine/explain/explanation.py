@@ -36,7 +36,8 @@ class Reason:
     item_ids: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, nor is an explanation: a slate has eighty of them, and freezing triples the time that takes.
+@dataclass(slots=True)
 class Contribution:
     """What one item of the user's own history says for an item of the slate (or, below 0, against it)."""
 
@@ -44,7 +45,7 @@ class Contribution:
     value: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Explanation:
     """Why an item is in a slate: at least one reason, and contributions, largest first.
 

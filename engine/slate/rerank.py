@@ -152,6 +152,7 @@ def _finish(row: Candidates, slate: Items) -> tuple[Scores, Items]:
         for rank, item in row.plan.pins:
             order.insert(rank - 1, item)
         chosen = np.array(order, np.int32)
-    places = np.argsort(row.items)
-    scores = row.scores[places[np.searchsorted(row.items, chosen, sorter=places)]]
-    return scores, chosen
+    if not len(chosen):
+        return row.scores[:0], chosen
+    # Many comparisons, and yet a fifth of the time of sorting the candidates.
+    return row.scores[(row.items == chosen[:, None]).argmax(axis=1)], chosen

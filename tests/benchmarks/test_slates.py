@@ -14,14 +14,14 @@ from recserve.errors import CheckFailed
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("slates")
-    slates.make_bundle(folder, folder / "bundle", 1500)
-    return folder / "bundle"
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slates") / "models"
+    slates.make_models(folder, 1500)
+    return folder
 
 
-def test_both_ways_give_the_same_slates(bundle: Path) -> None:
-    result = json.loads(json.dumps(slates.measure(bundle, 0.05), allow_nan=False))
+def test_both_ways_give_the_same_slates(models: Path) -> None:
+    result = json.loads(json.dumps(slates.measure(models, 0.05), allow_nan=False))
     assert result["n_checked"] == 256
     assert [row["batch"] for row in result["rows"]] == [1, 32]
     assert {"retrieve", "rank", "rerank", "explain"} < set(result["stages_us"]["1"])
@@ -30,9 +30,10 @@ def test_both_ways_give_the_same_slates(bundle: Path) -> None:
     assert len(bars.rows) == 3
 
 
-def test_another_slate_is_told(bundle: Path) -> None:
+def test_another_slate_is_told(models: Path) -> None:
+    bundle, plain = models / slates.BUNDLE, (models / slates.PLAIN_RANKER).read_bytes()
     with Engine.load(bundle, EngineConfig(provider="cpu")) as engine:
-        other = Pipeline(open_bundle(bundle), slates.K, slates.N_CANDIDATES, slates.DIVERSITY / 2)
+        other = Pipeline(open_bundle(bundle), plain, slates.K, slates.N_CANDIDATES, slates.DIVERSITY / 2)
         users = [user for user in engine.user_ids() if len(other.histories[user])]
         with pytest.raises(CheckFailed, match="by hand"):
             slates.check_same(engine, other, users)

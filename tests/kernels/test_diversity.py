@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recserve.errors import InvalidRequest
 from recserve.kernels import Caps, dpp, mmr, reference
+from recserve.kernels.diversity import unit_scores
 
 law = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -31,6 +32,34 @@ def test_equals_the_reference(seed: int, n: int, k: int, diversity: float) -> No
         slate = {"mmr": mmr, "dpp": dpp}[name](*arguments, k, diversity=diversity)
         assert slate.dtype == np.int32
         np.testing.assert_array_equal(slate, getattr(reference, name)(*arguments, k, diversity=diversity))
+
+
+@law
+@given(st.integers(0, 10**6), st.integers(0, 10), st.integers(1, 12), st.sampled_from((0.0, 0.3, 0.7, 1.0)))
+def test_falling_scores_equal_the_reference(seed: int, n: int, k: int, diversity: float) -> None:
+    """The case in which the kernel need not look at all candidates; caps refuse some of the best."""
+    scores, candidates, vectors = slates(seed, n)
+    # Few values: ties among the best.
+    scores = -np.sort(-np.round(scores, 1), axis=1)
+    caps = caps_of(seed, (0, 1, 2))
+    for of in (None, caps):
+        slate = dpp(scores, candidates, vectors, k, diversity=diversity, caps=of)
+        expected = reference.dpp(scores, candidates, vectors, k, diversity=diversity, caps=of)
+        np.testing.assert_array_equal(slate, expected)
+
+
+@law
+@given(st.integers(0, 10**6), st.integers(1, 10), st.integers(0, 3))
+def test_unit_scores_reach_from_0_to_1(seed: int, n: int, n_pinned: int) -> None:
+    scores, candidates, _ = slates(seed, n)
+    pinned = np.full(len(scores), n_pinned, np.int32)
+    scaled = unit_scores(scores, candidates, pinned)
+    for row, items, found in zip(scores, candidates, scaled, strict=True):
+        ranked = (items >= 0) & (np.arange(n) >= n_pinned)
+        assert not found[~ranked].any()
+        if ranked.any():
+            low, span = row[ranked].min(), np.ptp(row[ranked])
+            np.testing.assert_allclose(found[ranked], (row[ranked] - low) / max(span, 1e-12), rtol=1e-6)
 
 
 def caps_of(seed: int, limits: tuple[int, ...]) -> Caps:

@@ -237,12 +237,26 @@ def pooled(vectors: Tensor, real: Tensor) -> Tensor:
     return (vectors * weights).sum(dim=-2) / weights.sum(dim=-2).clamp(min=1).sqrt()
 
 
-def perceptron(widths: list[int], out: int, dropout: float) -> nn.Sequential:
+class Perceptron(nn.Sequential):
+    """Layers over the last dimension; what is before it is one dimension for them.
+
+    ONNX Runtime fuses product, bias and ReLU of a matrix, and of nothing with more dimensions.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns (*S, out) of ``inputs`` (*S, width)."""
+        outputs = inputs.flatten(0, -2)
+        for layer in self:
+            outputs = layer(outputs)
+        return outputs.view(*inputs.shape[:-1], -1)
+
+
+def perceptron(widths: list[int], out: int, dropout: float) -> Perceptron:
     """Returns what follows a first layer of ``widths[0]``: ReLU, dropout and a layer for each next width."""
     layers: list[nn.Module] = []
     for width, following in zip(widths, [*widths[1:], out], strict=True):
         layers += [nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, following)]
-    return nn.Sequential(*layers)
+    return Perceptron(*layers)
 
 
 def pairwise(fields: Tensor) -> Tensor:
