@@ -6,7 +6,8 @@ cannot be answered before their deadline are dropped *before* anything is comput
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 from recserve.engine.brownout import Brownout
@@ -18,6 +19,11 @@ EWMA_WEIGHT = 0.2
 ESTIMATE_HALF_LIFE_SECONDS = 1.0
 # A batch closes so long before its tightest deadline demands it: at that very moment the call would be late.
 CLOSE_EARLY_SECONDS = 0.001
+DELAYS_MS = MappingProxyType({"grpcio": 3.0, "native": 0.0})
+# An adaptive delay for each row that a batch has had of late: about what a call costs the thread of grpcio.
+DELAY_SECONDS_PER_ROW = 0.0001
+# With fewer rows than this in a batch nobody is expected: who is there waits for an answer.
+COMPANY = 1.5
 PRIORITIES = 4
 # Less urgent classes wait, or are late, rather than take a cheaper answer.
 DEGRADABLE_PRIORITIES = 2
@@ -35,12 +41,13 @@ class BatcherConfig:
     max_size: int = 64
     """Most calls in one batch; 1 switches batching off."""
 
-    max_delay_ms: float = 0.0
-    """How long the oldest call waits for company. 0 takes what is there: under load batches form by
-    themselves while the one before is computed."""
+    max_delay_ms: float | None = None
+    """How long the oldest call waits for company, at most. 0 takes what is there: under load batches form by
+    themselves while the one before is computed. Not given: 3 over grpcio, whose calls arrive one by one on a
+    thread that every batch takes the interpreter from; 0 over native, whose calls arrive in batches."""
 
     adaptive_delay: bool = True
-    """Wait only as long as calls arrive fast enough to fill the batch; not at all when none is expected."""
+    """Wait the shorter the fewer calls the last batches had; not at all for callers who come one by one."""
 
     preferred_sizes: tuple[int, ...] = ()
     """Batch sizes that the model runs best at: a batch is cut to the largest that is full."""
@@ -69,7 +76,7 @@ class BatcherConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"batcher.{name}", found=getattr(self, name), expected="1 or more")
         for name in ("max_delay_ms", "normal_wait_ms"):
-            if not 0 <= getattr(self, name) <= 1000:
+            if not 0 <= (getattr(self, name) or 0) <= 1000:
                 raise ConfigError(f"batcher.{name}", found=getattr(self, name), expected="0 to 1000")
         if not self.stuck_seconds > 0:
             raise ConfigError("batcher.stuck_seconds", found=self.stuck_seconds, expected="above 0")
@@ -77,6 +84,10 @@ class BatcherConfig:
             raise ConfigError(
                 "batcher.preferred_sizes", found=self.preferred_sizes, expected=f"each 1 to {self.max_size}"
             )
+
+    def over(self, transport: str) -> "BatcherConfig":
+        """Returns the settings with the delay that suits ``transport``, where none is given."""
+        return self if self.max_delay_ms is not None else replace(self, max_delay_ms=DELAYS_MS[transport])
 
 
 class Waiting(Protocol):
@@ -95,27 +106,22 @@ W = TypeVar("W", bound=Waiting)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the policy knows of the past: ``batch_seconds`` and ``arrivals_per_second``, running means."""
+    """What the policy knows of the past: ``batch_seconds`` and the ``rows`` of one, as running means."""
 
     batch_seconds: float = 0.0
     measured_at: float = 0.0
-    arrivals_per_second: float = 0.0
+    rows: float = 0.0
 
     def expected_seconds(self, now: float) -> float:
         """Returns how long a batch takes, as far as that is still believed."""
         return float(self.batch_seconds * 0.5 ** ((now - self.measured_at) / ESTIMATE_HALF_LIFE_SECONDS))
 
-    def after_batch(self, seconds: float, now: float) -> "Rates":
-        """Returns the rates after a batch that took ``seconds``."""
-        known = self.batch_seconds > 0
-        mean = self.batch_seconds + EWMA_WEIGHT * (seconds - self.batch_seconds) if known else seconds
-        return Rates(mean, now, self.arrivals_per_second)
-
-    def after_arrivals(self, n: int, seconds: float) -> "Rates":
-        """Returns the rates after ``n`` arrivals within ``seconds``."""
-        rate = n / max(seconds, 1e-6)
-        mean = self.arrivals_per_second + EWMA_WEIGHT * (rate - self.arrivals_per_second)
-        return Rates(self.batch_seconds, self.measured_at, mean)
+    def after_batch(self, n_rows: int, seconds: float, now: float) -> "Rates":
+        """Returns the rates after a batch of ``n_rows`` that took ``seconds``."""
+        if self.batch_seconds == 0:
+            return Rates(seconds, now, n_rows)
+        mean = self.batch_seconds + EWMA_WEIGHT * (seconds - self.batch_seconds)
+        return Rates(mean, now, self.rows + EWMA_WEIGHT * (n_rows - self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,25 +159,24 @@ def decide(
     if n == 0:
         return full
     target = max(config.preferred_sizes, default=config.max_size)
-    if n < target and config.max_delay_ms > 0:
+    delay = delay_seconds(config, rates) if n < target else 0.0
+    if delay:
         oldest = min(entry.received_at for entry in full.take)
         tightest = min(entry.deadline for entry in full.take)
         demanded_at = tightest - (finished_at - now) - CLOSE_EARLY_SECONDS
-        close_at = min(oldest + delay_seconds(n, target, config, rates), demanded_at)
+        close_at = min(oldest + delay, demanded_at)
         if now < close_at:
             return Decision(consumed=(0,) * len(classes), wake_at=close_at)
     size = max((size for size in config.preferred_sizes if size <= n), default=n)
     return full if size == n else _scan(classes, size, finished_at, degrade_until, beyond)
 
 
-def delay_seconds(n: int, target: int, config: BatcherConfig, rates: Rates) -> float:
-    """Returns how long ``n`` waiting entries wait for ``target``."""
-    longest = config.max_delay_ms / 1000
+def delay_seconds(config: BatcherConfig, rates: Rates) -> float:
+    """Returns how long the oldest call waits for company."""
+    longest = (config.max_delay_ms or 0) / 1000
     if not config.adaptive_delay:
         return longest
-    if rates.arrivals_per_second * longest < 1:
-        return 0.0  # Nobody is expected within that time: waiting would only cost.
-    return min(longest, (target - n) / rates.arrivals_per_second)
+    return min(longest, rates.rows * DELAY_SECONDS_PER_ROW) if rates.rows >= COMPANY else 0.0
 
 
 def _scan(

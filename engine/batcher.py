@@ -23,6 +23,9 @@ from recserve.errors import Overloaded, RecserveError, Unavailable
 
 log = structlog.get_logger("recserve.batcher")
 
+# How soon is seen that a batch which waits for company is full.
+LOOK_SECONDS = 0.0005
+
 
 class Entry(Protocol):
     """One call that waits; ``priority`` 0 is the most urgent; times are those of ``time.monotonic``."""
@@ -85,7 +88,6 @@ class Batcher(Generic[E]):
         self._brownout = Brownout() if answer_degraded is not None and config.brownout else None
         self._breaker = CLOSED
         self._on_stuck = on_stuck
-        self._looked_at = clock()
         self._closed = False
         self._counters = Counters(
             *("batches", "rows", "degraded_rows", "late_rows", "gone_rows"),
@@ -158,7 +160,7 @@ class Batcher(Generic[E]):
                     self._watch_the_waiting(decision, now)
                     return decision
                 if decision.wake_at is not None:
-                    self._wait(max(0.0, decision.wake_at - now))
+                    self._pause(decision.wake_at - now)
                 elif self._closed:
                     return None
                 else:
@@ -168,7 +170,7 @@ class Batcher(Generic[E]):
         if self._brownout is None or not (decision.take or decision.degrade):
             return
         oldest = min(entry.received_at for entry in (*decision.take, *decision.degrade))
-        shortest = (self._config.normal_wait_ms + self._config.max_delay_ms) / 1000
+        shortest = (self._config.normal_wait_ms + (self._config.max_delay_ms or 0)) / 1000
         waited = now - oldest > normal_wait(self._rates.expected_seconds(now), shortest)
         before = self._brownout.is_on
         self._brownout = self._brownout.after(waited or (before and bool(decision.degrade)), now)
@@ -181,14 +183,13 @@ class Batcher(Generic[E]):
         except Empty:
             return
 
+    def _pause(self, seconds: float) -> None:
+        """Lets others come; not woken by each of them, which would hold up the thread that brings them."""
+        time.sleep(min(max(seconds, 0.0), LOOK_SECONDS))
+
     def _drain_inbox(self) -> None:
-        n = self._inbox.qsize()
-        for _ in range(n):
+        for _ in range(self._inbox.qsize()):
             self._take_in(self._inbox.get_nowait())
-        if self._config.max_delay_ms > 0:
-            now = self._clock()
-            self._rates = self._rates.after_arrivals(n, now - self._looked_at)
-            self._looked_at = now
 
     def _take_in(self, entry: E | None) -> None:
         if entry is None:
@@ -246,7 +247,7 @@ class Batcher(Generic[E]):
         self._note(failed=not could)
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
-        self._rates = self._rates.after_batch(end - start, end)
+        self._rates = self._rates.after_batch(len(batch), end - start, end)
         self._counters.add(batches=1, rows=len(batch))
 
     def _degrade(self, batch: list[E]) -> None:

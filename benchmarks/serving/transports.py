@@ -42,7 +42,12 @@ def serving(name: str, transport: str, options: argparse.Namespace, *more: str) 
         command += ["--transport", transport, "--provider", "cpu", *more]
     else:
         command = ["recserve.benchmarks.serving.echo", name, transport]
-    settings = {"THREADS": options.batcher_threads, "MAX_SIZE": 1 if name == UNBATCHED else None}
+    # Without a brown-out: popular items, which cost next to nothing, are no answers of the model.
+    settings = {
+        "BROWNOUT": "false",
+        "THREADS": options.batcher_threads,
+        "MAX_SIZE": 1 if name == UNBATCHED else None,
+    }
     extra = {f"RECSERVE__BATCHER__{key}": str(value) for key, value in settings.items() if value is not None}
     with running(f"server {name} over {transport}", command, extra) as server:
         yield server.address

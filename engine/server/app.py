@@ -71,7 +71,7 @@ class Server:
         http: HttpConfig | None = None,
     ) -> None:
         self._config = config
-        self._batcher_config = batcher or BatcherConfig()
+        self._batcher_config = (batcher or BatcherConfig()).over(config.transport)
         # Who fills it, and what answers, is not the server's matter.
         self.router = router or Router(Registry())
         self.admin_address = ""

@@ -50,7 +50,7 @@ rates = st.builds(
     Rates,
     batch_seconds=st.floats(0, 1),
     measured_at=st.floats(NOW - 2, NOW),
-    arrivals_per_second=st.floats(0, 1e5),
+    rows=st.floats(0, 64),
 )
 
 
@@ -85,7 +85,7 @@ def test_waiting_ends_when_it_was_said(queue: list[list[Row]], config: BatcherCo
     decision = decide(queue, NOW, config, known)
     if decision.wake_at is not None:
         # The estimate as it was: one that has faded lets a batch wait for longer.
-        frozen = Rates(known.expected_seconds(NOW), decision.wake_at, known.arrivals_per_second)
+        frozen = Rates(known.expected_seconds(NOW), decision.wake_at, known.rows)
         assert decide(queue, decision.wake_at, config, frozen).take
 
 
@@ -127,10 +127,10 @@ def test_an_entry_that_cannot_finish_in_time_is_late_before_it_is_computed() -> 
 
 
 def test_an_estimate_fades_when_nothing_confirms_it() -> None:
-    slow = Rates().after_batch(10.0, NOW)
+    slow = Rates().after_batch(1, 10.0, NOW)
     row = Row(deadline=NOW + 1.1 + 10 * ESTIMATE_HALF_LIFE_SECONDS)
     assert decide([[row]], NOW + 10 * ESTIMATE_HALF_LIFE_SECONDS, BatcherConfig(), slow).take == [row]
-    assert slow.after_batch(0.0, NOW).batch_seconds == pytest.approx(8.0)
+    assert slow.after_batch(1, 0.0, NOW).batch_seconds == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize(("n", "taken"), [(3, 3), (4, 4), (5, 4), (7, 4), (8, 8), (9, 8)])
@@ -151,13 +151,19 @@ def test_nobody_waits_past_what_its_deadline_allows() -> None:
     assert decide([[Row(deadline=NOW + 0.3)]], NOW, config, known).wake_at == pytest.approx(NOW + 0.2)
 
 
-def test_the_delay_follows_the_arrivals() -> None:
-    config = BatcherConfig(max_size=10, max_delay_ms=100.0)
-    # Fewer than one expected within the delay: no reason to wait.
-    assert delay_seconds(1, 10, config, Rates(arrivals_per_second=9.0)) == 0
-    assert delay_seconds(1, 10, config, Rates(arrivals_per_second=1000.0)) == pytest.approx(0.009)
-    assert delay_seconds(1, 10, config, Rates(arrivals_per_second=20.0)) == pytest.approx(0.1)
-    assert Rates().after_arrivals(10, 0.01).arrivals_per_second == pytest.approx(200.0)
+def test_the_delay_follows_what_batches_had_of_late() -> None:
+    config = BatcherConfig(max_delay_ms=3.0)
+    # Callers who come one by one: each waits for its answer, nobody else is there.
+    assert delay_seconds(config, Rates()) == delay_seconds(config, Rates(rows=1.4)) == 0
+    assert delay_seconds(config, Rates(rows=8.0)) == pytest.approx(0.0008)
+    assert delay_seconds(config, Rates(rows=60.0)) == pytest.approx(0.003)
+    assert Rates(rows=1.0, batch_seconds=1.0).after_batch(11, 1.0, NOW).rows == pytest.approx(3.0)
+
+
+def test_each_transport_has_a_delay_that_a_setting_overrules() -> None:
+    assert BatcherConfig().over("grpcio").max_delay_ms == 3.0
+    assert BatcherConfig().over("native").max_delay_ms == 0.0
+    assert BatcherConfig(max_delay_ms=0.0).over("grpcio").max_delay_ms == 0.0
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def model_config(model: ServedModel, batcher: BatcherConfig) -> pb.ModelConfig:
         ],
         dynamic_batching=pb.ModelDynamicBatching(
             preferred_batch_size=batcher.preferred_sizes,
-            max_queue_delay_microseconds=round(batcher.max_delay_ms * 1000),
+            max_queue_delay_microseconds=round((batcher.max_delay_ms or 0) * 1000),
             priority_levels=PRIORITIES,
             default_priority_level=DEFAULT_PRIORITY,
             default_queue_policy=pb.ModelQueuePolicy(
