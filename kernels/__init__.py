@@ -1,8 +1,8 @@
 """Exact top-K scoring, compiled by Numba.
 
-The kernels know arrays: item vectors, query embeddings, item indices. They are serial, release the GIL and
-never start threads. Nothing compiles at import; :func:`warmup` compiles or loads everything before the first
-request.
+The kernels know arrays: item vectors, query embeddings, item indices. They are serial and release the GIL; no
+thread is started but for ``search(..., threads=n)``. Nothing compiles at import; :func:`warmup` compiles or
+loads everything before the first request.
 """
 
 from recserve.kernels.als import als_step

@@ -72,8 +72,8 @@ def refuse_row(name: str, vectors: npt.NDArray[np.float32], row: int) -> Invalid
     )
 
 
-def check_k(k: int) -> int:
-    """Returns the wanted list length as an int of at least 1."""
+def check_k(k: int, name: str = "k") -> int:
+    """Returns a count, of itself the wanted list length, as an int of at least 1."""
     if type(k) is int and k >= 1:
         return k
     try:
@@ -81,7 +81,7 @@ def check_k(k: int) -> int:
     except TypeError:
         length = 0
     if length < 1:
-        raise InvalidRequest("k", found=k, expected="an integer of at least 1")
+        raise InvalidRequest(name, found=k, expected="an integer of at least 1")
     return length
 
 

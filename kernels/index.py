@@ -13,6 +13,7 @@ from recserve.kernels import snapshot as versions
 from recserve.kernels.calibration import Calibration, measure
 from recserve.kernels.checks import FLOAT32, INT32, Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
+from recserve.kernels.helpers import search_together
 from recserve.kernels.isa import PORTABLE, Isa, choose
 from recserve.kernels.metrics import Metric
 from recserve.kernels.search import search_forms
@@ -34,8 +35,9 @@ class ItemIndex:
     in any batch, on any processor. The order of an answer is total: score descending, then item_index
     ascending.
 
-    Searches never start threads and release the GIL; one index may be searched by many threads at once, also
-    while others change it: a search answers from the version that is there when it begins.
+    Searches release the GIL and use the caller's thread alone unless ``threads`` says more; one index may be
+    searched by many threads at once, also while others change it: a search answers from the version that is
+    there when it begins.
     """
 
     def __init__(
@@ -197,6 +199,7 @@ class ItemIndex:
         allow: Allow | None = None,
         bias: Scores | None = None,
         recall: float | None = None,
+        threads: int = 1,
     ) -> tuple[Scores, Indices]:
         """Returns (scores, indices), both (batch, k), float32 and int32; short rows end in −inf and −1.
 
@@ -204,7 +207,8 @@ class ItemIndex:
         the items never to return, unsorted and repeated as they come · allow: (n_items,) or (batch,
         n_items) bool, True where an item may be returned, or a prepared filter, or one (or None) per query
         · bias: (n_items,) float32 added to the scores, within ±1e37 · recall: not given, the answer is exact;
-        else about this share of the exact answer is found, as :meth:`calibrate` has measured it. Raises
+        else about this share of the exact answer is found, as :meth:`calibrate` has measured it · threads:
+        among how many the queries are shared out, 16 each at least; the answer is the same. Raises
         InvalidRequest, naming the row, for NaN, Inf or item indices out of range.
         """
         reach = 1.0
@@ -217,7 +221,7 @@ class ItemIndex:
                     cure="Measure it first: index.calibrate(queries).",
                 )
             reach = self._calibration.choose(recall).reach
-        return self._search(queries, k, exclude, allow, bias, reach, self._counters)
+        return self._search(queries, k, exclude, allow, bias, reach, self._counters, threads)
 
     def calibrate(self, queries: Scores, k: int = 10) -> Calibration:
         """Measures what ``search(…, recall=…)`` may leave out.
@@ -245,6 +249,7 @@ class ItemIndex:
         bias: Scores | None,
         reach: float,
         counters: npt.NDArray[np.int64],
+        threads: int = 1,
     ) -> tuple[Scores, Indices]:
         """Counts its work in ``counters``, (3,) int64.
 
@@ -253,17 +258,23 @@ class ItemIndex:
         snapshot = self._snapshot
         queries = checks.check_queries(queries, self._dim)
         k = checks.check_k(k)
-        table = snapshot.table
+        table: Table = snapshot.table
+        held: tuple[npt.NDArray[Any], ...] = ()
         if exclude is not None or allow is not None or bias is not None:
             # The arrays must live until the kernel returns: a table keeps nothing alive.
-            table, _held = _with_masks_and_bias(snapshot, len(queries), exclude, allow, bias)
+            table, held = _with_masks_and_bias(snapshot, len(queries), exclude, allow, bias)
         if self._metric == "cosine":
             _norms(read_only(queries), "queries")
             queries = metrics.prepare(self._metric, queries)
         scores = np.empty((len(queries), k), FLOAT32)
         indices = np.empty((len(queries), k), INT32)
         search = self._search_few if len(queries) <= MAX_FEW else self._search_many
-        refused = search(table, queries, reach, scores, indices, counters)
+        if threads == 1:
+            refused = search(table, queries, reach, scores, indices, counters)
+        else:
+            threads = checks.check_k(threads, "threads")
+            arguments = queries, reach, scores, indices, counters
+            refused = search_together(threads, search, (snapshot, held), table, *arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
         return scores, indices

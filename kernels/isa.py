@@ -5,7 +5,6 @@ class of its own, because Numba specialises kernels by type: one scan is compile
 source, and is found again in the cache by the name of the class.
 """
 
-import platform
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from llvmlite import binding
 from numba import config
 
 from recserve.errors import InvalidRequest
+from recserve.kernels.simd import X86
 
 PORTABLE = "portable"
 
@@ -75,7 +75,7 @@ ISA_OF_BLOCKING: dict[type, Isa] = {
 
 def available() -> list[str]:
     """The names that this process can run, best first; the last is always "portable"."""
-    if config.DISABLE_JIT or platform.machine() not in ("x86_64", "AMD64"):
+    if config.DISABLE_JIT or not X86:
         return [PORTABLE]
     names = []
     for isa in ISAS.values():

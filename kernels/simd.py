@@ -5,6 +5,7 @@ only make it faster. When Numba is switched off (``NUMBA_DISABLE_JIT=1``) plain 
 same result to the last bit.
 """
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+X86 = platform.machine() in ("x86_64", "AMD64")
 DOT_LANES = 16
 CACHE_LINE_BYTES = 64
 
@@ -140,6 +142,22 @@ def _atomic_add_compiled(typing_context: Any, array: Any, position: Any, value: 
     return types.void(array, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _wait_for_change_compiled(typing_context: Any, array: Any, position: Any, value: Any, turns: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        element = builder.gep(builder.bitcast(data, POINTER), [arguments[1]], source_etype=_I64)
+        with cgutils.for_range(builder, arguments[3]) as turn:
+            found = builder.load_atomic(element, "acquire", 8, typ=_I64)
+            with builder.if_then(builder.icmp_signed("!=", found, arguments[2])):
+                turn.do_break()
+            if X86:  # a hint that spares power and the other thread of a core
+                builder.call(declare(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, types.int64), codegen
+
+
 def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
     products = left[left_row] * right[right_row]
     lanes = np.zeros(DOT_LANES, np.float32)
@@ -157,6 +175,10 @@ def _prefetch_row_python(matrix: Any, row: int) -> None:
 
 def _atomic_add_python(array: Any, position: int, value: int) -> None:
     array[position] += value
+
+
+def _wait_for_change_python(array: Any, position: int, value: int, turns: int) -> None:
+    pass
 
 
 def _trailing_zeros_python(word: int) -> int:
@@ -178,3 +200,8 @@ prefetch_row: Any = _prefetch_row_python if config.DISABLE_JIT else _prefetch_ro
 # atomic_add(array, position, value): array[position] += value of a flat int64 array, also where other threads
 # add to it meanwhile (in plain Python, which is for debugging, one thread may undo what another has added).
 atomic_add: Any = _atomic_add_python if config.DISABLE_JIT else _atomic_add_compiled
+
+# wait_for_change(array, position, value, turns): returns when array[position] of a flat int64 array, which
+# another thread writes, is not ``value`` any more, at the latest after so many turns of some 20 to 50 ns (in
+# plain Python, which would hold the interpreter lock, at once).
+wait_for_change: Any = _wait_for_change_python if config.DISABLE_JIT else _wait_for_change_compiled

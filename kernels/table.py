@@ -73,6 +73,16 @@ def put(table: Table, row: int, array: npt.NDArray[Any]) -> None:
     table[row, 1 : 1 + array.ndim] = array.shape
 
 
+def of_queries(table: Table, start: int, end: int) -> Table:
+    """The table of a search for some of the queries: words of its own for each, if there are such."""
+    n_rows, n_words = table[WORDS, 1:]
+    if n_rows == 1:
+        return table
+    part = table.copy()
+    part[WORDS] = table[WORDS, 0] + 4 * n_words * start, end - start, n_words
+    return part
+
+
 @kernel
 def tiles_in(table):
     """The tiles that are listed."""

@@ -34,7 +34,7 @@ def warmup() -> None:
     index = ItemIndex.build(vectors)
     index.upsert(np.array([0], np.int32), vectors[:1])
     index.search(vectors[:1], 2)
-    index.search(np.tile(vectors, (8, 1)), 2)
+    index.search(np.tile(vectors, (11, 1)), 2, threads=2)
     index.search(vectors, 2, exclude=lists, allow=np.ones(3, np.bool_), bias=np.zeros(3, np.float32))
     scores, candidates = index.search(vectors, 2)
     mmr(scores, candidates, vectors, 2, diversity=0.5)

@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from recserve import console
 from recserve.benchmarks.kernels import approximate, data, exclusions, limits, peers, timing
 from recserve.benchmarks.kernels.options import APPROXIMATE_DATA, Grid, Options
-from recserve.benchmarks.kernels.split import Split, speed_up
+from recserve.benchmarks.kernels.split import speed_up
 from recserve.errors import RecserveError
 from recserve.kernels import ItemIndex, warmup
 from recserve.kernels.isa import PORTABLE, choose
@@ -80,8 +81,7 @@ def _run_catalogue(
             for batch in grid.batches
             for k in grid.ks
         ]
-    split = Split(index, grid.threads)
-    methods: dict[str, peers.Search] = {timing.OURS: split.search}
+    methods: dict[str, peers.Search] = {timing.OURS: partial(index.search, threads=grid.threads)}
     methods |= peers.load(vectors, grid.threads, options.peers, _skip)
     for batch in grid.batches:
         for k in grid.ks:
@@ -89,7 +89,6 @@ def _run_catalogue(
             case["limit_ms"] = limit and limit.bound_ms(n_items, grid.dim, batch, case["scanned"])
             result["cases"].append(case)
             console.note(f"{kind} {n_items} × {grid.dim}  B{batch} K{k}  {_summary(case)}")
-    split.close()
     if (
         grid.threads == 1
         and (kind, n_items) == exclusions.CATALOGUE

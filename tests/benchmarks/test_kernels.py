@@ -22,7 +22,7 @@ from recserve.benchmarks.kernels import (
     timing,
 )
 from recserve.benchmarks.kernels.peers import EXACT, load
-from recserve.benchmarks.kernels.split import MIN_SPLIT, Split, speed_up
+from recserve.benchmarks.kernels.split import speed_up
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.kernels import ItemIndex
 from recserve.kernels.isa import PORTABLE, available
@@ -160,16 +160,9 @@ def test_every_exact_peer_gives_our_answer(name: str, catalogue: tuple[Any, Any]
         timing.check_same(name, (ours[0] + 1, ours[1]), found[name](queries[:5], 7))
 
 
-def test_a_split_batch_gives_the_answer_of_one_thread(catalogue: tuple[Any, Any]) -> None:
+def test_the_speed_up_is_one_thread_by_two(catalogue: tuple[Any, Any]) -> None:
     vectors, queries = catalogue
     index = ItemIndex.build(vectors)
-    split = Split(index, 3)
-    for batch in (1, 3 * MIN_SPLIT - 1, 3 * MIN_SPLIT, 100):
-        for found, wanted in zip(
-            split.search(queries[:batch], 9), index.search(queries[:batch], 9), strict=True
-        ):
-            assert np.array_equal(found, wanted)
-    split.close()
     row = speed_up(index, 2, queries, 64, 5, 0.0)
     assert row["ratio"] == row["one_ms"] / row["ms"] > 0
     assert row["least_ratio"] > 0
