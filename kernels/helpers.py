@@ -1,7 +1,7 @@
 """Threads that help with one search: its queries are shared out, and each part is a search of its own.
 
-To wake a thread that sleeps takes as long as to search for some queries, so a helper that has just worked, and
-a caller whose part is done, first wait inside a kernel, without the interpreter lock, for some milliseconds.
+To wake a thread that sleeps takes as long as to search for some queries, so a helper that has just worked,
+and a caller whose part is done, first wait inside a kernel, without the interpreter lock, some milliseconds.
 """
 
 import os

@@ -18,7 +18,6 @@ from recserve.kernels.emit import (
     I8,
     I16,
     I32,
-    I64,
     address,
     declare,
     every,
@@ -163,17 +162,17 @@ def passing_items(
     first_start: Any,
     start_stride: Any,
     words: Any,
-    word_rows: Any,
-    tile: Any,
+    first_word: Any,
+    word_stride: Any,
     passing: Any,
 ) -> Any:
     """Scores block ``block`` of the queries against one tile: a bit per query that an item passes.
 
     codes: flat uint8, [step][item][4] · query_codes: flat int32, [block][step][query], four signed bytes each
     · starts: flat int32, the accumulator of query i begins at starts[first_start + i * start_stride] · words:
-    flat uint32, the items that query i may get are the bits of words[word_rows[block * n_queries + i] + tile]
-    · passing: (n_queries,) uint32, written only when the result is not 0: bit j says that query i may get
-    item j and that its sum is ≥ 0.
+    flat uint32, the items that query i may get are the bits of words[first_word + i * word_stride] · passing:
+    (n_queries,) uint32, written only when the result is not 0: bit j says that query i may get item j and
+    that its sum is ≥ 0.
     """
     counts = types.int64
     signature = types.uint32(
@@ -186,7 +185,7 @@ def passing_items(
         counts,
         counts,
         words,
-        word_rows,
+        counts,
         counts,
         passing,
     )
@@ -196,7 +195,7 @@ def passing_items(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, codes, query_codes, block, n_pairs, starts, first_start, start_stride, *rest = arguments
-        words, word_rows, tile, passing = rest
+        words, first_word, word_stride, passing = rest
         kinds = signature.args
         items_at = address(context, builder, kinds[1], codes, int64(0), 1)
         block_words = builder.mul(n_pairs, int64(2 * n_queries))
@@ -205,9 +204,8 @@ def passing_items(
         for query in range(n_queries):
             element = builder.add(first_start, builder.mul(start_stride, int64(query)))
             start = load(builder, address(context, builder, kinds[5], starts, element, 4), I32, 4)
-            slot = builder.add(builder.mul(block, int64(n_queries)), int64(query))
-            word_row = load(builder, address(context, builder, kinds[9], word_rows, slot, 8), I64, 8)
-            place = address(context, builder, kinds[8], words, builder.add(word_row, tile), 4)
+            element = builder.add(first_word, builder.mul(word_stride, int64(query)))
+            place = address(context, builder, kinds[8], words, element, 4)
             begin += _allowed_starts(builder, isa, start, load(builder, place, I32, 4))
 
         def add_pair(pair: Any, accumulators: list[Any]) -> list[Any]:

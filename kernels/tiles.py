@@ -50,9 +50,10 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
     item_codes = aligned_bytes(n_steps * TILE * STEP_DIMS)
     passing = np.zeros(n_queries, np.uint32)
 
-    flat_words, word_rows = words.reshape(-1), np.empty(query_of_slot.shape[0], np.int64)
-    fill_word_rows(words, query_of_slot, word_rows)
-    union = join_words(words)
+    # Where all queries share their words, the slots share a row.
+    word_stride = MAX_CHUNK_TILES if words.shape[0] > 1 else 0
+    chunk_words = np.empty((query_of_slot.shape[0] if word_stride else 1, MAX_CHUNK_TILES), np.uint32)
+    flat_words, union = chunk_words.reshape(-1), np.empty(MAX_CHUNK_TILES, np.uint32)
     first, n_tiles = 0, norm_bounds.shape[0]
     while first < n_tiles:
         end = next_chunk(first, n_tiles)
@@ -64,13 +65,14 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
             n_blocks = -(-n_alive // n_queries)
             close_ranks(query_of_slot)
             query_of_slot = query_of_slot[: n_blocks * n_queries]
+            chunk_words = chunk_words[: query_of_slot.shape[0]]
             pack_slots(code_words, query_of_slot, n_queries, packed)
-            fill_word_rows(words, query_of_slot, word_rows)
+        fill_words(chunk_words, union, query_of_slot, first, end, words)
         fill_starts(
             starts, query_of_slot, coarse, first, end, dim, thresholds, factors, sums, bounds, bias_bounds
         )
         for tile in range(first, end):
-            if union[tile] == 0:
+            if union[tile - first] == 0:
                 continue
             counters[1] += n_alive
             join_planes(blocking, high, low, tile, n_steps // 2, item_codes)
@@ -87,8 +89,8 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
                     start,
                     MAX_CHUNK_TILES,
                     flat_words,
-                    word_rows,
-                    tile,
+                    slot * word_stride + tile - first,
+                    word_stride,
                     passing,
                 )
                 while hits:
@@ -131,15 +133,23 @@ def aligned_bytes(n_bytes):
 
 
 @kernel
-def join_words(words):
-    """The rows that some query may get."""
-    if words.shape[0] == 1:
-        return words[0].copy()
-    union = np.zeros(words.shape[1], np.uint32)
-    for query in range(words.shape[0]):
-        for word in range(words.shape[1]):
-            union[word] |= words[query, word]
-    return union
+def fill_words(chunk_words, union, query_of_slot, first, end, words):
+    """Copies the mask words of a chunk side by side, slot by slot, and joins them.
+
+    chunk_words: (n_slots or 1, MAX_CHUNK_TILES) uint32, column t − first belongs to tile t · union:
+    (MAX_CHUNK_TILES,) uint32, the rows that some query may get. Where they come from, the words of each query
+    are in another page.
+    """
+    union[:] = 0
+    for slot in range(chunk_words.shape[0]):
+        query, row = query_of_slot[slot] if words.shape[0] > 1 else 0, chunk_words[slot]
+        if query < 0:
+            row[:] = 0
+            continue
+        tiles = words[query, first:end]
+        for i in range(end - first):
+            row[i] = tiles[i]
+            union[i] |= tiles[i]
 
 
 @kernel
@@ -163,10 +173,3 @@ def pack_slots(words, query_of_slot, n_queries, packed):
         first = slot // n_queries * n_queries * n_steps + slot % n_queries
         for step in range(n_steps):
             packed[first + step * n_queries] = words[query, step] if query >= 0 else 0
-
-
-@kernel
-def fill_word_rows(words, query_of_slot, word_rows):
-    """Writes where in the flat mask words those of each slot begin; any place will do for a free slot."""
-    for slot in range(query_of_slot.shape[0]):
-        word_rows[slot] = max(query_of_slot[slot], 0) * words.shape[1] if words.shape[0] > 1 else 0
