@@ -30,6 +30,7 @@ from recserve.benchmarks.scale.grown import grow_bundle
 from recserve.benchmarks.servers import Running, running
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.bundle import Bundle, layout, open_bundle
+from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.manifest import TABLE
 from recserve.engine.client import RecommenderClient
 from recserve.errors import CheckFailed, InvalidRequest, RecserveError
@@ -141,14 +142,19 @@ def write_material(bundle: Bundle, folder: Path) -> None:
         indptr=np.concatenate([[0], np.cumsum([len(items) for items in histories])]),
         items=np.concatenate(histories),
     )
+    stored, bundle_folder = FORMS[bundle.manifest.item_table], bundle.folder.resolve()
+    vectors = bundle_folder / layout.ITEM_EMBEDDINGS
+    if bundle.manifest.item_table != FLOAT32:
+        vectors = folder / layout.ITEM_EMBEDDINGS
+        np.save(vectors, bundle.item_embeddings)
     settings = {
-        "bundle": str(bundle.folder.resolve()),
-        "graph": str((bundle.folder / entry.query_encoder).resolve()),
-        "item_embeddings": str((bundle.folder / layout.ITEM_EMBEDDINGS).resolve()),
+        "bundle": str(bundle_folder),
+        "graph": str(bundle_folder / entry.query_encoder),
+        "item_embeddings": str(vectors),
+        "initializers": {name: str(bundle_folder / part.file) for name, part in stored.items()},
         "max_history": bundle.manifest.inputs.max_history,
         "input": layout.HISTORY_INPUT,
         "output": layout.QUERY_EMBEDDING_OUTPUT,
-        "initializer": layout.ITEM_EMBEDDINGS_INITIALIZER,
         "external_folder_option": layout.EXTERNAL_FOLDER_OPTION,
     }
     (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")

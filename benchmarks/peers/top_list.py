@@ -27,8 +27,12 @@ class TopList:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry(settings["external_folder_option"], settings["bundle"])
-        self._table = ort.OrtValue.ortvalue_from_numpy(self._items)
-        options.add_initializer(settings["initializer"], self._table)
+        self._parts = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.load(file))
+            for name, file in settings["initializers"].items()
+        }
+        for name, part in self._parts.items():
+            options.add_initializer(name, part)
         self._session = ort.InferenceSession(settings["graph"], options, providers=["CPUExecutionProvider"])
         self._input, self._output = settings["input"], settings["output"]
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
 from recserve.errors import BundleInvalid, CheckFailed, InvalidRequest
-from recserve.exporters import candidates, measure, quantise
+from recserve.exporters import candidates, quantise
 from recserve.exporters.assemble import FormOptions, export_run
 from recserve.exporters.candidates import BUILDERS, Material, wanted_forms
 from recserve.exporters.gate import GateBudget, Measured, fastest, paired_loss, pareto_front, refusal
@@ -147,14 +147,6 @@ def test_names_of_forms_are_checked() -> None:
 # Real graphs from here on. The shop's users are few and its model is weak: a wide budget lets forms pass.
 WIDE = GateBudget(max_loss=0.99)
 QUICK = PruneConfig(epochs=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_calls() -> Iterator[None]:
-    """Figures of time must be there, not be right."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "MAX_CALLS", measure.MIN_CALLS)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Item tables in fewer bytes: what they stand for, how graphs read them, what the loader refuses."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from recserve.engine.bundle import item_table, layout, open_bundle
 from recserve.engine.bundle.item_table import CODES, FORMS, HALVES, INT8, SCALES, pack, unpack
 from recserve.errors import BundleInvalid, CheckFailed, InvalidRequest
 from recserve.errors import BundleReason as R
-from recserve.exporters import candidates, encoder_variant, measure
+from recserve.exporters import candidates, encoder_variant
 from recserve.exporters.assemble import FormOptions, export_run
 from recserve.exporters.gate import GateBudget
 from recserve.exporters.item_tables import over_table
@@ -101,14 +101,6 @@ def test_a_graph_that_reads_all_of_its_table_is_refused(graph: EncoderGraph) -> 
     whole = EncoderGraph(proto.SerializeToString(), graph.features, graph.item_embeddings, graph.parts)
     with pytest.raises(CheckFailed, match=r"what reads the item table \(Abs\)"):
         over_table(whole, pack(graph.item_embeddings, INT8), INT8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_calls() -> Iterator[None]:
-    """Figures of time must be there, not be right."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "MAX_CALLS", measure.MIN_CALLS)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,28 @@ from recserve.benchmarks.peers.serving import OURS, Options, check_answers, writ
 from recserve.benchmarks.peers.top_list import TopList
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
+from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT8
 from recserve.errors import CheckFailed, InvalidRequest
+from recserve.exporters.assemble import FormOptions, export_run
+from recserve.training.run import open_run
 
 RunCli = Callable[..., tuple[int, str, str]]
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
 
+@pytest.mark.parametrize("item_table", [FLOAT32, INT8, FLOAT16])
 def test_what_peers_compute_is_what_the_engine_computes(
-    engine: Engine, bundle_folder: Path, tmp_path: Path
+    item_table: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_material(open_bundle(bundle_folder), tmp_path)
+    monkeypatch.setattr("recserve.exporters.forms.refusal", lambda *_: "")
+    export_run(open_run(run_folder), tmp_path / "bundle", options=FormOptions(item_table=item_table))
+    write_material(open_bundle(tmp_path / "bundle"), tmp_path)
     top_list = TopList(str(tmp_path))
-    users = list(engine.user_ids()[:50])
+    with Engine.load(tmp_path / "bundle") as engine:
+        users = list(engine.user_ids()[:50])
+        slates = [engine.recommend(Request(user_id=user, k=7)) for user in users]
     answers = top_list.answer([{"user_id": user, "k": 7} for user in users])
-    for user, answer in zip(users, answers, strict=True):
-        slate = engine.recommend(Request(user_id=user, k=7))
+    for slate, answer in zip(slates, answers, strict=True):
         assert [item["itemId"] for item in answer["items"]] == [item.item_id for item in slate.items]
         scores = [item["score"] for item in answer["items"]]
         assert scores == pytest.approx([item.score for item in slate.items], abs=1e-4)
