@@ -7,6 +7,7 @@ swap can never mix versions, and a request answered alone gives the slate it giv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -231,34 +232,34 @@ def rerank(batch: Batch, rows: Sequence[int]) -> None:
 
 
 def _candidates(batch: Batch, i: int, plan: Plan) -> Candidates:
-    loaded, resolved, found, query = batch.loaded, batch.resolved[i], batch.found[i], batch.query(i)
-    retriever, boosts = loaded.retriever, resolved.boosts
-
-    def more(
-        n: int, without: NDArray[np.int32], refused: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        mask = ~refused if resolved.allowed is None else ~refused & resolved.allowed.allow.mask
-        allowed = retriever.filters.of_mask(mask)
-        exclude = np.concatenate([resolved.exclude, without])
-        if query is None:
-            candidates = cold_start(batch, i)[1].best(n, exclude, allowed, boosts)
-        else:
-            scores, items = retriever.by_query(query[None], n, [exclude], [allowed], boosts)
-            candidates = scores[0], items[0]
-        return _by_objective(batch, [i], [candidates])[0] if i in batch.objectives else candidates
-
+    resolved, (_, scores, items) = batch.resolved[i], batch.found[i]
     pinned = np.array([item for _, item in plan.pins], np.int32)
-    scores = scores_of(batch, i, pinned) if plan.pins else np.empty(0, np.float32)
     return Candidates(
         resolved.k,
         plan,
-        found[1],
-        found[2],
-        more,
         scores,
-        query is not None,
+        items,
+        partial(_more, batch, i),
+        scores_of(batch, i, pinned) if plan.pins else np.empty(0, np.float32),
+        batch.query(i) is not None,
         resolved.history.items,
     )
+
+
+def _more(
+    batch: Batch, i: int, n: int, without: NDArray[np.int32], refused: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Returns the next ``n`` candidates of row ``i``; see :class:`Candidates`."""
+    resolved, retriever, query = batch.resolved[i], batch.loaded.retriever, batch.query(i)
+    mask = ~refused if resolved.allowed is None else ~refused & resolved.allowed.allow.mask
+    allowed = retriever.filters.of_mask(mask)
+    exclude = np.concatenate([resolved.exclude, without])
+    if query is None:
+        candidates = cold_start(batch, i)[1].best(n, exclude, allowed, resolved.boosts)
+    else:
+        scores, items = retriever.by_query(query[None], n, [exclude], [allowed], resolved.boosts)
+        candidates = scores[0], items[0]
+    return _by_objective(batch, [i], [candidates])[0] if i in batch.objectives else candidates
 
 
 def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ranked]:

@@ -84,14 +84,11 @@ class Ranker:
                     }
                 )
             )
-        logits = np.concatenate(parts).astype(np.float64)
-        return np.stack(
-            [
-                calibrated(self.entry.calibration[name], logits[:, :, i])
-                for i, name in enumerate(self.targets)
-            ],
-            axis=-1,
-        )
+        logits = (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.float64)
+        predictions = np.empty_like(logits)
+        for i, name in enumerate(self.targets):
+            predictions[:, :, i] = calibrated(self.entry.calibration[name], logits[:, :, i])
+        return predictions
 
     def _run(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         given = {name: inputs[name] for name in self._inputs}

@@ -111,9 +111,11 @@ class RankStage:
 
         ``now``: seconds since the epoch.
         """
-        users = np.stack([self.ranker.user(request.user_id, request.context) for request in requests])
-        contexts = np.stack([self.ranker.context(request.context, now) for request in requests])
-        contexts *= np.array([[objective.with_context] for objective in objectives])
+        users = np.array([self.ranker.user(request.user_id, request.context) for request in requests])
+        contexts = np.array([self.ranker.context(request.context, now) for request in requests])
+        for context, objective in zip(contexts, objectives, strict=True):
+            if not objective.with_context:
+                context[:] = 0
         lengths = [len(items) for items in candidates]
         padded = np.zeros((len(candidates), max(lengths)), np.int64)
         for row, items in zip(padded, candidates, strict=True):

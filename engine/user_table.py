@@ -39,8 +39,7 @@ class UserTable:
                 expected="history alone for a table",
                 reason=BundleReason.MANIFEST_FIELD,
             )
-        # Of a memory map every slice would be a map again, at ten times the cost.
-        self._rows = np.asarray(bundle.user_embeddings)
+        self._rows = bundle.user_embeddings
         self._folder = None
         if entry.fold_in is not None:
             self._folder = Folder(bundle.item_embeddings, inputs.max_history, entry.fold_in)

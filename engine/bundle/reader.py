@@ -299,7 +299,8 @@ def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[in
             expected=f"{dtype.str}, C order",
             reason=BundleReason.ARRAY_TYPE,
         )
-    return array
+    # Of a memory map every slice would be a map again, at ten times the cost.
+    return np.asarray(array)
 
 
 def _open_user_embeddings(folder: Path, manifest: Manifest, n_users: int) -> NDArray[np.float32] | None:
