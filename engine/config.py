@@ -99,6 +99,10 @@ class EngineConfig:
     cache_seconds: float = 10.0
     """How long an answer is given again."""
 
+    history_cache_mb: int = 0
+    """Memory for what encoders computed of remembered users' histories, so that an event costs one item more;
+    of each variant that can (models trained with --incremental). 0: none."""
+
     max_observed_users: int = 100_000
     """Users whose observed events are kept in memory; the longest unseen user is forgotten first."""
 
@@ -136,8 +140,9 @@ class EngineConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"engine.{name}", found=value, expected="1 or more")
-        if self.cache_slates < 0:
-            raise ConfigError("engine.cache_slates", found=self.cache_slates, expected="0 or more")
+        for name in ("cache_slates", "history_cache_mb"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"engine.{name}", found=value, expected="0 or more")
         if not 0 < self.cache_seconds <= MAX_CACHE_SECONDS:
             raise ConfigError(
                 "engine.cache_seconds",

@@ -109,7 +109,8 @@ class Engine:
             self._loaded.online.close()
 
     def drop_kept(self) -> None:
-        """Forgets what is kept to save time: the answers of the cache."""
+        """Forgets what is kept to save time: the answers of the cache, what encoders computed of users."""
+        self._live.forget(None)
         if self._cache is not None:
             self._cache.clear()
 
@@ -382,8 +383,8 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Returns counts since the start: requests, cached answers, cold starts, ignored items, events.
 
-        Of encoders also ``encoded_positions`` and the ``padding_positions`` among them; where events teach,
-        the ``online_examples``, and ``online_rollbacks``, how often what they taught was taken back.
+        Of encoders also ``encoded_positions``, the ``padding_positions`` among them, ``history_cache_hits``
+        and ``_misses``; where events teach, ``online_examples``, and ``online_rollbacks``: that was undone.
         """
         counts = self._counters.read()
         for source in self._loaded.sources.values():

@@ -1,6 +1,6 @@
 """A loaded bundle with the items that came, and without those that went, since it was made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -45,8 +45,14 @@ class LiveCatalogue:
         self.serving = self._serve(loaded)
 
     def follow(self) -> None:
-        """Serves what is known, and every change from now on."""
+        """Serves what is known, and every change from now on; hears of users who are erased."""
         self._live_items.follow(self)
+        self._observed.follow(self)
+
+    def forget(self, key: Hashable) -> None:
+        """As :meth:`Forgetful.forget`; None for what is kept of all users, who may come again."""
+        for source in self._as_loaded.sources.values():
+            source.forget(key)
 
     def change(self, changes: Sequence[ItemChange]) -> None:
         """Changes items for all that follow; raises :class:`InvalidRequest`, and then changes none."""
@@ -152,6 +158,11 @@ class _KnownItems:
     def stats(self) -> dict[str, int]:
         return self.source.stats()
 
+    def forget(self, key: Hashable) -> None:
+        self.source.forget(key)
+
     def _known(self, history: History) -> History:
         known = history.items < self.n_items
-        return history if known.all() else History(history.items[known], history.timestamps[known])
+        if known.all():
+            return history
+        return History(history.items[known], history.timestamps[known], key=history.key)

@@ -25,7 +25,8 @@ def load_bundle(
     bundle = open_bundle(path, config.signature_policy)
     kernels.warmup()
     runtime = Runtime(bundle, config)
-    sources = {name: open_source(bundle, name, runtime) for name in bundle.manifest.variants}
+    kept = config.history_cache_mb << 20
+    sources = {name: open_source(bundle, name, runtime, kept) for name in bundle.manifest.variants}
     ranking = None
     if (entry := bundle.manifest.ranker) is not None:
         ranking = RankStage(bundle, Ranker(bundle, entry, runtime), config.rank_candidates)

@@ -1,7 +1,7 @@
 """ONNX Runtime for the graphs of one bundle: the options of the settings, the provider that really runs."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnxruntime as ort
@@ -93,10 +93,17 @@ class Runtime:
 
 def infer(session: ort.InferenceSession, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """Runs a graph for one of its outputs, in a way that :func:`end_inference` can end."""
+    return infer_all(session, [output], inputs)[0]
+
+
+def infer_all(
+    session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """Runs a graph for some of its outputs, in a way that :func:`end_inference` can end."""
     thread = threading.get_ident()
     _under_way[thread] = options = ort.RunOptions()
     try:
-        return session.run([output], inputs, options)[0]  # type: ignore[no-any-return]
+        return session.run(outputs, inputs, options)  # type: ignore[no-any-return]
     finally:
         del _under_way[thread]
 

@@ -1,7 +1,7 @@
 """The query encoder of one variant: its graph, checked and run."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from recserve.engine.buckets import length_groups
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
+from recserve.engine.bundle.manifest import VariantEntry
 from recserve.engine.features import pad_histories, pad_time_gaps
 from recserve.engine.golden import check_golden, read_golden, repeated
+from recserve.engine.incremental import IncrementalEncoder
 from recserve.engine.runtime import Runtime, infer
 from recserve.errors import BundleInvalid, BundleReason
 
@@ -23,7 +25,8 @@ class QueryEncoder:
     declared inputs and outputs, or does not reproduce the recorded outputs.
     """
 
-    def __init__(self, bundle: Bundle, variant: str, runtime: Runtime) -> None:
+    def __init__(self, bundle: Bundle, variant: str, runtime: Runtime, history_cache_bytes: int = 0) -> None:
+        """``history_cache_bytes``: what is kept of the histories of remembered users, if the bundle can."""
         entry = bundle.manifest.variants[variant]
         self.name = f"variant {variant}"
         self.features = bundle.manifest.inputs.features
@@ -41,6 +44,9 @@ class QueryEncoder:
         self._check_signature(entry.query_encoder)
         self._check_golden(bundle.read(entry.golden), entry.golden, entry.golden_tolerance)
         self._check_full_length(self.max_history, entry.query_encoder)
+        self._incremental: IncrementalEncoder | None = None
+        if history_cache_bytes and entry.incremental_encoder:
+            self._incremental = self._open_incremental(bundle, entry, runtime, history_cache_bytes)
 
     def answers(self, history: History) -> bool:
         """Whether there is something to encode."""
@@ -49,8 +55,28 @@ class QueryEncoder:
     def encode(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
         """Encodes the newest items of each history; ``now`` in seconds since the epoch.
 
-        Histories of about the same length go through the graph together (buckets.py).
+        Histories of about the same length go through the graph together (buckets.py), but those of which
+        something may be kept (incremental.py).
         """
+        if self._incremental is not None:
+            return self._encode_remembered(self._incremental, histories, now)
+        return self._encode_all(histories, now)
+
+    def _encode_remembered(
+        self, incremental: IncrementalEncoder, histories: Sequence[History], now: int
+    ) -> NDArray[np.float32]:
+        queries = np.empty((len(histories), self.embedding_size), np.float32)
+        others = []
+        for row, history in enumerate(histories):
+            if incremental.serves(history):
+                queries[row] = incremental.encode(history, now)
+            else:
+                others.append(row)
+        if others:
+            queries[others] = self._encode_all([histories[row] for row in others], now)
+        return queries
+
+    def _encode_all(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
         if len(histories) == 1:
             return self._encode_group(histories, now)
         lengths = np.array([min(len(history.items), self.max_history) for history in histories])
@@ -78,9 +104,23 @@ class QueryEncoder:
         return self.run(padded, gaps)
 
     def stats(self) -> dict[str, int]:
-        """Returns the positions (rows × length) encoded since the load, and how many of them were padding."""
+        """Returns the positions (rows × length) encoded since the load, and how many of them were padding.
+
+        Those of remembered users are in neither: they are hits and misses of the cache.
+        """
         with self._counting:
-            return {"encoded_positions": self._positions, "padding_positions": self._padding}
+            counts = {"encoded_positions": self._positions, "padding_positions": self._padding}
+        return counts if self._incremental is None else counts | self._incremental.cache.stats()
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of remembered users, in memory."""
+        return 0 if self._incremental is None else self._incremental.cache.n_bytes
+
+    def forget(self, key: Hashable) -> None:
+        """Drops what is kept of a user's history for good; None: of all users', for now."""
+        if self._incremental is not None:
+            self._incremental.cache.forget(key)
 
     def run(
         self, history: NDArray[np.int32], time_gaps: NDArray[np.float32] | None = None
@@ -135,6 +175,28 @@ class QueryEncoder:
         with repeated(name):
             found = self.run(**recorded)
         check_golden(name, found, expected, shape, tolerance)
+
+    def _open_incremental(
+        self, bundle: Bundle, entry: VariantEntry, runtime: Runtime, cache_bytes: int
+    ) -> IncrementalEncoder:
+        """Opens the second graph and has it repeat, in two steps, what was recorded of the first."""
+        name = entry.incremental_encoder
+        session = runtime.open(name, self._table)
+        encoder = IncrementalEncoder(session, name, self.features, self.max_history, cache_bytes)
+        recorded = read_golden(
+            bundle.read(entry.golden), entry.golden, [*self.features, layout.QUERY_EMBEDDING_OUTPUT]
+        )
+        for row, (history, expected) in enumerate(
+            zip(recorded[layout.HISTORY_INPUT], recorded[layout.QUERY_EMBEDDING_OUTPUT], strict=True)
+        ):
+            items = history[history >= 0]
+            if not len(items):
+                continue
+            gaps = recorded.get(layout.TIME_GAPS_INPUT)
+            with repeated(name):
+                found = encoder.encode_in_two(items, None if gaps is None else gaps[row, history >= 0][None])
+            check_golden(name, found, expected[None], (1, self.embedding_size), entry.golden_tolerance)
+        return encoder
 
     def _check_full_length(self, max_history: int, graph: str) -> None:
         """Runs one history of the declared length: recorded ones may all be shorter."""

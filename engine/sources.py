@@ -1,6 +1,6 @@
 """Where query embeddings come from: an encoder that reads the history, or a table of users."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,9 +41,16 @@ class QuerySource(Protocol):
         """Returns counts since the load."""
         ...
 
+    def forget(self, key: Hashable) -> None:
+        """Drops what it keeps of a user for good; None: of all users, who may come again."""
+        ...
 
-def open_source(bundle: Bundle, variant: str, runtime: Runtime) -> QuerySource:
-    """Returns the source of ``variant``; raises :class:`BundleInvalid` when it is not what was recorded."""
+
+def open_source(bundle: Bundle, variant: str, runtime: Runtime, history_cache_bytes: int = 0) -> QuerySource:
+    """Returns the source of ``variant``; raises :class:`BundleInvalid` when it is not what was recorded.
+
+    ``history_cache_bytes``: what an encoder may keep of histories that it has encoded.
+    """
     if bundle.manifest.variants[variant].query == TABLE:
         return UserTable(bundle, variant)
-    return QueryEncoder(bundle, variant, runtime)
+    return QueryEncoder(bundle, variant, runtime, history_cache_bytes)

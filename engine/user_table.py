@@ -1,6 +1,6 @@
 """Query embeddings of models that learned a vector per user: looked up, or folded in from a history."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,9 @@ class UserTable:
     def stats(self) -> dict[str, int]:
         """Returns nothing: a table has no padding to count."""
         return {}
+
+    def forget(self, key: Hashable) -> None:
+        """Has nothing to drop: rows are the bundle's."""
 
     def _check_golden(self, data: bytes, name: str) -> None:
         recorded = read_golden(data, name, [layout.USER_ROW_RECORD, layout.USER_EMBEDDING_RECORD])

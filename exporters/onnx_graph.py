@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.item_table import FLOAT32, Parts, pack
 from recserve.errors import CheckFailed
+from recserve.training.models.incremental import IncrementalModel
 from recserve.training.models.sequence import SequenceModel
 
 # 20 is the exporter's default and as fast as 23/24 (whose Attention operator older runtimes lack).
@@ -70,9 +72,25 @@ class _Encoder(nn.Module):
         return self.model.encode(history, time_gaps)
 
 
+class _IncrementalEncoder(nn.Module):
+    """What is exported for a history of which a part was encoded before."""
+
+    def __init__(self, model: IncrementalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        history: Tensor,
+        past: list[Tensor],
+        time_gaps: Tensor | None = None,
+        past_gaps: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.model.encode_new(history, past, time_gaps, past_gaps)
+
+
 def export_query_encoder(model: SequenceModel) -> EncoderGraph:
     """Exports ``model`` with free batch and history length; inputs and output as the bundle names them."""
-    model.eval()
     features = [layout.HISTORY_INPUT] + ([layout.TIME_GAPS_INPUT] if model.config.time_gaps else [])
     length = min(7, model.config.max_history)
     history = torch.arange(3 * length, dtype=torch.int32).reshape(3, length) % model.n_items
@@ -81,16 +99,47 @@ def export_query_encoder(model: SequenceModel) -> EncoderGraph:
     # A model of one position has nothing to leave free.
     length_dim = torch.export.Dim("length", min=1, max=model.config.max_history) if length > 1 else None
     shape = {0: batch_dim, 1: length_dim} if length_dim is not None else {0: batch_dim}
+    shapes = tuple(shape for _ in features)
+    return _exported(model, _Encoder(model), arguments, features, [layout.QUERY_EMBEDDING_OUTPUT], shapes)
+
+
+def export_incremental_encoder(model: IncrementalModel) -> EncoderGraph:
+    """Exports ``model.encode_new``, for one history, with free numbers of items before and of new ones."""
+    n_past, n_new = 5, 3
+    history = torch.arange(n_new, dtype=torch.int32).reshape(1, n_new) % model.n_items
+    past = [part[None] for part in torch.zeros(model.past_shape(n_past))]
+    features = [layout.HISTORY_INPUT, *(f"{layout.PAST_INPUT}{i}" for i in range(len(past)))]
+    arguments: tuple[Any, ...] = (history, past)
+    past_dim, new_dim = (torch.export.Dim(name, min=0, max=1 << 16) for name in ("past", "new"))
+    shapes: tuple[Any, ...] = ({1: new_dim}, [{2: past_dim}] * len(past))
+    if model.config.time_gaps:
+        features += [layout.TIME_GAPS_INPUT, layout.PAST_GAPS_INPUT]
+        arguments = (*arguments, torch.ones(1, n_new), torch.ones(1, n_past))
+        shapes = (*shapes, {1: new_dim}, {1: past_dim})
+    outputs = [layout.QUERY_EMBEDDING_OUTPUT, layout.NEW_OUTPUT]
+    return _exported(model, _IncrementalEncoder(model), arguments, features, outputs, shapes)
+
+
+def _exported(
+    model: SequenceModel,
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    inputs: list[str],
+    outputs: list[str],
+    shapes: tuple[Any, ...],
+) -> EncoderGraph:
+    """Exports ``module``, which reads the item table of ``model``; ``shapes``: what is free of each input."""
+    model.eval()
     with quiet_exporter():
         program = torch.onnx.export(
-            _Encoder(model),
+            module,
             arguments,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            input_names=features,
-            output_names=[layout.QUERY_EMBEDDING_OUTPUT],
-            dynamic_shapes=tuple(shape for _ in features),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=shapes,
         )
     if program is None:
         raise CheckFailed("ONNX export", found="empty", expected="a graph")
@@ -102,7 +151,7 @@ def export_query_encoder(model: SequenceModel) -> EncoderGraph:
     table = np.ascontiguousarray(model.item_embeddings.detach().numpy())
     _refer_to_item_table(proto, table)
     forget_the_exporter(proto)
-    return EncoderGraph(proto.SerializeToString(), features, table, pack(table, FLOAT32))
+    return EncoderGraph(proto.SerializeToString(), inputs, table, pack(table, FLOAT32))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
 from recserve.training.data import EvaluationSet
 from recserve.training.evaluate import MAX_SCORES_PER_STEP, top_k
+from recserve.training.models.incremental import IncrementalModel
 from recserve.training.models.sequence import SequenceModel, model_inputs
 
 # Of a query embedding's components; float32 in another order of summation stays far below.
@@ -120,6 +121,34 @@ def onnx_encoder(model: SequenceModel, session: ort.InferenceSession, recorded: 
     return lambda rows: session.run([layout.QUERY_EMBEDDING_OUTPUT], recorded_inputs(model, recorded, rows))[
         0
     ]
+
+
+def incremental_encoder(
+    model: IncrementalModel, session: ort.InferenceSession, recorded: EvaluationSet
+) -> Encode:
+    """Returns rows of ``recorded``, none of them empty, → query embeddings, by ONNX Runtime in two steps.
+
+    One half of a history, and then the other beside what was computed of it, but of its last item.
+    """
+    config = model.config
+
+    def encode_row(row: int) -> NDArray[np.float32]:
+        padded = recorded_inputs(model, recorded, np.array([row]))
+        length = min(int(recorded.histories.lengths[row]), config.max_history)
+        inputs = {name: value[:, -length:] for name, value in padded.items()}
+        half = (length + 1) // 2
+        past = np.zeros(model.past_shape(0), np.float32)
+        for known, until in ((0, half), (half - 1, None)):
+            new = {name: value[:, known:until] for name, value in inputs.items()}
+            if layout.TIME_GAPS_INPUT in inputs:
+                new[layout.PAST_GAPS_INPUT] = inputs[layout.TIME_GAPS_INPUT][:, :known]
+            outputs = [layout.QUERY_EMBEDDING_OUTPUT, layout.NEW_OUTPUT]
+            new |= {f"{layout.PAST_INPUT}{i}": part[None] for i, part in enumerate(past)}
+            query, computed = session.run(outputs, new)
+            past = np.ascontiguousarray(computed[:, :, :-1])
+        return query[0]  # type: ignore[no-any-return]
+
+    return lambda rows: np.stack([encode_row(row) for row in rows.tolist()])
 
 
 def torch_encoder(model: SequenceModel, recorded: EvaluationSet) -> Encode:

@@ -94,6 +94,9 @@ def train(
     time_gaps: Annotated[
         bool | None, typer.Option(help="Let attention see how long ago each item was (sasrec, hstu).")
     ] = None,
+    incremental: Annotated[
+        bool | None, typer.Option(help="Let servers keep what they computed of a user (sasrec, hstu).")
+    ] = None,
     content: Annotated[
         bool | None,
         typer.Option(help="An item is also its attributes, texts and vectors (sequence models)."),
@@ -191,6 +194,7 @@ def train(
         "dropout": dropout,
         "mask_rate": mask_rate,
         "time_gaps": time_gaps,
+        "incremental": incremental,
         "content": content,
         "weight": weight,
         "reg": reg,

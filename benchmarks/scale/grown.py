@@ -47,7 +47,8 @@ def grow_bundle(source: Path, target: Path, n_items: int, seed: int) -> None:
             folder = Folder(vectors, bundle.manifest.inputs.max_history, entry.fold_in)
             golden = _recorded_again(golden, folder)
         elif entry.query != TABLE:
-            writer.add_bytes(entry.query_encoder, _graph_over(bundle.read(entry.query_encoder), writer))
+            for graph in entry.graphs:
+                writer.add_bytes(graph, _graph_over(bundle.read(graph), writer))
         writer.add_bytes(entry.golden, golden)
         manifest = dataclasses.replace(
             bundle.manifest,

@@ -1,6 +1,6 @@
 """What users did before the bundle was written: the warm start of the online state, memory-mapped."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +15,14 @@ class History(NamedTuple):
     """One user's interactions, newest last: ``items`` (n,) int32, ``timestamps`` (n,) int64 seconds.
 
     ``user_row``: the row of the bundle's user tables that stands for exactly this history; −1 where there is
-    none, as for a history that a request brought or that grew since.
+    none, as for a history that a request brought or that grew since. ``key``: what stands in memory for the
+    user who is remembered by it; None for a history that a request brought.
     """
 
     items: NDArray[np.int32]
     timestamps: NDArray[np.int64]
     user_row: int = -1
+    key: Hashable = None
 
 
 # The columns of the Arrow file.

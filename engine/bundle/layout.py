@@ -19,6 +19,11 @@ EXTERNAL_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 HISTORY_INPUT = "history"
 TIME_GAPS_INPUT = "time_gaps"
 QUERY_EMBEDDING_OUTPUT = "query_embedding"
+# Of an incremental encoder, which reads new items beside what it gave of those before: key and value of each
+# layer, past0, past1, … (1, n_heads, n_past, head size), and all of the new ones (2 n_layers, n_heads, n, …).
+PAST_INPUT = "past"
+PAST_GAPS_INPUT = "past_gaps"
+NEW_OUTPUT = "new"
 # Of bundles with a ranker: its graph's inputs and output; history is that of the encoder.
 USER_INPUT = "user"
 CONTEXT_INPUT = "context"

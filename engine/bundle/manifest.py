@@ -63,7 +63,8 @@ class VariantEntry:
     row of the user table; any other history is folded in, or answered by popularity where ``fold_in`` is
     not given. ``golden`` holds recorded inputs and outputs (.npz) that the loader replays and that must come
     back within ``golden_tolerance``. ``gate``: its figures against the trained model and, of forms other than
-    the exact one, against that (``recserve.exporters.gate.Measured``).
+    the exact one, against that (``recserve.exporters.gate.Measured``). ``incremental_encoder``: of an
+    encoder, perhaps, a graph that reads new items beside what it gave of those before.
     """
 
     golden: str
@@ -74,6 +75,12 @@ class VariantEntry:
     metrics: dict[str, float] = field(default_factory=dict)
     gate: dict[str, float] = field(default_factory=dict)
     golden_tolerance: float = MIN_GOLDEN_TOLERANCE
+    incremental_encoder: str = ""
+
+    @property
+    def graphs(self) -> list[str]:
+        """The graphs over the item table."""
+        return [graph for graph in (self.query_encoder, self.incremental_encoder) if graph]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +225,14 @@ class Manifest:
                 expected=f"{MIN_GOLDEN_TOLERANCE} to {MAX_GOLDEN_TOLERANCE}",
             )
         is_table = variant.query == TABLE
-        if is_table and variant.query_encoder:
+        if is_table and variant.graphs:
             raise _wrong_field(
-                f"query_encoder of variant {name}", found=variant.query_encoder, expected="empty for a table"
+                f"query_encoder of variant {name}", found=variant.graphs[0], expected="empty for a table"
             )
         if variant.fold_in is not None:
             _check_fold_in(name, is_table, variant.fold_in)
-        for path in (variant.golden, USER_EMBEDDINGS if is_table else variant.query_encoder):
+        source = USER_EMBEDDINGS if is_table else variant.query_encoder
+        for path in (variant.golden, source, *variant.graphs):
             if path not in self.files:
                 raise _wrong_field(
                     f"a file of variant {name}", found=path or "not named", expected="one listed in files"

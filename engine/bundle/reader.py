@@ -183,7 +183,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 def _check_graphs(bundle: Bundle) -> None:
     manifest = bundle.manifest
     shape = (manifest.n_items, manifest.embedding_size)
-    for graph in {variant.query_encoder for variant in manifest.variants.values()} - {""}:
+    for graph in {graph for variant in manifest.variants.values() for graph in variant.graphs}:
         check_graph(bundle.read(graph), graph, FORMS[manifest.item_table], shape)
     if manifest.ranker is not None:
         check_graph(bundle.read(manifest.ranker.graph), manifest.ranker.graph)

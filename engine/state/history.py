@@ -32,11 +32,12 @@ class HistoryStore:
     def _with_observed(self, user_id: str, stored: History) -> History:
         if not user_id:
             return stored
-        observed = self._observed.get(user_id)
+        key = self._observed.key_of(user_id)
+        observed = self._observed.of_key(key)
         if observed is None:
             return EMPTY_HISTORY
         if not len(observed):
-            return stored
+            return History(stored.items, stored.timestamps, stored.user_row, key)
         items = self._indices(observed["code"])
         # Observed by another version whose catalogue had more.
         known = items >= 0
@@ -45,6 +46,7 @@ class HistoryStore:
         return History(
             np.concatenate([stored.items, items[known]]),
             np.concatenate([stored.timestamps, observed["timestamp"][known]]),
+            key=key,
         )
 
     def _indices(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:

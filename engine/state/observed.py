@@ -2,8 +2,10 @@
 
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,13 @@ NO_EVENTS: NDArray[np.void] = np.empty(0, EVENT)
 _PACK = struct.Struct("<iq").pack
 # Ids are the callers' choice: beyond these many, events of further ones are logged but not kept in memory.
 MAX_CODES = 1 << 22
+
+
+class Forgetful(Protocol):
+    """What keeps something that was made of users' events."""
+
+    def forget(self, key: Hashable) -> None:
+        """Drops what is kept of a user for good; must be quick and must not raise."""
 
 
 class ObservedEvents:
@@ -31,17 +40,23 @@ class ObservedEvents:
         """``key_of``: what stands for a user in memory; a pseudonym where there is a log."""
         self._max_users = max_users
         self._max_bytes = max_items * EVENT.itemsize
-        self._key_of = key_of
+        self.key_of = key_of
         # Taken by writers.
         self._lock = threading.Lock()
         self._events: OrderedDict[Hashable, bytes] = OrderedDict()
         self._codes: dict[str, int] = {}
         self._item_ids: list[str] = []
         self._erased: set[Hashable] = set()
+        self._followers: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+
+    def follow(self, follower: "Forgetful") -> None:
+        """Lets ``follower`` hear of every user who is erased, while somebody holds it."""
+        with self._lock:
+            self._followers.add(follower)
 
     def observe(self, user_id: str, item_id: str, timestamp: int) -> None:
         """Appends one event; the next :meth:`get` sees it."""
-        self.add([(self._key_of(user_id), item_id, timestamp)])
+        self.add([(self.key_of(user_id), item_id, timestamp)])
 
     def add(self, events: Iterable[tuple[Hashable, str, int]]) -> None:
         """Appends events (key, item id, timestamp) in their order."""
@@ -81,7 +96,10 @@ class ObservedEvents:
 
     def get(self, user_id: str) -> NDArray[np.void] | None:
         """Returns the events of a user (n,) ``EVENT``, newest last; None for an erased user."""
-        key = self._key_of(user_id)
+        return self.of_key(self.key_of(user_id))
+
+    def of_key(self, key: Hashable) -> NDArray[np.void] | None:
+        """Returns what :meth:`get` does, by what stands for the user in memory."""
         if key in self._erased:
             return None
         events = self._events.get(key)
@@ -89,7 +107,7 @@ class ObservedEvents:
 
     def state_of(self, user_id: str) -> bytes | None:
         """Returns what changes with every event of a user; None for an erased user."""
-        key = self._key_of(user_id)
+        key = self.key_of(user_id)
         return None if key in self._erased else self._events.get(key, b"")
 
     @property
@@ -102,6 +120,9 @@ class ObservedEvents:
         with self._lock:
             self._erased.add(key)
             self._events.pop(key, None)
+            followers = tuple(self._followers)
+        for follower in followers:
+            follower.forget(key)
 
     def item_ids(self, start: int) -> list[str]:
         """Returns the ids of the codes from ``start`` on."""

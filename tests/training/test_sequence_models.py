@@ -16,6 +16,7 @@ from recserve.training.loop import Trainer
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models import family_of
 from recserve.training.models.hstu import SIZES, HSTUConfig, time_buckets
+from recserve.training.models.incremental import IncrementalModel
 from recserve.training.models.sequence import SequenceModel
 
 N_ITEMS, LONGEST = 30, 9
@@ -32,10 +33,10 @@ CAUSAL = sorted(FORMS.keys() - {"bert4rec"})
 TOLERANCE = 1e-5
 
 
-def model(form: str) -> SequenceModel:
+def model(form: str, **more: bool) -> SequenceModel:
     torch.manual_seed(0)
     family = family_of(form.split()[0])
-    net = family.create(family.settings(**SMALL, **FORMS[form]), 1, N_ITEMS).eval()
+    net = family.create(family.settings(**SMALL, **FORMS[form], **more), 1, N_ITEMS).eval()
     assert isinstance(net, SequenceModel)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -93,6 +94,26 @@ def test_the_newest_row_alone_is_the_last_of_all(form: str) -> None:
     net = model(form)
     history, gaps = inputs(net, [1, 2, 3, 4], [-1, -1, 5, 6])
     torch.testing.assert_close(net.encode(history, gaps), net(history, gaps)[:, -1], atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("form", [form for form in CAUSAL if not form.startswith("gru")])
+def test_new_items_beside_what_was_computed_are_encoded_as_all_at_once(form: str) -> None:
+    net = model(form, incremental=True)
+    assert isinstance(net, IncrementalModel)
+    history, gaps = inputs(net, [3, 1, 4, 1, 5, 9, 2])
+    padding = torch.full((1, 2), -1)
+    padded_gaps = None if gaps is None else torch.cat([torch.zeros(1, 2), gaps], dim=1)
+    expected = net.encode(torch.cat([padding, history], dim=1), padded_gaps)
+    past = list(torch.zeros(net.past_shape(0)).split(1))
+    for known, until in ((0, 3), (2, 4), (3, 7)):
+        new, before = (None, None) if gaps is None else (gaps[:, known:until], gaps[:, :known])
+        past = [part[:, :, :known] for part in past]
+        query, computed = net.encode_new(history[:, known:until], past, new, before)
+        past = [torch.cat(pair, dim=2) for pair in zip(past, computed.split(1), strict=True)]
+    torch.testing.assert_close(query, expected, atol=TOLERANCE, rtol=0)
+    other = net.encode(history.flip(1), None if gaps is None else gaps.flip(1))
+    assert (other - expected).abs().max() > 0.01
 
 
 @torch.inference_mode()

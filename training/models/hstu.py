@@ -8,6 +8,7 @@ learned for each distance in position and each logarithm of a distance in time.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 from recserve.errors import InvalidRequest, nearest
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
-from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_heads, check_shape
+from recserve.training.models.incremental import IncrementalModel, LayerMemory
+from recserve.training.models.sequence import GRADIENT_OPTIONS, check_heads, check_shape
 
 # A distance in time falls into a bucket of its logarithm (base e, in seconds), 31 years in the last.
 N_TIME_BUCKETS = 21
@@ -43,6 +45,8 @@ class HSTUConfig:
     dropout: float = 0.3
     time_gaps: bool = True
     """Whether attention knows how far apart in time two items are."""
+    incremental: bool = False
+    """Whether positions are counted from the oldest item: what is computed of a history serves the longer."""
     content: bool = False
     """Whether an item is also what is known of it."""
     unknown_rate: float = 0.2
@@ -60,7 +64,7 @@ class HSTUConfig:
         check_heads(self)
 
 
-class HSTU(SequenceModel):
+class HSTU(IncrementalModel):
     """The encoding at a position has seen the items up to it only."""
 
     has_user_gradients = True
@@ -68,7 +72,7 @@ class HSTU(SequenceModel):
     def __init__(self, config: HSTUConfig, n_items: int) -> None:
         super().__init__(config, n_items)
         size = config.embedding_size
-        # Position 0 is the newest item, so that padding a history on the left changes nothing.
+        # Position 0 is the newest item (or the oldest), so that padding on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
         self.input_dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_blocks))
@@ -82,29 +86,30 @@ class HSTU(SequenceModel):
             x = layer(x, mask, distance, buckets)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
-        """Returns the query embedding (batch, embedding_size): the last row of :meth:`forward`.
+    def encode_last(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None
+    ) -> Tensor:
+        """Returns the last row of :meth:`forward`, see :meth:`IncrementalModel.encode_last`.
 
         The last layer computes nothing for the other positions but their keys and values.
         """
-        x, mask, distance, buckets = self._input(history, time_gaps)
-        for layer in self.layers[:-1]:
-            x = layer(x, mask, distance, buckets)
-        x = self.layers[-1](x, mask, distance, buckets, newest_only=True)
+        x, mask, distance, buckets = self._input(history, time_gaps, memories)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            memory = None if memories is None else memories[i]
+            x = layer(x, mask, distance, buckets, newest_only=i == last, memory=memory)
         return self.norm(x[:, 0])  # type: ignore[no-any-return]
 
     def _input(
-        self, history: Tensor, time_gaps: Tensor | None
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Returns what the first layer reads: see :meth:`Layer.forward`."""
-        length = history.shape[1]
-        real = history >= 0
-        steps = torch.arange(length, device=history.device)
+        positions, distance, mask = self.places(history, memories)
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
-        x = self.input_dropout(x + self.position_embeddings[length - 1 - steps]) * real.unsqueeze(-1)
-        distance = steps.unsqueeze(1) - steps.unsqueeze(0)
-        mask = (distance >= 0) & real.unsqueeze(1)
-        buckets = None if time_gaps is None else time_buckets(time_gaps)
+        x = self.input_dropout(x + self.position_embeddings[positions])
+        if memories is None:
+            x = x * (history >= 0).unsqueeze(-1)
+        buckets = None if time_gaps is None else time_buckets(time_gaps, history.shape[1])
         return x, mask.unsqueeze(1), distance.clamp(min=0), buckets
 
 
@@ -131,21 +136,24 @@ class Layer(nn.Module):
         buckets: Tensor | None,
         *,
         newest_only: bool = False,
+        memory: LayerMemory | None = None,
     ) -> Tensor:
-        """Mixes the positions of ``x`` (batch, length, size).
+        """Mixes the positions of ``x`` (batch, length, size) and those before them, of ``memory``.
 
-        ``mask``: (batch, 1, length, length), True where a row may look; ``distance``: (length, length), how
-        many positions back a column is; ``buckets``: (batch, length, length), how long ago it was.
+        ``mask``: (batch, 1, length, n_columns), True where a row may look; ``distance``: (length, n_columns),
+        how many positions back a column is; ``buckets``: (batch, length, n_columns), how long ago it was.
         Returns the same shape, with ``newest_only`` (batch, 1, size): the row of the last position.
         """
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
         gate, value, query, key = self._expand(self.input_norm(x), newest_only)
-        logits = query @ key.transpose(-1, -2) + self.position_bias[distance[-n_asked:]]
+        agreement = query @ key.transpose(-1, -2) if memory is None else memory.agreement(query, key)
+        logits = agreement + self.position_bias[distance[-n_asked:]]
         if self.time_bias is not None and buckets is not None:
             logits = logits + self.time_bias[buckets[:, -n_asked:]].unsqueeze(1)
         weights = (F.silu(logits) / self.longest).masked_fill(~mask[:, :, -n_asked:], 0.0)
-        attended = (weights @ value).transpose(1, 2).reshape(batch * n_asked, size)
+        attended = weights @ value if memory is None else memory.mixture(weights, value)
+        attended = attended.transpose(1, 2).reshape(batch * n_asked, size)
         gated = F.dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
         asked = x[:, -n_asked:].reshape(batch * n_asked, size)
         return (asked + self.project(gated)).view(batch, n_asked, size)  # type: ignore[no-any-return]
@@ -171,16 +179,17 @@ class Layer(nn.Module):
         return gate, value, query, key
 
 
-def time_buckets(time_gaps: Tensor) -> Tensor:
-    """Returns the bucket of the time between each item and each question, (batch, length, length) int64.
+def time_buckets(time_gaps: Tensor, n_asked: int = 0) -> Tensor:
+    """Returns the bucket of the time between each item and each question, (batch, n_asked, length) int64.
 
-    ``time_gaps``: (batch, length), seconds from each item to the next. The question of row t is asked when
-    the item after t came (for the last row: now), so column j was the sum of the gaps j..t before. Sums are
-    of whole seconds and logarithms in double precision, so that every runtime finds the same bucket.
+    ``time_gaps``: (batch, length), seconds from each item to the next; ``n_asked``: the last rows, 0 for all.
+    The question of row t is asked when the item after t came (for the last row: now), so column j was the
+    sum of the gaps j..t before. Sums are of whole seconds and logarithms in double precision, so that every
+    runtime finds the same bucket.
     """
     until_next = time_gaps.clamp(min=0).to(torch.float64).cumsum(1)
     since_start = until_next - time_gaps.clamp(min=0)
-    apart = (until_next.unsqueeze(2) - since_start.unsqueeze(1)).clamp(min=0)
+    apart = (until_next[:, -n_asked:].unsqueeze(2) - since_start.unsqueeze(1)).clamp(min=0)
     return torch.log1p(apart).floor().clamp(max=N_TIME_BUCKETS - 1).to(torch.int64)
 
 

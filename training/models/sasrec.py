@@ -6,6 +6,7 @@ correction (Yi et al. 2019).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,13 +16,8 @@ from torch.nn import functional as F
 
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
-from recserve.training.models.sequence import (
-    GRADIENT_OPTIONS,
-    SequenceConfig,
-    SequenceModel,
-    check_heads,
-    check_shape,
-)
+from recserve.training.models.incremental import IncrementalModel, LayerMemory
+from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceConfig, check_heads, check_shape
 
 # A gap falls into a bucket of its logarithm (base e): seconds 0..1 first, more than ~20 years last.
 N_GAP_BUCKETS = 21
@@ -38,6 +34,8 @@ class SASRecConfig:
     dropout: float = 0.5
     time_gaps: bool = False
     """Whether attention sees how long ago each item was (a learned bias per head and logarithmic bucket)."""
+    incremental: bool = False
+    """Whether positions are counted from the oldest item: what is computed of a history serves the longer."""
     content: bool = False
     """Whether an item is also what is known of it."""
     unknown_rate: float = 0.2
@@ -62,7 +60,7 @@ class TransformerConfig(SequenceConfig, Protocol):
         ...
 
 
-class SASRec(SequenceModel):
+class SASRec(IncrementalModel):
     """The encoding at a position has seen the items up to it only."""
 
     has_user_gradients = True
@@ -70,7 +68,7 @@ class SASRec(SequenceModel):
     def __init__(self, config: SASRecConfig, n_items: int) -> None:
         super().__init__(config, n_items)
         size = config.embedding_size
-        # Position 0 is the newest item, so that padding a history on the left changes nothing.
+        # Position 0 is the newest item (or the oldest), so that padding on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
         self.input_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
@@ -84,31 +82,32 @@ class SASRec(SequenceModel):
             x = block(x, bias, buckets)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
-        """Returns the query embedding (batch, embedding_size): the last row of :meth:`forward`.
+    def encode_last(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None
+    ) -> Tensor:
+        """Returns the last row of :meth:`forward`, see :meth:`IncrementalModel.encode_last`.
 
         The last block computes nothing for the other positions but their keys and values.
         """
-        x, bias, buckets = self._input(history, time_gaps)
-        for block in self.blocks[:-1]:
-            x = block(x, bias, buckets)
-        x = self.blocks[-1](x, bias, buckets, newest_only=True)
+        x, bias, buckets = self._input(history, time_gaps, memories)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            memory = None if memories is None else memories[i]
+            x = block(x, bias, buckets, newest_only=i == last, memory=memory)
         return self.norm(x[:, 0])  # type: ignore[no-any-return]
 
-    def _input(self, history: Tensor, time_gaps: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _input(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the first block's input (batch, length, size), what is added to the attention's logits
-        (batch, 1, length, length; −inf where a row may not look) and the buckets of the gaps."""
-        length = history.shape[1]
-        real = history >= 0
-        positions = torch.arange(length - 1, -1, -1, device=history.device)
+        (batch, 1, length, n_columns; −inf where a row may not look) and the buckets of the gaps."""
+        positions, distance, mask = self.places(history, memories)
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
-        x = self.input_dropout(x + self.position_embeddings[positions]) * real.unsqueeze(-1)
-        steps = torch.arange(length, device=history.device)
-        causal = steps.unsqueeze(1) >= steps.unsqueeze(0)
-        itself = steps.unsqueeze(1) == steps.unsqueeze(0)
+        x = self.input_dropout(x + self.position_embeddings[positions])
+        if memories is None:
+            x = x * (history >= 0).unsqueeze(-1)
         # A padded row attends to itself: a softmax over nothing would be NaN.
-        mask = (causal & real.unsqueeze(1)) | itself
-        bias = torch.where(mask, 0.0, float("-inf")).unsqueeze(1)
+        bias = torch.where(mask | (distance == 0), 0.0, float("-inf")).unsqueeze(1)
         return x, bias, None if time_gaps is None else _gap_buckets(time_gaps)
 
 
@@ -133,11 +132,18 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, bias: Tensor, gap_buckets: Tensor | None, *, newest_only: bool = False
+        self,
+        x: Tensor,
+        bias: Tensor,
+        gap_buckets: Tensor | None,
+        *,
+        newest_only: bool = False,
+        memory: LayerMemory | None = None,
     ) -> Tensor:
-        """``x``: (batch, length, size); ``bias``: (batch, 1, length, length), added to the logits.
+        """``x``: (batch, length, size); ``bias``: (batch, 1, length, n_columns), added to the logits.
 
-        Returns the same shape, with ``newest_only`` (batch, 1, size): the row of the last position.
+        ``memory``: the positions before ``x``. Returns the same shape, with ``newest_only`` (batch, 1, size):
+        the row of the last position.
         """
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
@@ -145,10 +151,12 @@ class Block(nn.Module):
         normed = self.attention_norm(x).reshape(batch * length, size)
         query, key, value = self._query_key_value(normed, batch, length, newest_only)
         # Written out: the fused operator, when a bias is learned, does not export with free shapes.
-        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias[:, :, -n_asked:]
+        agreement = query @ key.transpose(-1, -2) if memory is None else memory.agreement(query, key)
+        logits = agreement / math.sqrt(query.shape[-1]) + bias[:, :, -n_asked:]
         if self.gap_bias is not None and gap_buckets is not None:
             logits = logits + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
-        attended = F.dropout(torch.softmax(logits, dim=-1), self.dropout, self.training) @ value
+        weights = F.dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
+        attended = weights @ value if memory is None else memory.mixture(weights, value)
         attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
         asked = x[:, -n_asked:].reshape(batch * n_asked, size)
         asked = asked + F.dropout(self.project(attended), self.dropout, self.training)
