@@ -7,10 +7,10 @@ cannot be answered before their deadline are dropped *before* anything is comput
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
-from recserve.engine.brownout import Brownout
 from recserve.errors import ConfigError
 
 # Weight of the newest batch in the running mean of batch times.
@@ -19,6 +19,8 @@ EWMA_WEIGHT = 0.2
 ESTIMATE_HALF_LIFE_SECONDS = 1.0
 # A batch closes so long before its tightest deadline demands it: at that very moment the call would be late.
 CLOSE_EARLY_SECONDS = 0.001
+# A batch is to be done in this share of the time that its most urgent entry has: some take twice the mean.
+SHARE_OF_TIME_LEFT = 0.5
 DELAYS_MS = MappingProxyType({"grpcio": 3.0, "native": 0.0})
 # An adaptive delay for each row that a batch has had of late: about what a call costs the thread of grpcio.
 DELAY_SECONDS_PER_ROW = 0.0001
@@ -29,9 +31,6 @@ PRIORITIES = 4
 DEGRADABLE_PRIORITIES = 2
 # A cheaper answer is promised to a caller who has so much time left.
 DEGRADE_SECONDS = 0.005
-# Most of them in one go: as many as arrive while a slow batch runs at ten times the peak. No more, since the
-# batch after it must not wait for long (benchmarks/overload.py).
-MAX_DEGRADED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +144,16 @@ def decide(
     now: float,
     config: BatcherConfig,
     rates: Rates,
-    brownout: Brownout | None = None,
+    *,
+    may_degrade: bool = False,
 ) -> Decision[W]:
     """Returns what to do with what waits: ``classes[0]`` is the most urgent, each class in arrival order.
 
-    ``brownout``: its state, None where there is no cheaper answer.
+    ``may_degrade``: there is a cheaper answer for who would be late.
     """
     finished_at = now + rates.expected_seconds(now)
-    degrade_until = now + DEGRADE_SECONDS if brownout is not None else None
-    beyond = brownout is not None and brownout.is_on
-    full = _scan(classes, config.max_size, finished_at, degrade_until, beyond)
+    degrade_until = now + DEGRADE_SECONDS if may_degrade else None
+    full = _scan(classes, config.max_size, finished_at, degrade_until)
     n = len(full.take)
     if n == 0:
         return full
@@ -167,8 +166,38 @@ def decide(
         close_at = min(oldest + delay, demanded_at)
         if now < close_at:
             return Decision(consumed=(0,) * len(classes), wake_at=close_at)
+    n = min(n, max(1, in_time(full.take, now, rates)))
     size = max((size for size in config.preferred_sizes if size <= n), default=n)
-    return full if size == n else _scan(classes, size, finished_at, degrade_until, beyond)
+    return full if size == len(full.take) else _scan(classes, size, finished_at, degrade_until)
+
+
+def in_time(rows: Sequence[W], now: float, rates: Rates) -> int:
+    """Returns how many of ``rows`` are computed in a share of the time that the most urgent one has left."""
+    seconds_per_row = rates.expected_seconds(now) / max(1.0, rates.rows)
+    left = SHARE_OF_TIME_LEFT * (min(row.deadline for row in rows) - now)
+    return len(rows) if len(rows) * seconds_per_row <= left else int(left / seconds_per_row)
+
+
+def surplus(classes: Sequence[Sequence[W]], now: float, size: int) -> Decision[W]:
+    """Returns who gets the cheaper answer in a brown-out: all but the newest ``size``, and the patient.
+
+    The next batch is left to the newest (the "adaptive LIFO" of Maurer, "Fail at Scale", 2015): who has
+    waited for one batch already would be late after another.
+    """
+    degrade: list[W] = []
+    late: list[W] = []
+    consumed = []
+    n_gone = 0
+    for priority, entries in enumerate(classes):
+        n = max(0, len(entries) - size) if priority < DEGRADABLE_PRIORITIES else 0
+        size = max(0, size - len(entries))
+        for entry in islice(entries, n):
+            if entry.is_done:
+                n_gone += 1
+            else:
+                (degrade if entry.deadline > now + DEGRADE_SECONDS else late).append(entry)
+        consumed.append(n)
+    return Decision([], late, degrade, tuple(consumed), n_gone)
 
 
 def delay_seconds(config: BatcherConfig, rates: Rates) -> float:
@@ -180,9 +209,9 @@ def delay_seconds(config: BatcherConfig, rates: Rates) -> float:
 
 
 def _scan(
-    classes: Sequence[Sequence[W]], size: int, finished_at: float, degrade_until: float | None, beyond: bool
+    classes: Sequence[Sequence[W]], size: int, finished_at: float, degrade_until: float | None
 ) -> Decision[W]:
-    """Fills a batch of ``size``; ``beyond``: whoever waits behind it is degraded."""
+    """Fills a batch of ``size``; who comes before its end and would be late is degraded."""
     take: list[W] = []
     late: list[W] = []
     degrade: list[W] = []
@@ -192,15 +221,12 @@ def _scan(
         may_degrade = degrade_until if priority < DEGRADABLE_PRIORITIES else None
         n_seen = 0
         for entry in entries:
-            is_full = len(take) == size
-            if is_full and (may_degrade is None or not beyond):
-                break
-            if len(degrade) == MAX_DEGRADED:
+            if len(take) == size:
                 break
             n_seen += 1
             if entry.is_done:
                 n_gone += 1
-            elif not is_full and entry.deadline > finished_at:
+            elif entry.deadline > finished_at:
                 take.append(entry)
             elif may_degrade is not None and entry.deadline > may_degrade:
                 degrade.append(entry)

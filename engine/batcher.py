@@ -8,13 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide
+from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide, surplus
 from recserve.engine.breaker import CLOSED
 from recserve.engine.brownout import Brownout, normal_wait
 from recserve.engine.counters import Counters
@@ -25,6 +26,8 @@ log = structlog.get_logger("recserve.batcher")
 
 # How soon is seen that a batch which waits for company is full.
 LOOK_SECONDS = 0.0005
+# How often the thread that gives cheaper answers looks who waits: in a brown-out, and else.
+RELIEF_SECONDS, IDLE_SECONDS = 0.01, 0.1
 
 
 class Entry(Protocol):
@@ -74,7 +77,7 @@ class Batcher(Generic[E]):
         ``on_stuck(thread)`` hears of a thread that has not come back from ``answer`` and was given up.
         """
         self._answer = answer
-        # Without a brown-out the policy degrades nobody.
+        # Without a brown-out nobody is degraded.
         self._answer_degraded = answer_degraded or answer
         self._answer_smaller = answer_smaller or answer
         self._config = config
@@ -93,6 +96,8 @@ class Batcher(Generic[E]):
             *("batches", "rows", "degraded_rows", "late_rows", "gone_rows"),
             *("failed_batches", "failed_rows", "stuck_batches"),
         )
+        # Who is to get a cheaper answer, which does not wait for the batch that is computed; None at the end.
+        self._cheap: SimpleQueue[list[E] | None] = SimpleQueue()
         self._crew = Crew(
             "recserve-batcher",
             config.threads,
@@ -101,6 +106,8 @@ class Batcher(Generic[E]):
             stuck_seconds=config.stuck_seconds,
             on_stuck=self._give_up,
         )
+        n_relief = int(self._brownout is not None)
+        self._relief = Crew("recserve-relief", n_relief, self._relieve, on_exhausted=on_exhausted)
 
     @property
     def n_waiting(self) -> int:
@@ -134,13 +141,15 @@ class Batcher(Generic[E]):
         for _ in range(self._config.threads):
             self._inbox.put(None)
         self._crew.join()
+        self._cheap.put(None)
+        self._relief.join()
 
     def _work(self) -> None:
         while (decision := self._next()) is not None:
-            self._crew.begins([*decision.degrade, *decision.take, *decision.late])
+            if decision.degrade:
+                self._cheap.put(decision.degrade)
+            self._crew.begins([*decision.take, *decision.late])
             try:
-                if decision.degrade:
-                    self._degrade(decision.degrade)
                 if decision.take:
                     self._compute(decision.take)
             finally:
@@ -154,7 +163,8 @@ class Batcher(Generic[E]):
             while True:
                 self._drain_inbox()
                 now = self._clock()
-                decision = decide(self._classes, now, self._config, self._rates, self._brownout)
+                may_degrade = self._brownout is not None
+                decision = decide(self._classes, now, self._config, self._rates, may_degrade=may_degrade)
                 self._apply(decision)
                 if decision.take or decision.degrade or decision.late:
                     self._watch_the_waiting(decision, now)
@@ -166,12 +176,46 @@ class Batcher(Generic[E]):
                 else:
                     self._wait(None)
 
+    def _relieve(self) -> None:
+        """Gives cheaper answers, on a thread of its own: whatever the model does, they are in time."""
+        while True:
+            is_on = self._brownout is not None and self._brownout.is_on
+            entries: list[E] | None = []
+            with suppress(Empty):
+                entries = self._cheap.get(timeout=RELIEF_SECONDS if is_on else IDLE_SECONDS)
+            if entries is None:
+                return
+            entries += self._take_surplus()
+            # No more at once than the engine takes.
+            for start in range(0, len(entries), self._config.max_size):
+                self._degrade(entries[start : start + self._config.max_size])
+
+    def _take_surplus(self) -> list[E]:
+        """Takes those who wait for more than the next batch out of the queue, in a brown-out."""
+        # Where a batch is being formed, nobody waits for one that is computed.
+        if self._brownout is None or not self._brownout.is_on or not self._forming.acquire(blocking=False):
+            return []
+        try:
+            self._drain_inbox()
+            now = self._clock()
+            decision = surplus(self._classes, now, self._config.max_size)
+            self._apply(decision)
+            if decision.degrade:
+                self._brownout = self._brownout.after(True, now)
+        finally:
+            self._forming.release()
+        self._refuse(decision.late)
+        return decision.degrade
+
     def _watch_the_waiting(self, decision: Decision[E], now: float) -> None:
         if self._brownout is None or not (decision.take or decision.degrade):
             return
         oldest = min(entry.received_at for entry in (*decision.take, *decision.degrade))
         shortest = (self._config.normal_wait_ms + (self._config.max_delay_ms or 0)) / 1000
-        waited = now - oldest > normal_wait(self._rates.expected_seconds(now), shortest)
+        expected = self._rates.expected_seconds(now)
+        # Who comes last will wait for the batches of all before.
+        longest = max(now - oldest, expected * self.n_waiting / self._config.max_size)
+        waited = longest > normal_wait(expected, shortest)
         before = self._brownout.is_on
         self._brownout = self._brownout.after(waited or (before and bool(decision.degrade)), now)
         if self._brownout.is_on != before:

@@ -126,6 +126,15 @@ def test_an_entry_that_cannot_finish_in_time_is_late_before_it_is_computed() -> 
     assert (decision.late, decision.take) == ([soon], [ample])
 
 
+@pytest.mark.parametrize(("seconds_left", "taken"), [(0.5, 8), (0.2, 8), (0.1, 5), (0.081, 4)])
+def test_a_batch_is_no_larger_than_its_most_urgent_entry_has_time_for(
+    seconds_left: float, taken: int
+) -> None:
+    known = Rates(batch_seconds=0.08, measured_at=NOW, rows=8.0)
+    rows = [Row(), Row(deadline=NOW + seconds_left), *(Row() for _ in range(6))]
+    assert len(decide([rows], NOW, BatcherConfig(), known).take) == taken
+
+
 def test_an_estimate_fades_when_nothing_confirms_it() -> None:
     slow = Rates().after_batch(1, 10.0, NOW)
     row = Row(deadline=NOW + 1.1 + 10 * ESTIMATE_HALF_LIFE_SECONDS)

@@ -7,10 +7,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recserve.engine.batch_policy import DEGRADE_SECONDS, MAX_DEGRADED, BatcherConfig, Rates, decide
+from recserve.engine.batch_policy import DEGRADE_SECONDS, BatcherConfig, Rates, decide, surplus
 from recserve.engine.batcher import Batcher
 from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, normal_wait
 from tests.engine.test_batch_policy import NOW, Row, classes, configs, rates
+from tests.engine.test_batcher import TIMEOUT_SECONDS, Held
 from tests.engine.test_batcher import Row as Entry
 
 OFF, ON = Brownout(), Brownout(is_on=True)
@@ -59,35 +60,53 @@ def test_waiting_for_a_slow_batch_is_normal() -> None:
 
 
 @given(classes, configs(), rates)
-def test_the_full_answers_are_those_without_a_brown_out(
+def test_the_full_answers_are_those_without_cheaper_ones(
     queue: list[list[Row]], config: BatcherConfig, known: Rates
 ) -> None:
     plain = decide(queue, NOW, config, known)
-    for state in (OFF, ON):
-        decision = decide(queue, NOW, config, known, state)
-        assert list(map(id, decision.take)) == list(map(id, plain.take))
-        assert decision.wake_at == plain.wake_at
-        consumed = [row for rows, n in zip(queue, decision.consumed, strict=True) for row in rows[:n]]
-        parts = (decision.take, decision.late, decision.degrade)
-        assert sum(map(len, parts)) + decision.n_gone == len(consumed)
-        assert not any(row.is_done or row.deadline <= NOW + DEGRADE_SECONDS for row in decision.degrade)
+    decision = decide(queue, NOW, config, known, may_degrade=True)
+    assert list(map(id, decision.take)) == list(map(id, plain.take))
+    assert (decision.wake_at, decision.consumed) == (plain.wake_at, plain.consumed)
+    assert sorted(map(id, plain.late)) == sorted(map(id, [*decision.late, *decision.degrade]))
+    assert not any(row.is_done or row.deadline <= NOW + DEGRADE_SECONDS for row in decision.degrade)
 
 
 def test_who_would_be_late_is_degraded_at_any_time() -> None:
     soon, at_once = Row(deadline=NOW + 0.1), Row(deadline=NOW + 0.001)
     known = Rates(batch_seconds=1.0, measured_at=NOW)
-    decision = decide([[soon, at_once]], NOW, BatcherConfig(), known, OFF)
+    decision = decide([[soon, at_once]], NOW, BatcherConfig(), known, may_degrade=True)
     assert (decision.degrade, decision.late) == ([soon], [at_once])
 
 
-def test_in_a_brown_out_all_who_wait_behind_a_full_batch_are_degraded_but_the_patient() -> None:
-    rows = [Row() for _ in range(3 + MAX_DEGRADED + 1)]
-    patient = [Row()]
-    config = BatcherConfig(max_size=3)
-    decision = decide([[], rows, [], patient], NOW, config, Rates(), ON)
-    assert (len(decision.take), len(decision.degrade)) == (3, MAX_DEGRADED)
-    assert decision.consumed == (0, 3 + MAX_DEGRADED, 0, 0)
-    assert decide([[], rows, [], patient], NOW, config, Rates(), OFF).degrade == []
+@given(classes, st.integers(1, 10))
+def test_in_a_brown_out_the_newest_are_left_for_the_model(queue: list[list[Row]], size: int) -> None:
+    decision = surplus(queue, NOW, size)
+    taken = [row for rows, n in zip(queue, decision.consumed, strict=True) for row in rows[:n]]
+    assert len(decision.degrade) + len(decision.late) + decision.n_gone == len(taken)
+    assert not any(row.is_done or row.deadline <= NOW + DEGRADE_SECONDS for row in decision.degrade)
+    left = [len(rows) - n for rows, n in zip(queue, decision.consumed, strict=True)]
+    # The patient wait, and of the others exactly a batch does, the most urgent first.
+    assert left[2:] == [len(rows) for rows in queue[2:]]
+    assert sum(left[:2]) == min(size, sum(map(len, queue[:2])))
+    assert left[0] == min(size, len(queue[0]))
+
+
+def test_in_a_brown_out_the_surplus_is_answered_while_the_model_computes() -> None:
+    held = Held()
+    batcher = Batcher[Any](held, BatcherConfig(max_size=2), answer_degraded=_answering("popular"))
+    with closing(batcher):
+        first, *behind = rows = [Entry(i) for i in range(6)]
+        batcher.submit(None, first)
+        assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+        batcher._brownout = Brownout(is_on=True)
+        for row in behind:
+            batcher.submit(None, row)
+        # The model is still at its first batch.
+        assert [row.result() for row in behind[:3]] == ["popular"] * 3
+        held.gate.set()
+        assert [row.result() for row in (first, *behind[3:])] == [0, 4, 5]
+    assert [len(row.answers) for row in rows] == [1] * 6
+    assert batcher.stats()["degraded_rows"] == 3
 
 
 def _answering(text: str) -> Callable[[list[Any]], None]:
