@@ -1,9 +1,9 @@
 """How far the load generator can be trusted: ``python -m recserve.benchmarks.load_check``.
 
 *Alone*: it asks an echo server (the native transport's library, nothing behind it) as fast as it can, in
-turns with h2load, which is written in C. *Together*: both look, by the same search, for the highest rate at
-which a server with the whole chain of this project keeps a promise. h2load has a clock of its own. With
---loadgen that server is also asked at half of that rate by MLPerf's LoadGen, at times that it draws itself.
+turns with h2load, which is written in C. *Together*: both look, going up and down in turns, for the highest
+rate at which a server with the whole chain of this project keeps a promise. h2load has a clock of its own.
+With --loadgen that server is also asked at half of that rate by MLPerf's LoadGen, at times that it draws.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import contextlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from recserve.benchmarks.load.messages import Question, grpc_message
 from recserve.benchmarks.load.options import Arrivals, Asked, Client, Pace, Slo, Target
 from recserve.benchmarks.load.run import PACKAGES, Ids, Load
 from recserve.benchmarks.load.search import highest_rate
+from recserve.benchmarks.output import Output
 from recserve.benchmarks.serving import SHAPES, serving
 from recserve.benchmarks.statistics import median_interval
 from recserve.benchmarks.tables import show
@@ -33,6 +34,7 @@ IN_FLIGHT = SHAPES[-1]
 SEARCHED = Shape(8, 100)
 ANSWERED = 0.98
 LOWEST_RATE = 500.0
+FIRST_PRECISION = 0.3
 CONSTANT = Arrivals("constant")
 GIVEN_UP_SECONDS = 5.0
 USER = "1"
@@ -57,21 +59,20 @@ def main(arguments: list[str] | None = None) -> int:
         }
         if options.loadgen:
             result["loadgen"] = next_to_loadgen(chain, body, result["together"]["recserve"] / 2, options)
-    if options.json:
-        console.print_json(result)
-    else:
-        show(result)
+    Output(out=options.out, json=options.json).publish("load_check", result, show)
     return 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="recserve.benchmarks.load_check", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="per measurement")
+    parser.add_argument("--seconds", type=float, default=1.5, help="per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slo-ms", type=float, default=20.0, help="limit of the 99th percentile")
-    parser.add_argument("--precision", type=float, default=0.05)
+    parser.add_argument("--turns", type=int, default=14, help="rates that each client is asked for")
+    parser.add_argument("--step", type=float, default=0.06, help="from one rate to the next, as a share")
     parser.add_argument("--loadgen", action="store_true", help="ask with MLPerf's LoadGen too")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.set_defaults(batcher_threads=None)
     return parser.parse_args(arguments)
@@ -96,10 +97,10 @@ def alone(address: str, body: Path, options: argparse.Namespace) -> dict[str, An
 
 
 def together(address: str, body: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the highest rate that keeps the promise as each client finds it, rounds in turns.
+    """Returns the highest rate that keeps the promise as each client finds it.
 
-    Both ask at constant gaps, which is what h2load can do; a rate that broke is asked once more, for one
-    disturbed second would end a search by doubling far too low.
+    Both go up and down in turns around the rate that one search has found (:func:`up_and_down`), so that what
+    else the machine does meets both. Both ask at constant gaps, which is what h2load can do.
     """
     slo = Slo(99.0, options.slo_ms)
     load, size = generator(address, slo), reply_bytes(address, body)
@@ -115,30 +116,45 @@ def together(address: str, body: Path, options: argparse.Namespace) -> dict[str,
         one = h2load(address, SEARCHED, body, max(1, round(options.seconds)), size, rate)
         return one.per_second >= ANSWERED * rate and one.p99_us <= 1e3 * options.slo_ms
 
-    found: dict[str, list[float]] = {"recserve": [], "h2load": []}
-    for _ in range(options.rounds):
-        for name, holds in (("recserve", ours), ("h2load", theirs)):
-            rate, _ = highest_rate(_twice(holds), LOWEST_RATE, options.precision)
-            if rate is None:
-                raise CheckFailed(
-                    f"rate that holds {slo} as {name} sees it",
-                    found=f"below {LOWEST_RATE:g}",
-                    expected="more",
-                    cure="Run it on a quiet machine.",
-                )
-            found[name].append(rate)
-    ratios = [own / other for own, other in zip(*found.values(), strict=True)]
+    start, _ = highest_rate(ours, LOWEST_RATE, FIRST_PRECISION)
+    if start is None:
+        raise CheckFailed(
+            f"rate that holds {slo}",
+            found=f"below {LOWEST_RATE:g}",
+            expected="more",
+            cure="Run it on a quiet machine.",
+        )
+    asked = up_and_down({"recserve": ours, "h2load": theirs}, start, options.turns, options.step)
+    found = {name: statistics.median(rates) for name, rates in asked.items()}
     return {
         "slo": str(slo),
-        "recserve": statistics.median(found["recserve"]),
-        "h2load": statistics.median(found["h2load"]),
-        "ratio": statistics.median(ratios),
-        "rounds": found,
+        **found,
+        "intervals": {name: median_interval(rates) for name, rates in asked.items()},
+        "ratio": found["recserve"] / found["h2load"],
+        "asked": asked,
     }
 
 
-def _twice(holds: Callable[[float], bool]) -> Callable[[float], bool]:
-    return lambda rate: holds(rate) or holds(rate)
+def up_and_down(
+    clients: Mapping[str, Callable[[float], bool]], start: float, turns: int, step: float
+) -> dict[str, list[float]]:
+    """Returns the rates that each client was asked for from its first change of direction on.
+
+    A rate that held goes up by the share ``step``, one that broke down: the rates settle around the one that
+    holds every other time, whatever single measurements say (Dixon and Mood 1948, doi:10.2307/2280071).
+    """
+    rates = dict.fromkeys(clients, start)
+    held: dict[str, list[bool]] = {name: [] for name in clients}
+    asked: dict[str, list[float]] = {name: [] for name in clients}
+    for _ in range(turns):
+        for name, holds in clients.items():
+            held[name].append(holds(rates[name]))
+            asked[name].append(rates[name])
+            rates[name] *= 1 + step if held[name][-1] else 1 / (1 + step)
+    for name, answers in held.items():
+        turned = answers.index(not answers[0]) if len(set(answers)) == 2 else len(answers) - 1
+        asked[name] = asked[name][turned:]
+    return asked
 
 
 def next_to_loadgen(address: str, body: Path, rate: float, options: argparse.Namespace) -> dict[str, Any]:

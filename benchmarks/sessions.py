@@ -35,6 +35,7 @@ OPTIONS: dict[str, SessionConfig] = {
     "arena": SessionConfig(arena=True),
     "no memory_pattern": SessionConfig(memory_pattern=False),
     "no prepacking": SessionConfig(prepacking=False),
+    "io_binding": SessionConfig(io_binding=True),
     "optimisation = extended": SessionConfig(optimisation="extended"),
     "optimisation = basic": SessionConfig(optimisation="basic"),
     "optimisation = none": SessionConfig(optimisation="none"),

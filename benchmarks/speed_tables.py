@@ -178,7 +178,8 @@ def client(result: Result) -> list[Table]:
             f"{together['ratio']:.2f}",
         ],
     ]
-    note = f"Medians of {len(together['rounds']['recserve'])} rounds in turns."
+    ends = (f"{name} {low:,.0f} to {high:,.0f}" for name, (low, high) in together["intervals"].items())
+    note = f"Medians in turns; the highest rates of {together['slo']}: {', '.join(ends)} (95 % intervals)."
     tables = [Table("The load generator and h2load", ["what", "recserve", "h2load", "ratio"], rows, note)]
     if third := result.get("loadgen"):
         rows = [
@@ -191,5 +192,5 @@ def client(result: Result) -> list[Table]:
             for name in ("p50", "p99")
         ]
         title = "The load generator and the server scenario of MLPerf's LoadGen"
-        tables.append(Table(title, ["what", "recserve", "LoadGen", "ratio"], rows, note))
+        tables.append(Table(title, ["what", "recserve", "LoadGen", "ratio"], rows))
     return tables

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 import structlog
 from numpy.typing import NDArray
@@ -22,6 +23,24 @@ LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+
+
+class _BoundSession(ort.InferenceSession):  # type: ignore[misc]
+    """A session that binds what goes in and out to its device in every call."""
+
+    def run(
+        self,
+        output_names: Sequence[str],
+        input_feed: Mapping[str, NDArray[Any]],
+        run_options: ort.RunOptions | None = None,
+    ) -> list[NDArray[Any]]:
+        binding = self.io_binding()
+        for name, array in input_feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in output_names:
+            binding.bind_output(name)
+        self.run_with_iobinding(binding, run_options)
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
 
 
 # The inferences under way, by the thread that waits for each.
@@ -63,7 +82,8 @@ class Runtime:
         for name, value in (initializers or {}).items():
             options.add_initializer(name, value)
         try:
-            session = ort.InferenceSession(self._bundle.read(graph), options, providers=self._wanted)
+            kind = _BoundSession if self._config.session.io_binding else ort.InferenceSession
+            session = kind(self._bundle.read(graph), options, providers=self._wanted)
         except Exception as error:
             raise BundleInvalid(
                 f"graph {graph}",

@@ -98,6 +98,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "arena": {"arena": True},
     "no memory pattern": {"memory_pattern": False},
     "no prepacking": {"prepacking": False},
+    "bound inputs and outputs": {"io_binding": True},
     "no optimisation": {"optimisation": "none"},
     "basic optimisation": {"optimisation": "basic"},
     "extended optimisation": {"optimisation": "extended"},
@@ -127,6 +128,7 @@ def test_options_reach_the_session_and_change_no_answer(bundle_folder: Path, lab
     plain = QueryEncoder(bundle, "fp32", Runtime(bundle, EngineConfig(provider="cpu")))
     history = np.arange(24, dtype=np.int32).reshape(2, 12)
     np.testing.assert_allclose(encoder.run(history), plain.run(history), atol=1e-5)
+    np.testing.assert_array_equal(encoder.run(history[:, ::2]), encoder.run(history[:, ::2].copy()))
 
 
 def endless_graph() -> ort.InferenceSession:
