@@ -26,7 +26,8 @@ LIST_LENGTH = max(CUTOFFS) + 1
 # Bounds the score matrix of one step: 256 MB of float32.
 MAX_SCORES_PER_STEP = 64_000_000
 MAX_USERS_PER_STEP = 4096
-USERS_PER_TASK = 64
+# Queries of one search: of 64 the catalogue is read as often again as of 256.
+USERS_PER_TASK = 256
 
 # Rows of the evaluation set → scores (len(rows), n_items) float32; the evaluation may overwrite them.
 Scorer = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -123,13 +124,13 @@ def evaluate_lists(
     :class:`CheckFailed` when a score is NaN.
     """
     n_users = len(held_out.user_index)
-    ranks: list[NDArray[np.float64]] = []
+    ranks: list[metrics.Ranks] = []
     lists, hits, n_unreachable = [], [], 0
-    for rows in steps(n_users, n_items):
+    for rows in steps(n_users):
         scores, items = lister(rows)
         targets, histories = held_out.targets.take(rows), held_out.histories.take(rows)
         wanted = np.unique(_keys(targets))
-        ranks += metrics.ranks_in_lists(scores, items, wanted, n_items)
+        ranks.append(metrics.ranks_in_lists(scores, items, wanted, n_items))
         n_unreachable += int(np.isin(wanted, _keys(histories)).sum())
         found = items[:, :K]
         owner = np.arange(len(rows), dtype=np.int64)[:, None]
@@ -138,7 +139,7 @@ def evaluate_lists(
         on_progress(len(rows))
     all_lists = np.concatenate(lists)
     counts = list_metrics.recommended_counts(all_lists, n_items)
-    per_user = _accuracy(ranks)
+    per_user = _accuracy(metrics.joined(ranks))
     if background is not None:
         per_user |= {
             f"{name}@{K}": values
@@ -155,8 +156,8 @@ def evaluate_lists(
     )
 
 
-def steps(n_users: int, n_items: int) -> Iterator[NDArray[np.int64]]:
-    """Yields the rows of an evaluation set, so many at a time as their scores have room."""
+def steps(n_users: int, n_items: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Yields the rows of an evaluation set, so many at a time as their scores of ``n_items`` have room."""
     n_rows = max(1, min(MAX_USERS_PER_STEP, MAX_SCORES_PER_STEP // max(1, n_items)))
     for start in range(0, n_users, n_rows):
         yield np.arange(start, min(start + n_rows, n_users))
@@ -176,15 +177,18 @@ def scorer_lister(scorer: Scorer, held_out: EvaluationSet, n_items: int, length:
     length = min(length, n_items)
 
     def lists(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        scores = scorer(rows)
-        if np.isnan(scores).any():
-            raise CheckFailed("scores", found="NaN", expected="numbers", cure="Train with a smaller rate.")
         best = np.full((len(rows), length), -np.inf, np.float32)
         items = np.full((len(rows), length), -1, np.int32)
-        for place, (row, row_scores) in enumerate(zip(rows.tolist(), scores, strict=True)):
-            row_scores[held_out.histories.row(row)[0]] = -np.inf
-            found = top_k(row_scores, length)
-            items[place, : len(found)], best[place, : len(found)] = found, row_scores[found]
+        for places in steps(len(rows), n_items):
+            scores = scorer(rows[places])
+            if np.isnan(scores).any():
+                raise CheckFailed(
+                    "scores", found="NaN", expected="numbers", cure="Train with a smaller rate."
+                )
+            for place, row_scores in zip(places.tolist(), scores, strict=True):
+                row_scores[held_out.histories.row(int(rows[place]))[0]] = -np.inf
+                found = top_k(row_scores, length)
+                items[place, : len(found)], best[place, : len(found)] = found, row_scores[found]
         return best, items
 
     return lists
@@ -209,6 +213,7 @@ def embedding_lister(
         raise CheckFailed("scores", found="NaN", expected="numbers", cure="Train with a smaller rate.")
     index = ItemIndex.build(vectors)
     order = np.argsort(-popularity, kind="stable")[:length].astype(np.int32)
+    pool = ThreadPoolExecutor(n_threads())
 
     def lists(rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         queries = np.ascontiguousarray(model.query_rows(held_out, rows))
@@ -219,8 +224,7 @@ def embedding_lister(
             known = seen.take(part)
             return index.search(queries[part], length, exclude=(known.indptr, known.item_index))
 
-        with ThreadPoolExecutor(n_threads()) as pool:
-            parts = list(pool.map(search, range(0, len(rows), USERS_PER_TASK)))
+        parts = list(pool.map(search, range(0, len(rows), USERS_PER_TASK)))
         scores, items = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         new = held_out.histories.lengths[rows] == 0
         scores[new], items[new] = popularity[order].astype(np.float32), order
@@ -278,7 +282,7 @@ def _keys(histories: Histories) -> NDArray[np.int64]:
     return keys
 
 
-def _accuracy(ranks: list[NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+def _accuracy(ranks: metrics.Ranks) -> dict[str, NDArray[np.float64]]:
     per_user = {f"HR@{k}": metrics.hit_rate(ranks, k) for k in CUTOFFS}
     per_user |= {f"recall@{k}": metrics.recall(ranks, k) for k in CUTOFFS}
     per_user |= {f"NDCG@{k}": metrics.ndcg(ranks, k) for k in CUTOFFS}

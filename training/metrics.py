@@ -25,7 +25,7 @@ class Estimate:
     high: float
 
 
-class _Targets(NamedTuple):
+class Ranks(NamedTuple):
     """The ranks of all users' held-out items after each other, whose each is, and how many each user has."""
 
     rank: NDArray[np.float64]
@@ -37,19 +37,37 @@ class _Targets(NamedTuple):
         return np.bincount(self.owner, values, minlength=len(self.n_of_user)).astype(np.float64)
 
 
-def _targets(ranks: list[NDArray[np.float64]]) -> _Targets:
+# Also as an array of ranks for each user.
+RanksByUser = Ranks | list[NDArray[np.float64]]
+
+
+def _targets(ranks: RanksByUser) -> Ranks:
+    if isinstance(ranks, Ranks):
+        return ranks
     lengths = np.fromiter(map(len, ranks), np.int64, len(ranks))
     flat = np.concatenate([*ranks, np.empty(0)])
-    return _Targets(flat, np.repeat(np.arange(len(ranks)), lengths), lengths)
+    return Ranks(flat, np.repeat(np.arange(len(ranks)), lengths), lengths)
 
 
-def hit_rate(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
-    """Returns HR@k of each user, (n_users,); ``ranks[i]`` are the ranks of user i's held-out items."""
+def joined(parts: list[Ranks]) -> Ranks:
+    """Returns the ranks of the users of all ``parts``, one part after the other."""
+    firsts = np.cumsum([0, *(len(part.n_of_user) for part in parts)])
+    return Ranks(
+        np.concatenate([np.empty(0), *(part.rank for part in parts)]),
+        np.concatenate(
+            [[], *(part.owner + first for part, first in zip(parts, firsts, strict=False))]
+        ).astype(np.int64),
+        np.concatenate([[], *(part.n_of_user for part in parts)]).astype(np.int64),
+    )
+
+
+def hit_rate(ranks: RanksByUser, k: int) -> NDArray[np.float64]:
+    """Returns HR@k of each user, (n_users,), 0 for a user without held-out items."""
     targets = _targets(ranks)
     return (targets.sums(targets.rank <= k) > 0).astype(np.float64)
 
 
-def ndcg(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+def ndcg(ranks: RanksByUser, k: int) -> NDArray[np.float64]:
     """Returns NDCG@k of each user, (n_users,), 0 for a user without held-out items."""
     targets = _targets(ranks)
     ideal = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
@@ -57,13 +75,13 @@ def ndcg(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
     return targets.sums(gains) / ideal[np.clip(targets.n_of_user, 1, k) - 1]
 
 
-def recall(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+def recall(ranks: RanksByUser, k: int) -> NDArray[np.float64]:
     """Returns recall@k of each user, (n_users,), 0 for a user without held-out items."""
     targets = _targets(ranks)
     return targets.sums(targets.rank <= k) / np.maximum(1, targets.n_of_user)
 
 
-def average_precision(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+def average_precision(ranks: RanksByUser, k: int) -> NDArray[np.float64]:
     """Returns the average precision at k of each user, (n_users,), whose mean is MAP@k."""
     targets = _targets(ranks)
     order = np.lexsort((targets.rank, targets.owner))
@@ -75,21 +93,21 @@ def average_precision(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.fl
     lasts = np.flatnonzero(is_last)
     place = lasts[np.searchsorted(lasts, np.arange(len(rank)))] - starts[owner] + 1
     precision = np.where(rank <= k, place / rank, 0.0)
-    return np.bincount(owner, precision, minlength=len(ranks)) / np.clip(targets.n_of_user, 1, k)
+    return np.bincount(owner, precision, minlength=len(targets.n_of_user)) / np.clip(targets.n_of_user, 1, k)
 
 
-def reciprocal_rank(ranks: list[NDArray[np.float64]], k: int) -> NDArray[np.float64]:
+def reciprocal_rank(ranks: RanksByUser, k: int) -> NDArray[np.float64]:
     """Returns 1 / the best rank of each user, (n_users,), 0 behind the first k."""
     targets = _targets(ranks)
-    best = np.full(len(ranks), np.inf)
+    best = np.full(len(targets.n_of_user), np.inf)
     np.minimum.at(best, targets.owner, targets.rank)
     return np.where(best <= k, 1 / best, 0.0)
 
 
 def ranks_in_lists(
     scores: NDArray[np.float32], items: NDArray[np.int32], wanted: NDArray[np.int64], n_items: int
-) -> list[NDArray[np.float64]]:
-    """Returns the pessimistic 1-based rank of each target of each row, in one array per row.
+) -> Ranks:
+    """Returns the pessimistic 1-based rank of each target of each row.
 
     ``wanted``: the keys of the targets, ascending. A target has the rank of the last place that ties with it;
     infinity where that lies behind the list, or where the target is not in it. Other targets do not push one
@@ -108,8 +126,7 @@ def ranks_in_lists(
     at = np.searchsorted(wanted, keys)
     hit = wanted[np.minimum(at, len(wanted) - 1)] == keys if len(wanted) else np.zeros(len(keys), bool)
     found[at[hit]] = rank.ravel()[listed][hit]
-    bounds = np.searchsorted(wanted, np.arange(1, n_rows, dtype=np.int64) << 32)
-    return np.split(found, bounds)
+    return Ranks(found, wanted >> 32, np.bincount(wanted >> 32, minlength=n_rows))
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int = 0, n_samples: int = N_BOOTSTRAP) -> Estimate:

@@ -197,7 +197,7 @@ def _measure(model: RankingModel, split: Split, test: EvaluationSet) -> dict[str
 
 def _lists(model: RankingModel, split: Split) -> Lists:
     lister = model_lister(model, split.test, popularity_of(split, model.n_items), K)
-    parts = [lister(rows)[1] for rows in steps(len(split.test.user_index), model.n_items)]
+    parts = [lister(rows)[1] for rows in steps(len(split.test.user_index))]
     return np.concatenate(parts)
 
 

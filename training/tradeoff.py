@@ -46,7 +46,7 @@ def sweep(run: Run, on_progress: Callable[[int], None] = lambda n_users: None) -
         raise InvalidRequest("--sweep", found="given", expected="items with genres or categories")
     model.eval()
     lister = model_lister(model, split.test, popularity_of(split, n_items), N_CANDIDATES)
-    parts = zip(*map(lister, steps(n_users, n_items)), strict=True)
+    parts = zip(*map(lister, steps(n_users)), strict=True)
     scores, items = (np.concatenate(part) for part in parts)
     table = vectors.detach().numpy()
     methods = _methods(table, split.test.histories, background.categories)

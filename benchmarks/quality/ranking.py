@@ -29,7 +29,7 @@ class Ranking(Protocol):
         trained, _ = train(model, self._name, self._dataset, self._split, seed, settings)
         test, n_items = self._split.test, self._dataset.n_items
         lister = model_lister(trained, test, popularity_of(self._split, n_items), K)
-        lists = [lister(rows)[1] for rows in steps(len(test.user_index), n_items)]
+        lists = [lister(rows)[1] for rows in steps(len(test.user_index))]
         return self._values(np.concatenate(lists).astype(np.int64))
 
     def theirs(self, ask: Ask) -> Values:
