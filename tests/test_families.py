@@ -46,6 +46,7 @@ RANKERS = {
     "dlrm": RATED,
     "din": RATED,
     "neumf": ["--negatives-per-click", "2"],
+    "relevance": RATED,
 }
 EVALUATED_ONLY = {"ease": ["--reg", "20"], "item-knn": ["--neighbours", "20"]}
 
@@ -70,10 +71,10 @@ def test_a_model_from_items_to_items_is_a_baseline_and_not_exported(
 
 
 @pytest.mark.parametrize("model", RANKERS)
-def test_a_ranker_is_trained_and_evaluated(
+def test_a_ranker_is_trained_evaluated_exported_and_asked(
     model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
+    folder, first, bundle = (tmp_path / name for name in ("run", "popularity", "bundle"))
     options = ["--split", "temporal", "--epochs", "1", "--embedding-size", "4", "--hidden", "8,4"]
     options += ["--max-history", "5", *RANKERS[model]]
     run(capfd, "train", "--data", SHOP, "--model", model, "--out", folder, *options)
@@ -81,6 +82,15 @@ def test_a_ranker_is_trained_and_evaluated(
     assert ("item mean" in evaluation) == (model != "neumf")
     assert evaluation["model"]["metrics"]["MRR@10" if model == "neumf" else "AUC"]["mean"] > 0
     assert "[" in run(capfd, "evaluate", folder)
+    of_items = ["--data", SHOP, "--model", "popularity", "--split", "temporal"]
+    run(capfd, "train", *of_items, "--out", first)
+    run(capfd, "export", first, "--ranker", folder, "--out", bundle)
+    slate = json.loads(run(capfd, "recommend", bundle, "-k", "3", "--json"))
+    item = slate["items"][0]["item_id"]
+    asked = ["--history", item, "-k", "5", "--predict", "click"]
+    slate = json.loads(run(capfd, "recommend", bundle, *asked, "--json"))
+    assert len({entry["item_id"] for entry in slate["items"]} - {item}) == 5
+    assert all(0 < entry["score"] < 1 for entry in slate["items"])
 
 
 @pytest.mark.parametrize("model", SERVED)

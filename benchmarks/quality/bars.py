@@ -151,7 +151,7 @@ def _published(hit_rate: float, ndcg: float) -> tuple[Bar, ...]:
 
 
 def _cold() -> tuple[Row, ...]:
-    category, tfidf = ours("popularity in category"), ours("tfidf")
+    category, tfidf, relevance = ours("popularity in category"), ours("tfidf"), ours("relevance")
     dssm = ours("dssm", embedding_size=128, unknown_rate=0.5, batch_size=2048, learning_rate=2e-3)
     return (
         Row(
@@ -161,6 +161,13 @@ def _cold() -> tuple[Row, ...]:
             (tfidf, category, ours("random")),
             (Bar("NDCG@10", over=category.name),),
             quick=True,
+        ),
+        Row(
+            "cold-relevance",
+            "online-retail",
+            "cold-items",
+            (relevance, category, tfidf),
+            (Bar("NDCG@10", over=category.name),),
         ),
         Row("cold-dssm", "online-retail", "cold-items", (dssm, tfidf), (Bar("NDCG@10", over=tfidf.name),)),
     )

@@ -34,6 +34,7 @@ MODULES = {
     "dlrm": "dlrm",
     "din": "din",
     "neumf": "neumf",
+    "relevance": "relevance",
 }
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from recserve.errors import InvalidRequest
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
+from recserve.training.models.dropout import Dropout
 from recserve.training.models.sasrec import Block
 from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_heads, check_shape
 
@@ -59,7 +60,7 @@ class BERT4Rec(SequenceModel):
         self.hidden_item = nn.Parameter(torch.empty(size))
         # Position 0 is the newest item, so that padding a history on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history + 1, size))
-        self.input_dropout = nn.Dropout(config.dropout)
+        self.input_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm = nn.LayerNorm(size)
         nn.init.normal_(self.hidden_item, std=1 / math.sqrt(size))

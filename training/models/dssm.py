@@ -23,6 +23,7 @@ from recserve.training.data import Dataset, Histories, Split
 from recserve.training.features.attributes import known_attributes
 from recserve.training.loss import FULL_SOFTMAX_MAX_ITEMS, full_softmax, softmax_over_sample
 from recserve.training.models.base import EPOCH_OPTIONS, Family
+from recserve.training.models.dropout import dropout
 from recserve.training.models.tables import LearnedTables
 
 INITIAL_SCALE = 0.05
@@ -183,7 +184,7 @@ class DSSM(LearnedTables):
     def _user_tower(self, users: Tensor, pooled: Tensor) -> Tensor:
         ids = self.user_ids[users] * self._shown(self.is_known_user[users])
         vectors = ids + self.user_features[users] @ self.user_projection + pooled
-        vectors = F.dropout(vectors, self.config.dropout, self.training)
+        vectors = dropout(vectors, self.config.dropout, self.training)
         return torch.cat([vectors, torch.ones(len(vectors), 1)], dim=1)
 
     def _item_tower(self, items: Tensor) -> Tensor:

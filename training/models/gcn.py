@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recserve.training.models.base import EPOCH_OPTIONS, Family
+from recserve.training.models.dropout import dropout
 from recserve.training.models.graph import (
     Graph,
     InductiveGraphModel,
@@ -60,7 +60,7 @@ class GCN(InductiveGraphModel):
         start, shown = self.start(graph)
         vectors = total = start
         for place, layer in enumerate(self.layers):
-            vectors = F.dropout(vectors, self.config.dropout, self.training)
+            vectors = dropout(vectors, self.config.dropout, self.training)
             vectors = layer(graph.smooth(vectors, shown))
             vectors = vectors if place + 1 == len(self.layers) else torch.relu(vectors)
             total = total + vectors

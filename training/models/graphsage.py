@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recserve.training.models.base import EPOCH_OPTIONS, Family
+from recserve.training.models.dropout import dropout
 from recserve.training.models.graph import (
     Graph,
     InductiveGraphModel,
@@ -60,7 +60,7 @@ class GraphSAGE(InductiveGraphModel):
         vectors = start
         for place, layer in enumerate(self.layers):
             vectors = torch.relu(vectors) if place else vectors
-            vectors = F.dropout(vectors, self.config.dropout, self.training)
+            vectors = dropout(vectors, self.config.dropout, self.training)
             vectors = layer(torch.cat([vectors, graph.mean(vectors) * shown], dim=1))
         return start, vectors
 

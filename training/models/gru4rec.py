@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
+from recserve.training.models.dropout import Dropout
 from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_shape
 
 
@@ -56,8 +57,8 @@ class GRU4Rec(SequenceModel):
             batch_first=True,
             dropout=config.dropout if config.n_blocks > 1 else 0.0,
         )
-        self.input_dropout = nn.Dropout(config.dropout)
-        self.state_dropout = nn.Dropout(config.dropout)
+        self.input_dropout = Dropout(config.dropout)
+        self.state_dropout = Dropout(config.dropout)
         self.project = nn.Linear(config.hidden_size, config.embedding_size)
 
     def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from recserve.errors import InvalidRequest, nearest
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
+from recserve.training.models.dropout import Dropout, dropout
 from recserve.training.models.incremental import IncrementalModel, LayerMemory
 from recserve.training.models.sequence import GRADIENT_OPTIONS, check_heads, check_shape
 
@@ -74,7 +75,7 @@ class HSTU(IncrementalModel):
         size = config.embedding_size
         # Position 0 is the newest item (or the oldest), so that padding on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
-        self.input_dropout = nn.Dropout(config.dropout)
+        self.input_dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_blocks))
         self.norm = nn.LayerNorm(size)
         nn.init.normal_(self.position_embeddings, std=0.02)
@@ -154,7 +155,7 @@ class Layer(nn.Module):
         weights = (F.silu(logits) / self.longest).masked_fill(~mask[:, :, -n_asked:], 0.0)
         attended = weights @ value if memory is None else memory.mixture(weights, value)
         attended = attended.transpose(1, 2).reshape(batch * n_asked, size)
-        gated = F.dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
+        gated = dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
         asked = x[:, -n_asked:].reshape(batch * n_asked, size)
         return (asked + self.project(gated)).view(batch, n_asked, size)  # type: ignore[no-any-return]
 

@@ -74,8 +74,12 @@ class RankerConfig:
 
 
 class ItemFeatures(NamedTuple):
-    """Of items in any shape S: ids S, categories (*S, n), lists (*S, n, length) and numbers (*S, n)."""
+    """Of items in any shape S: indices and ids S, categories (*S, n), lists (*S, n, length), numbers (*S, n).
 
+    An id is the index + 1, or 0 where training does not know the item.
+    """
+
+    indices: Tensor
     ids: Tensor
     categories: Tensor
     lists: Tensor
@@ -142,6 +146,7 @@ class Ranker(RankingModel):
         """Returns ``encode_item`` of item indices of any shape."""
         return self.encode_item(
             ItemFeatures(
+                items,
                 self.item_ids[items],
                 self.item_categories[items],
                 self.item_lists[items],
@@ -293,15 +298,20 @@ class _Creator:
 
 
 def ranker_family(
-    kind: Callable[[Any, FeatureSpace, Labels], Ranker],
+    kind: Callable[..., Ranker],
     settings: type[RankerConfig] = RankerConfig,
+    *,
+    create_from_data: Callable[[Any, Dataset, Split], Ranker] | None = None,
     **budget: Any,
 ) -> Family:
-    """Returns the registration of a ranker; ``budget``: what differs from the rankers' default."""
+    """Returns the registration of a ranker; ``budget``: what differs from the rankers' default.
+
+    ``create_from_data``: for a kind that reads more of the data than features and labels.
+    """
     return Family(
         settings=settings,
         create=_needs_data,
-        create_from_data=_Creator(kind),
+        create_from_data=create_from_data or _Creator(kind),
         budget={**BUDGET, **budget},
         loop_options=LOOP_OPTIONS,
         check_data=_check_labels,

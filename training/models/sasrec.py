@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
+from recserve.training.models.dropout import Dropout, dropout
 from recserve.training.models.incremental import IncrementalModel, LayerMemory
 from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceConfig, check_heads, check_shape
 
@@ -70,7 +71,7 @@ class SASRec(IncrementalModel):
         size = config.embedding_size
         # Position 0 is the newest item (or the oldest), so that padding on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
-        self.input_dropout = nn.Dropout(config.dropout)
+        self.input_dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm = nn.LayerNorm(size)
         nn.init.normal_(self.position_embeddings, std=0.02)
@@ -128,7 +129,7 @@ class Block(nn.Module):
             nn.Linear(size, 4 * size),
             nn.GELU(),
             nn.Linear(4 * size, size),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
 
     def forward(
@@ -155,11 +156,11 @@ class Block(nn.Module):
         logits = agreement / math.sqrt(query.shape[-1]) + bias[:, :, -n_asked:]
         if self.gap_bias is not None and gap_buckets is not None:
             logits = logits + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
-        weights = F.dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
+        weights = dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
         attended = weights @ value if memory is None else memory.mixture(weights, value)
         attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
         asked = x[:, -n_asked:].reshape(batch * n_asked, size)
-        asked = asked + F.dropout(self.project(attended), self.dropout, self.training)
+        asked = asked + dropout(self.project(attended), self.dropout, self.training)
         return (asked + self.feed_forward(asked)).view(batch, n_asked, size)  # type: ignore[no-any-return]
 
     def _query_key_value(

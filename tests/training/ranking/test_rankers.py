@@ -17,7 +17,8 @@ from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import calibrate, evaluate_predictions, validation_auc
 from recserve.training.run import Run, create_run, open_run
 
-RANKERS = ["lr", "fm", "deepfm", "dcn", "dlrm", "din", "neumf"]
+BY_IDS = ["lr", "fm", "deepfm", "dcn", "dlrm", "din", "neumf"]
+RANKERS = [*BY_IDS, "relevance"]
 SHOP = "synthetic-shop:n_items=1000,n_users=80,n_events=2000,seed=7"
 SMALL: dict[str, Any] = {"embedding_size": 8, "hidden": (16, 8), "max_history": 6, "seed": 3}
 MakeRun = Callable[..., Run]
@@ -72,7 +73,7 @@ def test_a_request_alone_and_in_a_batch_and_by_tables_is_the_same(name: str, mak
         torch.testing.assert_close(model.combine(side, items), together, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", RANKERS)
+@pytest.mark.parametrize("name", BY_IDS)
 def test_every_input_has_a_say(name: str, make_run: MakeRun) -> None:
     model = model_of(make_run(name, **({} if name == "neumf" else {"context": True})))
     history, user, context, candidates = some_inputs(model, 1)
