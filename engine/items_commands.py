@@ -30,7 +30,7 @@ def register(add: Callable[..., Any]) -> None:
 def upsert(
     file: Annotated[
         Path,
-        typer.Argument(help="JSON lines: item_id, and vector or like (ids of items), and attributes."),
+        typer.Argument(help="JSON lines: item_id, attributes, and perhaps vector or like (ids of items)."),
     ],
     model: Annotated[
         str, typer.Option(help="That vectors are of. Default: the server's default model.")

@@ -90,7 +90,7 @@ def with_changes(
     new = [(change, vector) for change in unknown if (vector := _vector(bundle, change)) is not None]
     if n_without := len(unknown) - len(new):
         log.warning(
-            "items left out: no vector of this bundle, and like no item of it",
+            "items left out: no vector of this bundle, like no item of it, and nothing that it makes one of",
             items=n_without,
             bundle_version=bundle.manifest.bundle_version,
         )
@@ -110,7 +110,9 @@ def _vector(bundle: Bundle, change: ItemChange) -> NDArray[np.float32] | None:
         return np.array(change.vector, np.float32)
     rows = bundle.catalogue.vocabulary.indices(change.like)
     known = rows[rows >= 0]
-    return bundle.item_embeddings[known].mean(axis=0) if len(known) else None
+    if len(known):
+        return bundle.item_embeddings[known].mean(axis=0)  # type: ignore[no-any-return]
+    return None if bundle.item_encoder is None else bundle.item_encoder.encode(change.attributes)
 
 
 def _extended(

@@ -25,6 +25,7 @@ from recserve.exporters.candidates import Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
 from recserve.exporters.forms import Written, write_forms
 from recserve.exporters.gate import GateBudget
+from recserve.exporters.item_encoder import write_item_encoder
 from recserve.exporters.parity import Parity
 from recserve.exporters.prune import PruneConfig
 from recserve.exporters.ranker_entry import write_ranker
@@ -89,6 +90,7 @@ def export_run(
     options: FormOptions | None = None,
     pipeline: PipelineConfig | None = None,
     segments: Sequence[str] = AUTO_SEGMENTS,
+    item_encoder: bool = False,
     signing_key: SigningKey | None = None,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Exported:
@@ -96,7 +98,8 @@ def export_run(
 
     ``histories``: whether the users' interactions go along, so that known users are served at once.
     ``pipeline``: the rules that the bundle brings. ``segments``: by what cold starts are told apart, see
-    ``fit_segments``; empty for nothing. ``signing_key`` signs it. ``on_progress`` gets the name of each form
+    ``fit_segments``; empty for nothing. ``item_encoder``: whether to fit what makes embeddings of attributes,
+    for items that come later. ``signing_key`` signs it. ``on_progress`` gets the name of each form
     that is measured.
     Raises :class:`CheckFailed` when parity does not hold or a form asked for by name is refused,
     :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
@@ -117,12 +120,14 @@ def export_run(
         by_segment = write_segments(writer, run.dataset, segments)
         forms = _write_forms(writer, run, model, variant, options, Path(scratch), on_progress)
         entry = None if ranker is None else _write_ranker(writer, run, ranker, known, options.ranker)
+        known_by = write_item_encoder(writer, run.dataset, variant.item_embeddings) if item_encoder else None
         manifest = dataclasses.replace(
             _manifest(run, variant, forms, writer, entry),
             inputs=_inputs(variant, entry, by_segment),
             segments=by_segment,
             pipeline=pipeline,
             item_table=options.item_table,
+            item_encoder=known_by,
         )
         writer.commit(manifest, signing_key)
     return Exported(manifest, variant.parity)

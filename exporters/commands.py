@@ -79,6 +79,12 @@ def export(
             "all attributes of few values; none."
         ),
     ] = "auto",
+    item_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--item-encoder", help="Fit what makes embeddings of attributes, for items that come later."
+        ),
+    ] = False,
     sign_key: Annotated[
         Path | None, typer.Option(help="File of a private key (`recserve bundle keygen`) to sign with.")
     ] = None,
@@ -112,6 +118,7 @@ def export(
             options=options,
             pipeline=read_pipeline(pipeline) if pipeline is not None else None,
             segments=[] if segments == "none" else segments.split(","),
+            item_encoder=item_encoder,
             signing_key=signing_key,
             on_progress=lambda name: update(1, description=f"measuring {name}"),
         )

@@ -68,7 +68,9 @@ class NewItem(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _struct_pb2.Struct:
-        """title, category, price, ...; those that the catalogue has are kept, and filters see them. At most 4096 bytes."""
+        """title, category, price, ...; those that the catalogue has are kept, and filters see them. At most 4096 bytes.
+        Without `vector` and `like` a bundle that has an item encoder makes the embedding of them.
+        """
 
     def __init__(
         self,

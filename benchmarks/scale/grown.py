@@ -57,6 +57,7 @@ def grow_bundle(source: Path, target: Path, n_items: int, seed: int) -> None:
             variants={name: entry},
             refused={},
             ranker=None,
+            item_encoder=None,
             inputs=dataclasses.replace(bundle.manifest.inputs, context=[]),
             files=writer.files,
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from recserve.engine.bundle.item_encoder import ItemEncoderEntry
 from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE, RankerEntry
@@ -133,6 +134,7 @@ class Manifest:
     ranker: RankerEntry | None = None
     segments: SegmentsEntry | None = None
     item_table: str = FLOAT32
+    item_encoder: ItemEncoderEntry | None = None
 
     @property
     def item_table_sha256(self) -> str:
@@ -198,7 +200,7 @@ class Manifest:
             raise _wrong_field("item_table", found=self.item_table, expected=f"one of {', '.join(FORMS)}")
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
-        for part in (self.ranker, self.segments):
+        for part in (self.ranker, self.segments, self.item_encoder):
             if part is not None:
                 part.check(self.files)
         for name, value in (

@@ -13,6 +13,7 @@ from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
 from recserve.engine.bundle.graph_check import check_graph
 from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
+from recserve.engine.bundle.item_encoder import ItemEncoder
 from recserve.engine.bundle.item_table import FORMS, Parts, check_finite, unpack
 from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, Manifest
 from recserve.engine.bundle.plain_files import EXPORT_AGAIN, check_file, files_in, not_plain, read_plain
@@ -40,7 +41,7 @@ class Bundle:
     ``item_embeddings``: (n_items, embedding_size) float32, the map itself or, of a smaller item table, what
     its stored ``item_parts`` say; ``popularity``: (n_items,) int64 counts;
     ``user_embeddings``: (n_users, embedding_size) float32, row i of user i of ``histories``, where a variant
-    is a table.
+    is a table; ``item_encoder``: what makes an embedding of an item's attributes, where the bundle has it.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Bundle:
     popularity: NDArray[np.int64]
     user_embeddings: NDArray[np.float32] | None = None
     trust: Trust = field(default_factory=Trust)
+    item_encoder: ItemEncoder | None = None
 
     def array(self, name: str, dtype: np.dtype[Scalar], shape: tuple[int, ...]) -> NDArray[Scalar]:
         """Maps the array of a listed file; raises :class:`BundleInvalid` for another type or shape."""
@@ -105,6 +107,7 @@ def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> 
         popularity=_map_array(folder, layout.POPULARITY, np.dtype(np.int64), shape[:1]),
         user_embeddings=_open_user_embeddings(folder, manifest, len(histories)),
         trust=trust,
+        item_encoder=_open_item_encoder(folder, manifest),
     )
     check_finite(next(iter(table.values())).file, bundle.item_embeddings)
     if bundle.popularity.min() < 0:
@@ -155,6 +158,16 @@ def _parse(data: bytes) -> Manifest:
             cure=EXPORT_AGAIN,
             reason=BundleReason.MANIFEST_MALFORMED,
         ) from error
+
+
+def _open_item_encoder(folder: Path, manifest: Manifest) -> ItemEncoder | None:
+    entry = manifest.item_encoder
+    if entry is None:
+        return None
+    shape = (entry.width + 1, manifest.embedding_size)
+    weights = _map_array(folder, entry.file, np.dtype(np.float32), shape)
+    check_finite(entry.file, weights)
+    return ItemEncoder(entry, weights)
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

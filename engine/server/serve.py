@@ -21,8 +21,8 @@ from recserve.errors import ConfigError
 
 # How long a load, or the thread that writes events, may keep the interpreter from the threads that answer
 # (Python's default is 5 ms): during swaps the median latency is 11 ms instead of 21 (benchmarks/swaps.py, 2
-# cores, 70 % load).
-SWITCH_SECONDS = 0.0005
+# cores, 70 % load). A Recommend call takes the interpreter back some five times, and waits so long each time.
+SWITCH_SECONDS = 0.0001
 
 
 @dataclass(frozen=True, slots=True)

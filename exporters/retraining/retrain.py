@@ -103,8 +103,14 @@ def _compare(
 ) -> Retrained:
     with repository.staging() as folder:
         bundle = folder / "bundle"
-        rules = read_manifest(serving.folder).pipeline
-        export_run(run, bundle, pipeline=rules, signing_key=config.signing_key)
+        before = read_manifest(serving.folder)
+        export_run(
+            run,
+            bundle,
+            pipeline=before.pipeline,
+            item_encoder=before.item_encoder is not None,
+            signing_key=config.signing_key,
+        )
         result = contest(serving.folder, bundle, found)
         version = read_manifest(bundle).bundle_version
         adopted = repository.adopt(bundle, config.model, version) if result.is_won else None
