@@ -13,12 +13,11 @@ from recserve.exporters import quantise
 from recserve.exporters.item_tables import over_table, stored
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.exporters.parity import evenly_spaced, recorded_inputs
-from recserve.exporters.prune import PruneConfig, prune
+from recserve.exporters.prune import Prunable, PruneConfig, prune
 from recserve.exporters.quantise import Inputs
 from recserve.exporters.variant import VARIANT
 from recserve.training.data import EvaluationSet, Histories
 from recserve.training.models.base import RankingModel
-from recserve.training.models.sasrec import SASRec
 from recserve.training.models.sequence import SequenceModel
 
 # Recorded requests that ranges of activations are calibrated on, a few at a time.
@@ -54,7 +53,7 @@ class Material:
     @cached_property
     def pruned(self) -> EncoderGraph:
         """The pruned and taught model; minutes of training, once for all forms that start from it."""
-        return export_query_encoder(prune(cast(SASRec, self.model), self.train, self.pruning))
+        return export_query_encoder(prune(cast(Prunable, self.model), self.train, self.pruning))
 
     def recorded(self) -> list[Inputs]:
         """Returns the inputs that ranges are calibrated on, as the encoder reads them."""
@@ -74,10 +73,10 @@ BUILDERS: dict[str, Callable[[Material], EncoderGraph]] = {
 
 
 def forms_of(model: RankingModel) -> list[str]:
-    """Returns the forms besides fp32 that ``model`` can have: tables have none, SASRec alone is pruned."""
+    """Returns the forms besides fp32 that ``model`` can have: tables have none, transformers are pruned."""
     if not isinstance(model, SequenceModel):
         return []
-    return [name for name in BUILDERS if isinstance(model, SASRec) or not name.startswith("pruned")]
+    return [name for name in BUILDERS if isinstance(model, Prunable) or not name.startswith("pruned")]
 
 
 def wanted_forms(names: Sequence[str], model: RankingModel) -> list[str]:

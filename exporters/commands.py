@@ -64,11 +64,11 @@ def export(
     ] = 0.01,
     prune_hidden: Annotated[
         float, typer.Option(help="Share of the feed-forward's hidden units that pruned keeps.")
-    ] = 0.25,
+    ] = 0.5,
     prune_heads: Annotated[float, typer.Option(help="Share of the attention heads that pruned keeps.")] = 1.0,
     prune_epochs: Annotated[
         int, typer.Option(help="Passes over the histories that teach what pruning left.")
-    ] = 20,
+    ] = 60,
     pipeline: Annotated[
         Path | None, typer.Option(help="TOML file whose section [pipeline] are the bundle's own rules.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Structured pruning of SASRec: whole attention heads and hidden units leave, then the rest is taught.
+"""Structured pruning of transformers: whole attention heads and hidden units leave, the rest is taught.
 
 Importance is measured on training histories, as in Molchanov et al. 2017 (arXiv:1611.06440) by what a part
 contributes: the norm of what it adds to the residual stream. The item table is frozen, so the pruned model
@@ -17,21 +17,23 @@ from torch import Tensor, nn
 from recserve.errors import InvalidRequest
 from recserve.training.batches import training_batches
 from recserve.training.data import Histories
+from recserve.training.models.bert4rec import BERT4Rec
 from recserve.training.models.sasrec import Block, SASRec
 
 N_MEASURED_BATCHES = 4
 BATCH_SIZE = 64
+Prunable = SASRec | BERT4Rec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneConfig:
     """How much of each block is kept and how long the rest is taught."""
 
-    hidden_share: float = 0.25
+    hidden_share: float = 0.5
     """Share of the feed-forward's hidden units that stay."""
     head_share: float = 1.0
     """Share of the attention heads that stay, at least one."""
-    epochs: int = 20
+    epochs: int = 60
     learning_rate: float = 2e-3
     seed: int = 0
 
@@ -43,7 +45,7 @@ class PruneConfig:
             raise InvalidRequest("prune epochs", found=self.epochs, expected="0 or more")
 
 
-def prune(model: SASRec, train: Histories, config: PruneConfig) -> SASRec:
+def prune(model: Prunable, train: Histories, config: PruneConfig) -> Prunable:
     """Returns a smaller copy of ``model``, taught on the histories of ``train``; ``model`` stays as it is."""
     student = copy.deepcopy(model).eval()
     for block, (heads, hidden) in zip(
@@ -62,7 +64,7 @@ def _best(importance: Tensor, share: float) -> Tensor:
 
 
 @torch.no_grad()
-def _importance(model: SASRec, train: Histories, seed: int) -> list[tuple[Tensor, Tensor]]:
+def _importance(model: Prunable, train: Histories, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Returns, for each block, how much each head (n_heads,) and each hidden unit (n_hidden,) adds."""
     found = []
     inputs: dict[nn.Module, list[Tensor]] = {}
@@ -110,7 +112,7 @@ def _keep_hidden(block: Block, kept: Tensor) -> None:
     block.feed_forward[3] = _sliced(_narrow(block), columns=kept)
 
 
-def _blocks(model: SASRec) -> list[Block]:
+def _blocks(model: Prunable) -> list[Block]:
     return [cast(Block, block) for block in model.blocks]
 
 
@@ -131,27 +133,49 @@ def _sliced(layer: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | N
     return smaller
 
 
-def _distil(student: SASRec, teacher: SASRec, train: Histories, config: PruneConfig) -> None:
-    """Teaches ``student`` the query embeddings that ``teacher`` has after every prefix of each history."""
+def _distil(student: Prunable, teacher: Prunable, train: Histories, config: PruneConfig) -> None:
+    """Teaches ``student`` the query embeddings that ``teacher`` has after every prefix of each history.
+
+    A model that looks both ways has to encode each prefix anew: it gets one of each history in an epoch.
+    """
     student.item_embeddings.requires_grad_(False)
     learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=0.0)
     n_steps = max(1, config.epochs * -(-int((train.lengths >= 2).sum()) // BATCH_SIZE))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    generator = torch.Generator().manual_seed(config.seed)
     for epoch in range(config.epochs):
         for history, _, gaps in _batches(student, train, config.seed, epoch):
+            if isinstance(student, BERT4Rec):
+                history = _random_prefixes(history, generator)
             given = gaps if student.config.time_gaps else None
             with torch.no_grad():
-                wanted = teacher(history, given)[history >= 0]
-            loss = (student(history, given)[history >= 0] - wanted).square().sum(-1).mean()
+                wanted = _queries(teacher, history, given)
+            loss = (_queries(student, history, given) - wanted).square().sum(-1).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 
 
+def _queries(model: Prunable, history: Tensor, gaps: Tensor | None) -> Tensor:
+    """Returns query embeddings (n, embedding_size), of every prefix where one pass makes them all."""
+    if isinstance(model, BERT4Rec):
+        return model.encode(history)
+    return cast(Tensor, model(history, gaps))[history >= 0]
+
+
+def _random_prefixes(history: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns a prefix of one item or more of each row of ``history``, left-padded again."""
+    length = history.shape[1]
+    n_items = (history >= 0).sum(1, keepdim=True)
+    n_dropped = (torch.rand(n_items.shape, generator=generator) * n_items).long()
+    source = torch.arange(length) - n_dropped
+    return torch.where(source >= 0, history.gather(1, source.clamp(min=0)), -1)
+
+
 def _batches(
-    model: SASRec, train: Histories, seed: int, epoch: int
+    model: Prunable, train: Histories, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     return training_batches(
         train, max_history=model.config.max_history, batch_size=BATCH_SIZE, seed=seed, epoch=epoch

@@ -6,8 +6,9 @@ import torch
 
 from recserve.errors import InvalidRequest
 from recserve.exporters.onnx_graph import export_query_encoder
-from recserve.exporters.prune import PruneConfig, prune
+from recserve.exporters.prune import PruneConfig, _random_prefixes, prune
 from recserve.training.data import Histories
+from recserve.training.models.bert4rec import BERT4Rec, BERT4RecConfig
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 
 
@@ -57,6 +58,32 @@ def test_teaching_brings_the_pruned_model_nearer_and_leaves_the_items(time_gaps:
     assert error(taught) < 0.7 * error(untaught)
     assert torch.equal(taught.item_embeddings, model.item_embeddings)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_that_looks_both_ways_is_taught_on_prefixes() -> None:
+    torch.manual_seed(2)
+    config = BERT4RecConfig(embedding_size=16, n_heads=4, n_blocks=2, max_history=8)
+    model, known = BERT4Rec(config, n_items=40).eval(), histories()
+    history = torch.from_numpy(np.random.default_rng(1).integers(0, 40, (50, 8)))
+
+    def error(epochs: int) -> float:
+        smaller = prune(model, known, PruneConfig(hidden_share=0.25, head_share=0.5, epochs=epochs))
+        assert smaller.blocks[0].n_heads == 2
+        with torch.no_grad():
+            return float((smaller.encode(history) - model.encode(history)).square().mean())
+
+    assert error(30) < 0.7 * error(0)
+    assert len(export_query_encoder(prune(model, known, PruneConfig(epochs=0))).data) > 0
+
+
+def test_prefixes_are_the_oldest_items_and_never_empty() -> None:
+    history = torch.tensor([[-1, -1, 3, 4, 5], [1, 2, 3, 4, 5], [-1, -1, -1, -1, 7]]).repeat(40, 1)
+    found = _random_prefixes(history, torch.Generator().manual_seed(0))
+    for whole, part in zip(history.tolist(), found.tolist(), strict=True):
+        items, kept = ([item for item in row if item >= 0] for row in (whole, part))
+        assert kept == items[: len(kept)] != []
+        assert part[: len(part) - len(kept)] == [-1] * (len(part) - len(kept))
+    assert len({tuple(row) for row in found.tolist()}) == 3 + 5 + 1
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
