@@ -1,17 +1,16 @@
 """What the stages after retrieval are worth on ml-100k: ``python -m recserve.benchmarks.slate_quality``.
 
-*Two stages*: DeepFM (sampled clicks) orders the candidates of ALS and of SASRec, by its prediction alone and
-by a formula with the retrieval score, whose weight is chosen on validation. *Diversity*: slates by a
-determinantal point process. Both as the engine answers: leave-one-out, 943 users, histories up to the
-held-out item and its moment. *Context*: DeepFM that knows the moment and the session (the newest items) next
-to one that knows neither, on ratings in a global temporal split. Changes are paired by user, intervals from
-resampled users.
+*Two stages*: DeepFM (listwise, of the newest ten items) orders the candidates of ALS and of SASRec, by its
+prediction alone and by a formula with the retrieval score, whose weight is chosen on validation. *Diversity*:
+slates by a determinantal point process. Both as the engine answers: leave-one-out, 943 users, histories up to
+the held-out item and its moment. *Context*: DeepFM that knows the moment and the session (the newest items)
+next to one that knows neither, by the AUC of the held-out item among all others. Changes are paired by user,
+intervals from resampled users.
 """
 
 import argparse
 import datetime
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from numpy.typing import NDArray
 from recserve import console
 from recserve.benchmarks.environment import environment
 from recserve.benchmarks.output import Output
-from recserve.benchmarks.quality.clicks import Clicks
-from recserve.benchmarks.quality.estimates import Seeds, estimates
 from recserve.benchmarks.runs import trained_run
 from recserve.benchmarks.tables import RESULTS, show
 from recserve.engine import Engine, EngineConfig, Request, Rules
@@ -31,13 +28,20 @@ from recserve.exporters.assemble import export_run
 from recserve.training import metrics
 from recserve.training.commands import run_config
 from recserve.training.data import Dataset, EvaluationSet, load_dataset
+from recserve.training.evaluate import model_scorer
 from recserve.training.list_metrics import vector_diversity
 from recserve.training.run import Run, open_run
 
 K, BATCH = 10, 64
 RETRIEVAL, RANKER = ("als", "sasrec"), "deepfm"
 WEIGHTS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-DIVERSITIES = (0.1, 0.15, 0.2, 0.3)
+DIVERSITIES = (0.01, 0.02, 0.05, 0.1, 0.12, 0.15, 0.2)
+LISTWISE = {"labels": "listwise", "max_history": 10, "negatives": 32}
+CONTEXTS: dict[str, dict[str, Any]] = {
+    "moment and session": {},
+    "session": {"context": False},
+    "neither": {"context": False, "max_history": 0},
+}
 # DPP must raise diversity by so much, at no larger loss of NDCG.
 LEAST_DIVERSITY, MOST_LOSS = 0.20, 0.03
 
@@ -47,14 +51,14 @@ Values = NDArray[np.float64]
 def main() -> None:
     """Runs all three and writes JSON."""
     parser = argparse.ArgumentParser(prog="recserve.benchmarks.slate_quality", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the context's models")
     parser.add_argument("--runs", type=Path, help="folder of run folders: those there are used, others made")
     parser.add_argument("--out", type=Path, default=RESULTS / "slate_quality.json")
     options = parser.parse_args()
     dataset = load_dataset("ml-100k", on_note=console.note)
     with tempfile.TemporaryDirectory(prefix="recserve-slate-quality-") as folder:
         runs = options.runs or Path(folder)
-        ranker = trained(runs / RANKER, dataset, RANKER, {"labels": "sampled"})
+        aucs_of = context(runs, dataset)
+        ranker = open_run(runs / f"{RANKER} with {next(iter(CONTEXTS))}")
         n_users = len(ranker.split().test.user_index)
         stages, diversity = [], []
         for name in RETRIEVAL:
@@ -69,7 +73,7 @@ def main() -> None:
         "protocol": f"ml-100k, leave-one-out, {n_users} users, as the engine answers",
         "two_stages": stages,
         "diversity": diversity,
-        "context": context(dataset, options.seeds),
+        "context": aucs_of,
     }
     Output(options.out).publish("slate_quality", result, show)
 
@@ -166,27 +170,37 @@ def diversities(engine: Engine, run: Run, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def context(dataset: Dataset, seeds: Sequence[int]) -> dict[str, Any]:
+def context(runs: Path, dataset: Dataset) -> dict[str, Any]:
     """Returns the AUC of the ranker with the moment and the session, and its gain over models without."""
-    protocols = [Clicks(dataset) for _ in seeds]
-    ways: dict[str, dict[str, Any]] = {
-        "moment and session": {},
-        "session": {"context": False},
-        "neither": {"context": False, "max_history": 0},
-    }
     samples = {}
-    for way, settings in ways.items():
+    for way, settings in CONTEXTS.items():
         console.note(f"{RANKER} with {way}")
-        pairs = zip(protocols, seeds, strict=True)
-        values = [protocol.ours(RANKER, settings, seed) for protocol, seed in pairs]
-        samples[way] = Seeds(protocols).samples(values)
-    first = samples["moment and session"]
+        run = trained(runs / f"{RANKER} with {way}", dataset, RANKER, LISTWISE | settings)
+        samples[way] = aucs(run)
+    first = samples[next(iter(CONTEXTS))]
     return {
         "model": RANKER,
-        "seeds": list(seeds),
-        "auc": {way: estimates(one)["AUC"] for way, one in samples.items()},
-        "gain_over": {way: estimates(first, samples[way])["AUC"] for way in ("session", "neither")},
+        "auc": {way: asdict(metrics.bootstrap(one)) for way, one in samples.items()},
+        "gain_over": {
+            way: asdict(metrics.bootstrap(first - one)) for way, one in samples.items() if one is not first
+        },
     }
+
+
+def aucs(run: Run) -> Values:
+    """Returns for each test user which share of the items that it did not have score below the next one."""
+    test, model, found = run.split().test, run.best_model(), []
+    score = model_scorer(model, test, np.zeros(model.n_items, np.int64))
+    for start in range(0, len(test.user_index), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(test.user_index)))
+        for row, scores in zip(rows.tolist(), score(rows), strict=True):
+            others = np.ones(len(scores), np.bool_)
+            others[test.histories.row(row)[0]] = False
+            wanted = test.targets.item_index[row]
+            others[wanted] = False
+            below = (scores[others] < scores[wanted]).mean() + (scores[others] == scores[wanted]).mean() / 2
+            found.append(below)
+    return np.array(found)
 
 
 if __name__ == "__main__":

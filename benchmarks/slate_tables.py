@@ -61,7 +61,7 @@ def slate_quality(result: Result) -> list[Table]:
         ]
         for way, auc in context["auc"].items()
     ]
-    title = f"Context: AUC of {context['model']} on later ratings, {len(context['seeds'])} seeds"
+    title = f"Context: AUC of {context['model']}, the next item among all that a user did not have"
     return [
         Table(f"Two stages: {result['protocol']}", ["what", "NDCG@10", "gain (95 %)"], stages),
         Table(

@@ -149,7 +149,7 @@ def train(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="ratings, sampled (items at random are no clicks), or auto (rankers)."),
+        typer.Option(help="ratings, sampled (items at random are no clicks), listwise or auto (rankers)."),
     ] = None,
     click_at: Annotated[
         float | None, typer.Option(help="Least value that counts as a click (rankers).")

@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def engine(run: Run) -> Iterator[Engine]:
-    settings = {"epochs": 1, "labels": "sampled"}
+    settings = {"epochs": 1, "labels": "listwise"}
     ranker = slate_quality.trained(run.folder.with_name("ranker"), run.dataset, "deepfm", settings)
     bundle: Path = run.folder.with_name("bundle")
     export_run(run, bundle, ranker=ranker)
@@ -58,7 +58,6 @@ def test_more_weight_is_more_diversity_and_tables_are_made(engine: Engine, run: 
         "diversity": rows,
         "context": {
             "model": "deepfm",
-            "seeds": [0],
             "auc": {"all": estimate, "neither": estimate},
             "gain_over": {"neither": estimate},
         },
@@ -67,3 +66,11 @@ def test_more_weight_is_more_diversity_and_tables_are_made(engine: Engine, run: 
     assert stages.rows == [["als alone", "0.7000", "+0.7000 (+0.6000 to +0.8000)"]]
     assert len(diversity.rows) == len(rows)
     assert [row[2] for row in context.rows] == ["", "+0.7000 (+0.6000 to +0.8000)"]
+
+
+def test_the_auc_is_that_of_the_next_item(engine: Engine, run: Run) -> None:
+    values = slate_quality.aucs(run)
+    assert values.shape == run.split().test.user_index.shape
+    assert ((values >= 0) & (values <= 1)).all()
+    # Better than chance, which has a half.
+    assert values.mean() > 0.5

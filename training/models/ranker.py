@@ -20,10 +20,10 @@ from recserve.training.batches import pad
 from recserve.training.data import Dataset, EvaluationSet, Histories, Split
 from recserve.training.models.base import EPOCH_OPTIONS, Family, RankingModel, ValidationMetric
 from recserve.training.ranking import calibration, normalise
-from recserve.training.ranking.examples import Labels, labels_of
+from recserve.training.ranking.examples import LISTWISE, Labels, labels_of
 from recserve.training.ranking.space import FeatureSpace, Schema, fit_space, moments
 
-LABEL_SOURCES = ("auto", "ratings", "sampled")
+LABEL_SOURCES = ("auto", "ratings", "sampled", LISTWISE)
 EMBEDDING_STD = 0.05
 LOOP_OPTIONS = EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay"}
 BUDGET = {"epochs": 30, "learning_rate": 2e-3, "validate_every": 1, "patience": 3}
@@ -44,7 +44,8 @@ class RankerConfig:
     context: bool = True
     """Whether the moment (hour, weekday) is a feature."""
     labels: str = "auto"
-    """ratings: a value of click_at or more is a click; sampled: every interaction is, random items not."""
+    """ratings: a value of click_at or more is a click; sampled: every interaction is, random items not;
+    listwise: the same as a choice among the drawn, which orders candidates better and is no probability."""
     click_at: float = 4.0
     negatives: int = 4
     """Items drawn at random for each interaction, with sampled labels."""

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from recserve.errors import DataError
 from recserve.training.data import EvaluationSet, Histories
 
+LISTWISE = "listwise"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
@@ -115,11 +117,13 @@ class Labels:
 def labels_of(train: Histories, source: str, click_at: float) -> Labels:
     """Returns the labels that ``train`` allows: "ratings", "sampled", or "auto" for the first that fits.
 
+    "listwise" has the labels of "sampled", and another loss.
+
     Raises :class:`DataError` for ratings that are all clicks or all not.
     """
     values = train.value
     both = bool((values >= click_at).any() and (values < click_at).any())
-    if source == "sampled" or (source == "auto" and not both):
+    if source in ("sampled", LISTWISE) or (source == "auto" and not both):
         return Labels(is_rated=False, click_at=click_at)
     if not both:
         raise DataError(

@@ -10,7 +10,7 @@ from recserve.training.data import Histories
 from recserve.training.distributed import Processes
 from recserve.training.loop_config import LoopConfig
 from recserve.training.models.ranker import Ranker
-from recserve.training.ranking.examples import Examples, shuffled_rows, training_examples
+from recserve.training.ranking.examples import LISTWISE, Examples, shuffled_rows, training_examples
 from recserve.training.ranking.space import moments
 
 PREDICTED_PER_STEP = 4096
@@ -24,7 +24,7 @@ class ExampleLearner:
     """Trains a ranker on the interactions of ``train``; a checkpoint holds its optimiser's state.
 
     The loss is the cross-entropy of clicks and, where there are ratings, half the squared error of the
-    standardised rating.
+    standardised rating. Listwise it is that of the choice between the interaction and the items drawn for it.
     """
 
     def __init__(self, model: Ranker, train: Histories, config: LoopConfig, processes: Processes) -> None:
@@ -66,6 +66,8 @@ class ExampleLearner:
         if not labels.is_rated:
             items = np.concatenate([items, self._draw(rows, rng)], axis=1)
         logits = self._model(*inputs_of(self._model, examples, rows), torch.from_numpy(items))
+        if self._model.config.labels == LISTWISE:
+            return F.cross_entropy(logits[:, :, 0], torch.zeros(len(rows), dtype=torch.int64))
         if not labels.is_rated:
             clicks = torch.zeros(items.shape)
             clicks[:, 0] = 1
