@@ -250,6 +250,8 @@ class Rules(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CALIBRATE_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
+    SERENDIPITY_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
     min_score: _builtins.float
     """Items that the model scores lower are left out."""
     rerank: _builtins.str
@@ -262,6 +264,10 @@ class Rules(_message.Message):
     """How many retrieved items the slate is chosen from. Not set: 200."""
     calibrate: _builtins.str
     """The attribute (genres) whose values the slate has in the proportions of the user's history."""
+    serendipity: _builtins.float
+    """The weight of being unlike everything in the user's history against the score; with novelty at most 1."""
+    exposure: _builtins.str
+    """The attribute (seller) whose values get places in proportion to how relevant their candidates are together."""
     @_builtins.property
     def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pin]:
         """Items at fixed ranks, unless a filter, a cap or `exclude` forbids them."""
@@ -293,10 +299,12 @@ class Rules(_message.Message):
         candidates: _builtins.int | None = ...,
         calibrate: _builtins.str = ...,
         quotas: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        serendipity: _builtins.float | None = ...,
+        exposure: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "candidates", b"candidates", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "_serendipity", b"_serendipity", "candidates", b"candidates", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "serendipity", b"serendipity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "quotas", b"quotas", "rerank", b"rerank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "_serendipity", b"_serendipity", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "exposure", b"exposure", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "quotas", b"quotas", "rerank", b"rerank", "serendipity", b"serendipity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidates: _TypeAlias = _typing.Literal["candidates"]  # noqa: Y015
     _WhichOneofArgType__candidates: _TypeAlias = _typing.Literal["_candidates", b"_candidates"]  # noqa: Y015
@@ -306,6 +314,8 @@ class Rules(_message.Message):
     _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
     _WhichOneofReturnType__novelty: _TypeAlias = _typing.Literal["novelty"]  # noqa: Y015
     _WhichOneofArgType__novelty: _TypeAlias = _typing.Literal["_novelty", b"_novelty"]  # noqa: Y015
+    _WhichOneofReturnType__serendipity: _TypeAlias = _typing.Literal["serendipity"]  # noqa: Y015
+    _WhichOneofArgType__serendipity: _TypeAlias = _typing.Literal["_serendipity", b"_serendipity"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__candidates) -> _WhichOneofReturnType__candidates | None: ...
     @_typing.overload
@@ -314,6 +324,8 @@ class Rules(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__novelty) -> _WhichOneofReturnType__novelty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__serendipity) -> _WhichOneofReturnType__serendipity | None: ...
 
 Global___Rules: _TypeAlias = Rules  # noqa: Y015
 

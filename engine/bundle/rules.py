@@ -53,6 +53,9 @@ class Rules:
     (genres) whose values the slate has in the proportions of the user's history. ``novelty``: the weight of
     being little known against the score, 0 to 1. ``candidates``: how many retrieved items a slate is chosen
     from. ``quotas``: how the candidates are shared between sources, relative: {"model": 8, "new": 2}.
+    ``serendipity``: the weight of being unlike everything in the user's history against the score; with
+    novelty at most 1. ``exposure``: the attribute (seller) whose values get places in proportion to how
+    relevant their candidates are together, under "calibrated".
     """
 
     pins: Sequence[Pin] = ()
@@ -65,6 +68,8 @@ class Rules:
     candidates: int | None = None
     calibrate: str = ""
     quotas: Mapping[str, float] = field(default_factory=dict)
+    serendipity: float | None = None
+    exposure: str = ""
 
     def over(self, other: "Rules") -> Self:
         """Returns these rules with those of ``other`` where these say nothing."""
@@ -106,10 +111,16 @@ def check_rules(rules: Rules, name: str, error: type[RecserveError]) -> None:
     """Raises ``error`` naming the first value out of its range; attributes are not looked up here."""
     if rules.rerank not in ("", *METHODS):
         raise error(f"{name}.rerank", found=rules.rerank, expected=f"one of {', '.join(METHODS)}")
-    if not isinstance(rules.calibrate, str):
-        raise error(f"{name}.calibrate", found=rules.calibrate, expected="the name of an attribute")
-    for weight in ("diversity", "novelty"):
+    for attribute in ("calibrate", "exposure"):
+        if not isinstance(getattr(rules, attribute), str):
+            found = getattr(rules, attribute)
+            raise error(f"{name}.{attribute}", found=found, expected="the name of an attribute")
+    if rules.calibrate and rules.exposure:
+        raise error(f"{name}.exposure", found=rules.exposure, expected="empty where calibrate is given")
+    for weight in ("diversity", "novelty", "serendipity"):
         _check_number(f"{name}.{weight}", getattr(rules, weight), 0.0, 1.0, error)
+    if (both := (rules.novelty or 0.0) + (rules.serendipity or 0.0)) > 1:
+        raise error(f"{name}.serendipity", found=both, expected="at most 1 together with novelty")
     _check_number(f"{name}.min_score", rules.min_score, -MAX_WEIGHT, MAX_WEIGHT, error)
     if rules.candidates is not None:
         _check_whole(f"{name}.candidates", rules.candidates, MAX_CANDIDATES, error)

@@ -70,7 +70,7 @@ class _Case:
         weights = {
             Cause.MIN_SCORE: recipe.min_score,
             Cause.DIVERSITY: recipe.diversity,
-            Cause.NOVELTY: recipe.novelty,
+            Cause.NOVELTY: recipe.novelty or recipe.serendipity,
         }
         weight = weights.get(cause)
         return cause, "", numbers if weight is None else {**numbers, cause.value: weight}
@@ -106,13 +106,13 @@ class _Case:
             Cause.MIN_SCORE: replace(plan, recipe=replace(recipe, min_score=None)),
             Cause.CAP: replace(plan, recipe=replace(recipe, caps=None)),
             Cause.DIVERSITY: replace(plan, recipe=replace(recipe, method=SCORE, diversity=0.0)),
-            Cause.NOVELTY: replace(plan, recipe=replace(recipe, novelty=0.0)),
+            Cause.NOVELTY: replace(plan, recipe=replace(recipe, novelty=0.0, serendipity=0.0)),
             Cause.PINS: replace(plan, pins=()),
         }
         for cause, other in without.items():
             if self._item in self._slate(other)[1]:
                 return cause
-        bare = replace(recipe, method=SCORE, diversity=0.0, novelty=0.0, caps=None, min_score=None)
+        bare = replace(recipe.plain(), caps=None, min_score=None)
         return Cause.RULES if self._item in self._slate(Plan(bare, (), ()))[1] else Cause.RANK
 
     def _cap(self, slate: NDArray[np.int32]) -> tuple[str, int]:

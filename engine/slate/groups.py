@@ -29,16 +29,19 @@ def categories_of(catalogue: Catalogue, attribute: str, name: str) -> Categories
     return Categories(*_by_item((items.astype(np.int64) << 32) | groups, len(catalogue)), n_values)
 
 
-def shares_of(categories: Categories, items: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Returns (n_groups,) float32 of sum 1: the shares of the groups in ``items``, each giving 1 in all.
+def shares_of(
+    categories: Categories, items: NDArray[np.int32], weights: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Returns (n_groups,) float32 of sum 1: the shares of the groups in ``items`` (n,).
 
-    Zeros where none of the items is in a group.
+    Each gives its weight, (n,), or 1, in equal parts to its groups. Zeros where none of the items is in one.
     """
     sizes = np.diff(categories.indptr)[items]
     owner = np.repeat(np.arange(len(items)), sizes)
     places = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     groups = categories.groups[categories.indptr[items][owner] + places]
-    counts = np.bincount(groups, 1.0 / sizes[owner], minlength=categories.n_groups)
+    given = 1.0 / sizes[owner] if weights is None else weights[owner] / sizes[owner]
+    counts = np.bincount(groups, given, minlength=categories.n_groups)
     shares: NDArray[np.float32] = (counts / max(counts.sum(), 1e-300)).astype(np.float32)
     return shares
 

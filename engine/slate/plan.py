@@ -39,7 +39,8 @@ class Recipe:
     """How slates are chosen; requests that share one are re-ranked in one call.
 
     ``boosts``: (n_items,) float32 added to all scores, None for none; ``categories``: what slates are
-    calibrated on; ``quotas``: of candidates by source.
+    calibrated on, in the shares of the history or, ``by_merit``, of their candidates' relevance; ``quotas``:
+    of candidates by source.
     """
 
     method: str
@@ -51,6 +52,8 @@ class Recipe:
     n_candidates: int
     categories: Categories | None = None
     quotas: tuple[tuple[str, float], ...] = ()
+    serendipity: float = 0.0
+    by_merit: bool = False
 
     @property
     def chooses(self) -> bool:
@@ -60,7 +63,11 @@ class Recipe:
     @property
     def is_diverse(self) -> bool:
         """Whether it is chosen by more than the order of the candidates."""
-        return self.method != SCORE or self.novelty > 0
+        return self.method != SCORE or self.novelty > 0 or self.serendipity > 0
+
+    def plain(self) -> "Recipe":
+        """Returns the recipe without diversity, novelty and serendipity."""
+        return replace(self, method=SCORE, diversity=0.0, novelty=0.0, serendipity=0.0, categories=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +79,8 @@ class Plan:
     warnings: tuple[str, ...]
 
     def plain(self) -> "Plan":
-        """Returns the plan without diversity and novelty."""
-        return replace(self, recipe=replace(self.recipe, method=SCORE, diversity=0.0, novelty=0.0))
+        """Returns the plan without diversity, novelty and serendipity."""
+        return replace(self, recipe=self.recipe.plain())
 
     def n_candidates(self, k: int) -> int:
         """How many items a slate of ``k`` is chosen from."""
@@ -160,6 +167,8 @@ class Planner:
             rules.candidates,
             rules.calibrate,
             _in_order(rules.quotas),
+            rules.serendipity,
+            rules.exposure,
         )
         return self._recipes.get(
             (boosts, caps, *others), lambda: self._make_recipe(rules, boosts, caps, name)
@@ -170,14 +179,15 @@ class Planner:
     ) -> Recipe:
         self._check_quotas(rules, name)
         # Who asks for diversity alone means that which works best.
-        method = rules.rerank or (CALIBRATED if rules.calibrate else DPP if rules.diversity else SCORE)
+        shared = rules.calibrate or rules.exposure
+        method = rules.rerank or (CALIBRATED if shared else DPP if rules.diversity else SCORE)
         diversity = DEFAULT_WEIGHTS.get(method, 0.0) if rules.diversity is None else rules.diversity
         if method == SCORE or diversity == 0:
             method, diversity = SCORE, 0.0
-        if method == CALIBRATED and not rules.calibrate:
+        if method == CALIBRATED and not shared:
             expected = "an attribute of the catalogue where rerank is calibrated"
             raise InvalidRequest(f"{name}.calibrate", found=rules.calibrate, expected=expected)
-        catalogue, calibrate = self._catalogue, rules.calibrate
+        catalogue, which = self._catalogue, f"{name}.{'calibrate' if rules.calibrate else 'exposure'}"
         return Recipe(
             method=method,
             diversity=diversity,
@@ -188,12 +198,12 @@ class Planner:
             else None,
             min_score=rules.min_score,
             n_candidates=rules.candidates or DEFAULT_CANDIDATES,
-            categories=self._categories.get(
-                calibrate, lambda: categories_of(catalogue, calibrate, f"{name}.calibrate")
-            )
+            categories=self._categories.get(shared, lambda: categories_of(catalogue, shared, which))
             if method == CALIBRATED
             else None,
             quotas=_in_order(rules.quotas),
+            serendipity=rules.serendipity or 0.0,
+            by_merit=bool(rules.exposure),
         )
 
     def _check_quotas(self, rules: Rules, name: str) -> None:

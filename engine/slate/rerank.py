@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from recserve.engine.bundle.rules import DPP
 from recserve.engine.slate.groups import shares_of
 from recserve.engine.slate.plan import Plan, Recipe
-from recserve.kernels import Caps, calibrated, dpp, mmr
+from recserve.kernels import Caps, calibrated, dpp, mmr, nearest_of
 from recserve.kernels.diversity import unit_scores
+
+# Of the history, what a serendipitous item is unlike: the newest.
+MAX_COMPARED = 50
 
 Scores = NDArray[np.float32]
 Items = NDArray[np.int32]
@@ -75,29 +78,50 @@ class Reranker:
             scores[i, : len(row.items)] = row.scores
             items[i, : len(row.items)] = row.items
         n_pinned = np.array([len(row.plan.pins) for row in rows], np.int32)
-        relevance, k = self._relevance(recipe, scores, items, n_pinned), max(row.k for row in rows)
+        relevance, k = self._relevance(recipe, scores, items, n_pinned, rows), max(row.k for row in rows)
         weight, caps, categories = recipe.diversity, recipe.caps, recipe.categories
         if categories is not None:
-            targets = np.stack([shares_of(categories, row.history) for row in rows])
+            targets = np.stack(
+                [
+                    shares_of(categories, row.items, merit[: len(row.items)])
+                    if recipe.by_merit
+                    else shares_of(categories, row.history)
+                    for row, merit in zip(rows, relevance, strict=True)
+                ]
+            )
             return calibrated(
                 relevance, items, categories, targets, k, weight=weight, caps=caps, n_pinned=n_pinned
             )
         choose = dpp if recipe.method == DPP else mmr
         return choose(relevance, items, self._vectors, k, diversity=weight, caps=caps, n_pinned=n_pinned)
 
-    def _relevance(self, recipe: Recipe, scores: Scores, items: Items, n_pinned: Items) -> Scores:
-        """Returns what is weighed against diversity and novelty."""
-        if recipe.diversity == 0 and recipe.novelty == 0:
+    def _relevance(
+        self, recipe: Recipe, scores: Scores, items: Items, n_pinned: Items, rows: list[Candidates]
+    ) -> Scores:
+        """Returns what is weighed against diversity: the score, novelty and serendipity."""
+        if not recipe.is_diverse:
             # The order that the candidates have, which is not that of their scores where sources are mixed.
             places = -np.arange(items.shape[1], dtype=np.float32)
             return np.where(items >= 0, places, np.float32(-np.inf))
         relevance = unit_scores(scores, items, n_pinned)
-        if recipe.novelty:
-            weight = np.float32(recipe.novelty)
+        if recipe.novelty or recipe.serendipity:
             ranked = (items >= 0) & (np.arange(items.shape[1]) >= n_pinned[:, None])
-            relevance *= np.float32(1.0) - weight
-            relevance += np.where(ranked, weight * self._novelty[items], np.float32(0.0))
+            relevance *= np.float32(1.0 - recipe.novelty - recipe.serendipity)
+            added = np.float32(recipe.novelty) * self._novelty[items]
+            if recipe.serendipity:
+                added += np.float32(recipe.serendipity) * self._unlikeness(items, rows)
+            relevance += np.where(ranked, added, np.float32(0.0))
         return relevance
+
+    def _unlikeness(self, items: Items, rows: list[Candidates]) -> Scores:
+        """Returns 1 − the largest cosine with the newest of each row's history, (n_rows, n); 1 without one."""
+        unlike = np.ones(items.shape, np.float32)
+        for row, own, candidates in zip(rows, unlike, items, strict=True):
+            if len(row.history):
+                newest = np.unique(row.history[-MAX_COMPARED:])
+                nearest = nearest_of(self._vectors, np.maximum(candidates, 0), newest, 1)[1][:, 0]
+                own -= np.maximum(nearest, np.float32(0.0))
+        return unlike
 
 
 def _drop_low(row: Candidates) -> None:

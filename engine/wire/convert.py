@@ -79,6 +79,8 @@ def _rules_from_message(message: pb.Rules) -> Rules:
         candidates=given("candidates"),
         calibrate=message.calibrate,
         quotas=dict(message.quotas),
+        serendipity=given("serendipity"),
+        exposure=message.exposure,
     )
 
 
@@ -106,6 +108,8 @@ def _rules_to_message(rules: Rules) -> pb.Rules:
         candidates=rules.candidates,
         calibrate=rules.calibrate,
         quotas=rules.quotas,
+        serendipity=rules.serendipity,
+        exposure=rules.exposure,
     )
 
 
