@@ -25,6 +25,7 @@ from recserve.engine.sources import QuerySource
 from recserve.engine.time_budget import StageCosts
 from recserve.engine.types import Request
 from recserve.errors import ConfigError, InvalidRequest
+from recserve.kernels import Caps
 
 SECONDS_PER_DAY = 86_400
 
@@ -77,6 +78,17 @@ class LoadedBundle:
             newest=_newest(bundle),
         )
 
+    def stats(self) -> dict[str, int]:
+        """Returns what sources and online learning have counted."""
+        counts: dict[str, int] = {}
+        for source in self.sources.values():
+            for name, count in source.stats().items():
+                counts[name] = counts.get(name, 0) + count
+        if self.online is not None:
+            learner = self.online.learner
+            counts |= {"online_examples": learner.n_examples, "online_rollbacks": learner.n_rollbacks}
+        return counts
+
 
 def _newest(bundle: Bundle) -> FixedRanking | None:
     """Returns the items by age, the youngest first; scores: days before the youngest's first interaction."""
@@ -96,8 +108,8 @@ class Batch:
     """Requests for one variant on their way through the stages; row i belongs to ``requests[i]``.
 
     ``degraded``: the model is left out, all rows are answered as cold starts are. ``n_spare``: how many more
-    candidates each row gets because rows before it on a page may take them. ``deadlines``: of the rows, by
-    ``clock`` in seconds; empty for none.
+    candidates each row gets because rows before it on a page may take them. ``page_caps``: of what all rows
+    of a page have together. ``deadlines``: of the rows, by ``clock`` in seconds; empty for none.
     """
 
     loaded: LoadedBundle
@@ -106,6 +118,7 @@ class Batch:
     now: int
     degraded: bool = False
     n_spare: int = 0
+    page_caps: Caps | None = None
     deadlines: Sequence[float] = ()
     clock: Callable[[], float] = time.monotonic
     # By row: the stages that are left out of it to be in time.

@@ -11,6 +11,7 @@ import grpc
 
 from recserve.engine.connection import AsyncClient, Client
 from recserve.engine.explain.cause import WhyNot
+from recserve.engine.page import PageCaps
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.engine.wire import convert
 from recserve.engine.wire.explanations import why_not_from_message
@@ -48,9 +49,9 @@ class RecommenderClient(Client):
         message = _many(requests, self._model)
         return _results(self._connection.call(self._stub.RecommendMany, message))
 
-    def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
-        """Returns the slates of the rows of one page by name; an item that one has, no later one gets."""
-        message = convert.page_to_message(rows, self._model)
+    def recommend_page(self, rows: Mapping[str, Request], *, caps: PageCaps = None) -> dict[str, Slate]:
+        """Returns the slates of the rows of one page by name; see Engine.recommend_page."""
+        message = convert.page_to_message(rows, self._model, caps)
         return convert.page_slates(self._connection.call(self._stub.RecommendPage, message))
 
     def similar_items(
@@ -96,9 +97,9 @@ class AsyncRecommenderClient(AsyncClient):
         message = _many(requests, self._model)
         return _results(await self._connection.call(self._stub.RecommendMany, message))
 
-    async def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
-        """Returns the slates of the rows of one page by name; an item that one has, no later one gets."""
-        message = convert.page_to_message(rows, self._model)
+    async def recommend_page(self, rows: Mapping[str, Request], *, caps: PageCaps = None) -> dict[str, Slate]:
+        """Returns the slates of the rows of one page by name; see Engine.recommend_page."""
+        message = convert.page_to_message(rows, self._model, caps)
         return convert.page_slates(await self._connection.call(self._stub.RecommendPage, message))
 
     async def similar_items(

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,8 @@ from recserve.engine.features import check_ids, check_k, check_page, check_varia
 from recserve.engine.live_catalogue import LiveCatalogue
 from recserve.engine.loading import check_for, load_bundle
 from recserve.engine.online.stage import OnlineStage
-from recserve.engine.pipeline import Runner, run, run_page
+from recserve.engine.page import PageCaps, one_variant, run_page
+from recserve.engine.pipeline import Runner, run
 from recserve.engine.ranked import Ranked, slates
 from recserve.engine.rehearsal import rehearsal
 from recserve.engine.similar import has_directions, similar_slate
@@ -155,30 +157,31 @@ class Engine:
             self._check(request)
         return slates(self._recall(requests, deadlines=deadlines_of(requests, time.monotonic())))
 
-    def recommend_page(self, rows: Mapping[str, Request]) -> dict[str, Slate]:
+    def recommend_page(self, rows: Mapping[str, Request], *, caps: PageCaps = None) -> dict[str, Slate]:
         """Answers the rows of one page by name, as one batch: an item that one has, no later one gets.
 
         Each is the slate of its request with the items of the rows before it excluded, full where the
-        catalogue allows. Raises :class:`InvalidRequest` for a row that is refused, as :meth:`recommend`.
+        catalogue and ``caps`` (as of :class:`Rules`, of all rows together) allow. Raises
+        :class:`InvalidRequest` for a row that is refused, as :meth:`recommend`.
         """
-        return dict(zip(rows, slates(self.rank_page(rows)), strict=True))
+        return dict(zip(rows, slates(self.rank_page(rows, caps=caps)), strict=True))
 
-    def rank_page(self, rows: Mapping[str, Request], *, deadline: float = math.inf) -> list[Ranked]:
+    def rank_page(
+        self, rows: Mapping[str, Request], *, caps: PageCaps = None, deadline: float = math.inf
+    ) -> list[Ranked]:
         """Does what :meth:`recommend_page` does, and leaves the items as arrays.
 
         ``deadline``: as of :meth:`rank_each`, for the page; a budget of one row counts for all.
         """
         requests = self._accept(rows.values())
         check_page(rows, self._check, self._config.max_k)
-        variants = {self._variant(request) for request in requests}
-        if len(variants) > 1:
-            found = ", ".join(sorted(variants))
-            raise InvalidRequest("variant of the rows", found=found, expected="one for all")
+        self._loaded.planner.page_caps(caps)
         if not requests:
             return []
+        variant = one_variant(requests, self._variant(Request()))
         deadline = min(deadline, *deadlines_of(requests, time.monotonic()), math.inf)
         deadlines = [deadline] * len(requests) if deadline < math.inf else []
-        return self._run_batch(requests, variants.pop(), run_page, deadlines=deadlines)
+        return self._run_batch(requests, variant, partial(run_page, caps=caps), deadlines=deadlines)
 
     def recommend_each(self, requests: Iterable[Request]) -> list[Slate | InvalidRequest]:
         """Answers requests as one batch, in their order; a bad entry has its error in its place."""
@@ -386,14 +389,7 @@ class Engine:
         Of encoders also ``encoded_positions``, the ``padding_positions`` among them, ``history_cache_hits``
         and ``_misses``; where events teach, ``online_examples``, and ``online_rollbacks``: that was undone.
         """
-        counts = self._counters.read()
-        for source in self._loaded.sources.values():
-            for name, count in source.stats().items():
-                counts[name] = counts.get(name, 0) + count
-        if self._loaded.online is not None:
-            learner = self._loaded.online.learner
-            counts |= {"online_examples": learner.n_examples, "online_rollbacks": learner.n_rollbacks}
-        return counts
+        return self._counters.read() | self._loaded.stats()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -11,15 +11,15 @@ from recserve.engine.types import DEGRADED_EXPLAIN, DEGRADED_RANK, DEGRADED_RERA
 Rows = dict[str, list[int]]
 
 
-def rows_of_stages(batch: Batch, rows: Sequence[int], planned: Sequence[int]) -> Rows:
-    """Returns which of ``rows`` each optional stage is for; ``planned``: those with rules.
+def rows_of_stages(batch: Batch, rows: Sequence[int]) -> Rows:
+    """Returns which of ``rows`` each optional stage is for.
 
     What a row's deadline leaves no time for is taken from it and noted in ``batch.skipped``: of its rules
     diversity and novelty, while pins, caps and filters stay.
     """
     wanting = {
         DEGRADED_RANK: [i for i in rows if i in batch.objectives] if batch.objectives else [],
-        DEGRADED_RERANK: [i for i in planned if _is_diverse(batch, i)],
+        DEGRADED_RERANK: [i for i in rows if _is_diverse(batch, i)],
         DEGRADED_EXPLAIN: [i for i in rows if batch.requests[i].explain != EXPLAIN_NONE],
     }
     if not batch.deadlines or not any(wanting.values()):

@@ -18,11 +18,11 @@ from recserve.engine.explain.explained import Explained
 from recserve.engine.explain.stage import explain
 from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.mixing import cold_start, mix, scores_of
-from recserve.engine.optional_stages import rows_of_stages
+from recserve.engine.optional_stages import Rows, rows_of_stages
 from recserve.engine.ranked import Ranked, few_left, new_slate_ids
 from recserve.engine.ranking import best_first
 from recserve.engine.slate.paging import MAX_SHOWN, read_token, write_token
-from recserve.engine.slate.plan import NO_ITEMS, Plan
+from recserve.engine.slate.plan import Plan
 from recserve.engine.slate.quotas import Origins, in_shares
 from recserve.engine.slate.rerank import Candidates
 from recserve.engine.state.history import HistoryStore
@@ -45,69 +45,48 @@ def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     find(batch, store)
     if batch.deadlines:
         batch.loaded.costs.record(UNSKIPPED, len(batch.requests), sum(batch.stage_ns.values()))
-    _finish(batch, range(len(batch.requests)))
-    return _timed(batch, "assemble", lambda: _assemble(batch))
-
-
-def run_page(batch: Batch, store: HistoryStore) -> list[Ranked]:
-    """Answers a batch whose rows stand on one page: an item that one row has, no later one gets.
-
-    Each row is what it would be alone, were the items of the rows before it excluded.
-    """
-    find(batch, store, on_page=True)
-    on_page = NO_ITEMS
-    for i in range(len(batch.requests)):
-        _leave_out(batch, i, on_page)
-        _mix(batch, [i])
-        _finish(batch, [i])
-        items = batch.found[i][2][: batch.resolved[i].k]
-        on_page = np.concatenate([on_page, items[items >= 0]])
-    return _timed(batch, "assemble", lambda: _assemble(batch, on_page))
+    rows = range(len(batch.requests))
+    finish(batch, rows, rows_of_stages(batch, rows))
+    return timed(batch, "assemble", lambda: assemble(batch))
 
 
 def find(batch: Batch, store: HistoryStore, *, on_page: bool = False) -> None:
     """Finds the candidates of all rows; ``on_page``: with spare ones for what the rows before them take."""
-    _timed(batch, "resolve", lambda: _resolve(batch, store))
+    timed(batch, "resolve", lambda: _resolve(batch, store))
+    if batch.page_caps is not None:
+        for resolved in batch.resolved:
+            resolved.plan = batch.loaded.planner.capped(resolved.plan, batch.page_caps)
     if on_page:
         batch.n_spare = sum(resolved.k for resolved in batch.resolved[:-1])
-    _timed(batch, "encode", lambda: _encode(batch))
-    _timed(batch, "retrieve", lambda: retrieve(batch))
+    timed(batch, "encode", lambda: _encode(batch))
+    timed(batch, "retrieve", lambda: retrieve(batch))
     if not on_page:
-        _mix(batch, range(len(batch.requests)))
+        mix_rows(batch, range(len(batch.requests)))
 
 
-def _mix(batch: Batch, rows: Sequence[int]) -> None:
-    _timed(batch, "retrieve", lambda: mix(batch, rows))
+def mix_rows(batch: Batch, rows: Sequence[int]) -> None:
+    """Merges the candidates of those of ``rows`` that have quotas."""
+    timed(batch, "retrieve", lambda: mix(batch, rows))
 
 
-def _finish(batch: Batch, rows: Sequence[int]) -> None:
-    """Makes slates of the candidates of ``rows``."""
+def finish(batch: Batch, rows: Sequence[int], wanting: Rows) -> None:
+    """Makes slates of the candidates of ``rows``; ``wanting``: which of them each optional stage is for."""
     planned = [i for i in rows if batch.resolved[i].plan is not None]
-    wanting = rows_of_stages(batch, rows, planned)
     if ranked := wanting[DEGRADED_RANK]:
-        _timed(batch, "rank", lambda: rank(batch, ranked), len(ranked))
+        timed(batch, "rank", lambda: rank(batch, ranked), len(ranked))
     if batch.moves is not None:
-        _timed(batch, "online", lambda: move(batch, rows))
+        timed(batch, "online", lambda: move(batch, rows))
     if planned:
-        _timed(batch, "rerank", lambda: rerank(batch, planned), len(wanting[DEGRADED_RERANK]))
+        timed(batch, "rerank", lambda: rerank(batch, planned), len(wanting[DEGRADED_RERANK]))
     if explained := wanting[DEGRADED_EXPLAIN]:
-        _timed(batch, "explain", lambda: explain(batch, explained), len(explained))
+        timed(batch, "explain", lambda: explain(batch, explained), len(explained))
 
 
-def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
-    """Takes the items ``shown`` (m,) from what row ``i`` may have, and the candidates that were spare."""
-    resolved, (source, scores, items) = batch.resolved[i], batch.found[i]
-    plan = resolved.plan
-    if plan is not None and plan.pins:
-        kept_out = np.concatenate([batch.loaded.gone, shown])
-        plan = batch.loaded.planner.plan(batch.requests[i], resolved.allowed, kept_out)
-    batch.resolved[i] = replace(resolved, exclude=np.concatenate([resolved.exclude, shown]), plan=plan)
-    kept = np.flatnonzero(~np.isin(items, shown))[: batch.n_wanted(i) - batch.n_spare]
-    batch.found[i] = (source, scores[kept], items[kept])
+def timed(batch: Batch, stage: str, work: Callable[[], T], n_rows: int = 0) -> T:
+    """Does ``work`` and adds its time to that of ``stage``.
 
-
-def _timed(batch: Batch, stage: str, work: Callable[[], T], n_rows: int = 0) -> T:
-    """``n_rows``: how many rows an optional stage is for, whose cost is remembered."""
+    ``n_rows``: how many rows an optional stage is for, whose cost is remembered.
+    """
     start = time.perf_counter_ns()
     result = work()
     spent = time.perf_counter_ns() - start
@@ -262,8 +241,8 @@ def _more(
     return _by_objective(batch, [i], [candidates])[0] if i in batch.objectives else candidates
 
 
-def _assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ranked]:
-    """``on_page``: the items of all rows, where they stand on one page."""
+def assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ranked]:
+    """Returns the answers; ``on_page``: the items of all rows, where they stand on one page."""
     bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
     degraded = (DEGRADED_MODEL,) if batch.degraded else ()
     answers = [

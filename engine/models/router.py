@@ -13,6 +13,7 @@ from recserve.engine.models.guard import Breach, judge
 from recserve.engine.models.registry import ActiveRoute, Lease, Registry
 from recserve.engine.models.routing import Arm
 from recserve.engine.models.shadow import Asked, ShadowRunner
+from recserve.engine.page import PageCaps
 from recserve.engine.ranked import Ranked
 from recserve.engine.smaller import rank_smaller
 from recserve.engine.types import SOURCE_MODEL, Request
@@ -81,7 +82,13 @@ class Router:
                     )
 
     def answer_page(
-        self, rows: Mapping[str, Request], key: str, *, model: str = "", deadline: float = math.inf
+        self,
+        rows: Mapping[str, Request],
+        key: str,
+        *,
+        model: str = "",
+        caps: PageCaps = None,
+        deadline: float = math.inf,
     ) -> list[Ranked]:
         """Answers the rows of one page, all from the arm of the caller ``key``; see Engine.recommend_page."""
         with self.registry.lease(model) as lease:
@@ -89,7 +96,7 @@ class Router:
             start = self._clock()
             asked = {name: for_arm(request, arm) for name, request in rows.items()}
             try:
-                answers = lease.engine(arm).rank_page(asked, deadline=deadline)
+                answers = lease.engine(arm).rank_page(asked, caps=caps, deadline=deadline)
             except InvalidRequest:
                 raise
             except Exception:

@@ -211,7 +211,8 @@ class RecommenderService:
         # The rows of a page are one caller's.
         key = next((row.user_id for row in rows.values() if row.user_id), call.request_id)
         deadline = min([call.deadline, *(_deadline(call, row) for row in rows.values())])
-        answers = self._router.answer_page(rows, key, model=message.model, deadline=deadline)
+        caps = dict(message.caps)
+        answers = self._router.answer_page(rows, key, model=message.model, caps=caps, deadline=deadline)
         self._tell(message.model, answers)
         for answer in answers[:1]:
             call.stage_ns.update(answer.stage_ns)

@@ -23,6 +23,17 @@ def caps_of(catalogue: Catalogue, caps: tuple[tuple[str, int], ...], name: str) 
     return Caps(*_by_item(np.concatenate(pairs), len(catalogue)), np.concatenate(limits))
 
 
+def both_caps(caps: Caps, others: Caps) -> Caps:
+    """Returns caps under which both hold; the groups of ``others`` are numbered behind the first ones."""
+    items = np.arange(len(caps.indptr) - 1)
+    pairs = [
+        (np.repeat(items, np.diff(one.indptr)).astype(np.int64) << 32) | (one.groups + np.int64(first))
+        for one, first in ((caps, 0), (others, len(caps.limits)))
+    ]
+    limits = np.concatenate([caps.limits, others.limits])
+    return Caps(*_by_item(np.concatenate(pairs), len(items)), limits)
+
+
 def categories_of(catalogue: Catalogue, attribute: str, name: str) -> Categories:
     """Returns the values of one attribute; raises as :func:`caps_of`."""
     items, groups, n_values = _groups(catalogue, attribute, name)

@@ -22,7 +22,7 @@ from recserve.engine.bundle.rules import (
 )
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.kept import Kept
-from recserve.engine.slate.groups import caps_of, categories_of
+from recserve.engine.slate.groups import both_caps, caps_of, categories_of
 from recserve.engine.types import SOURCE_NEW, SOURCE_SEGMENT, SOURCE_SIMILAR, Request
 from recserve.errors import InvalidRequest
 from recserve.kernels import Caps, Categories
@@ -152,6 +152,29 @@ class Planner:
         recipe = self._recipe(rules, "rules")
         pins, warnings = self._pins(rules.pins, request, recipe, allowed, shown)
         return Plan(recipe, pins, warnings)
+
+    def page_caps(self, caps: Mapping[str, int] | None) -> Caps | None:
+        """Returns the caps of a page; raises :class:`InvalidRequest` for one that no page could have."""
+        if not caps:
+            return None
+        check_rules(Rules(caps=caps), "page", InvalidRequest)
+        pairs = tuple(sorted(caps.items()))
+        return self._caps.get(pairs, lambda: caps_of(self._catalogue, pairs, "page.caps"))
+
+    def capped(self, plan: Plan | None, page: Caps) -> Plan:
+        """Returns ``plan`` with the caps of a page beside its own; pins that these forbid are left out."""
+        plan = plan or Plan(self._recipe(NOTHING, "rules"), (), ())
+        recipe, left, pins = plan.recipe, page.limits.copy(), []
+        for rank, item in plan.pins:
+            groups = page.groups[page.indptr[item] : page.indptr[item + 1]]
+            if (left[groups] > 0).all():
+                left[groups] -= 1
+                pins.append((rank, item))
+        n_lost = len(plan.pins) - len(pins)
+        lost = f"{n_lost} of {len(plan.pins)} pinned items are kept out by the caps of the page"
+        caps = page if recipe.caps is None else both_caps(recipe.caps, page)
+        warnings = (*plan.warnings, lost) if n_lost else plan.warnings
+        return Plan(replace(recipe, caps=caps), tuple(pins), warnings)
 
     def _rules(self, request: Request) -> Rules:
         return self._config if request.rules is None else request.rules.over(self._config)

@@ -114,7 +114,7 @@ class Reranker:
         return relevance
 
     def _unlikeness(self, items: Items, rows: list[Candidates]) -> Scores:
-        """Returns 1 − the largest cosine with the newest of each row's history, (n_rows, n); 1 without one."""
+        """Returns (n_rows, n): 1 − the largest cosine with the newest of the history, 1 without one."""
         unlike = np.ones(items.shape, np.float32)
         for row, own, candidates in zip(rows, unlike, items, strict=True):
             if len(row.history):
@@ -157,11 +157,17 @@ def _find_more(row: Candidates, slate: Items) -> bool:
     return len(row.items) > before
 
 
-def full_items(caps: Caps, chosen: Items) -> NDArray[np.bool_]:
-    """Returns (n_items,) bool: the items of a group that has no place left beside ``chosen``."""
+def left_beside(caps: Caps, chosen: Items) -> NDArray[np.int32]:
+    """Returns (n_groups,) int32: the places that each group has left beside ``chosen``, or below 0."""
     left = caps.limits.copy()
     for item in chosen.tolist():
         left[caps.groups[caps.indptr[item] : caps.indptr[item + 1]]] -= 1
+    return left
+
+
+def full_items(caps: Caps, chosen: Items) -> NDArray[np.bool_]:
+    """Returns (n_items,) bool: the items of a group that has no place left beside ``chosen``."""
+    left = left_beside(caps, chosen)
     is_full = np.concatenate([[0], np.cumsum(left[caps.groups] <= 0)])
     full: NDArray[np.bool_] = is_full[caps.indptr[1:]] > is_full[caps.indptr[:-1]]
     return full

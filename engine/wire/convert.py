@@ -180,7 +180,9 @@ def page_from_message(message: pb.RecommendPageRequest) -> dict[str, Request]:
     return rows
 
 
-def page_to_message(rows: Mapping[str, Request], model: str) -> pb.RecommendPageRequest:
+def page_to_message(
+    rows: Mapping[str, Request], model: str, caps: Mapping[str, int] | None
+) -> pb.RecommendPageRequest:
     """Writes the rows of a page; raises as :func:`request_to_message`."""
     return new_message(
         pb.RecommendPageRequest,
@@ -188,6 +190,7 @@ def page_to_message(rows: Mapping[str, Request], model: str) -> pb.RecommendPage
             new_message(pb.PageRow, name=name, request=request_to_message(row)) for name, row in rows.items()
         ],
         model=model,
+        caps=caps or {},
     )
 
 

@@ -32,8 +32,11 @@ def shares(engine: Engine, item_ids: list[str]) -> dict[str, float]:
 
 
 def divergence(engine: Engine, user: str, item_ids: list[str]) -> float:
-    wanted, found = shares(engine, engine.history(user)), shares(engine, item_ids)
-    return sum(p * np.log(p / (0.99 * found.get(name, 0.0) + 0.01 * p)) for name, p in wanted.items())
+    return divergence_of(shares(engine, engine.history(user)), shares(engine, item_ids))
+
+
+def divergence_of(wanted: dict[str, float], found: dict[str, float]) -> float:
+    return sum(p * np.log(p / (0.99 * found.get(name, 0.0) + 0.01 * p)) for name, p in wanted.items() if p)
 
 
 @law
@@ -58,6 +61,28 @@ def test_the_weight_pulls_the_slate_to_the_history(shop: Engine) -> None:
         means.append(np.mean([divergence(shop, *pair) for pair in zip(users, slates, strict=True)]))
     assert means[0] > means[1] > means[2]
     assert slates == [ids_of(shop.recommend(request)) for request in requests]
+
+
+def test_exposure_follows_the_relevance_of_the_candidates(shop: Engine) -> None:
+    """Each category gets places as its candidates are relevant together, not as few of them are the best."""
+    apart = []
+    for user in list(shop.user_ids())[:20]:
+        plain = shop.recommend(Request(user_id=user, k=60))
+        scores = np.array([item.score for item in plain.items])
+        merit = (scores - scores.min()) / np.ptp(scores)
+        names = [values["category"] for values in shop.get_items(ids_of(plain)).values()]
+        wanted = {name: merit[[n == name for n in names]].sum() / merit.sum() for name in set(names)}
+        for weight in (0.0, 1.0):
+            rules = Rules(exposure="category", rerank="calibrated", diversity=weight, candidates=60)
+            found = shares(shop, ids_of(shop.recommend(Request(user_id=user, k=20, rules=rules))))
+            apart.append((weight, divergence_of(wanted, found)))
+    before, after = (np.mean([far for weight, far in apart if weight == one]) for one in (0.0, 1.0))
+    assert after < before / 2
+    # It needs no history.
+    rules = Rules(exposure="category", diversity=0.9)
+    assert ids_of(shop.recommend(Request(k=7, rules=rules))) != ids_of(shop.recommend(Request(k=7)))
+    with pytest.raises(InvalidRequest, match=r"rules\.exposure is category; expected empty where calibrate"):
+        shop.recommend(Request(rules=Rules(exposure="category", calibrate="category")))
 
 
 def test_who_has_no_history_gets_the_best(shop: Engine) -> None:

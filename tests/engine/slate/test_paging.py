@@ -1,6 +1,7 @@
 """Long lists page by page, and the rows of one page: nothing twice, nothing left out."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from recserve.engine import Boost, Engine, InvalidRequest, Pin, Request, Rules, Slate, pipeline
 from recserve.engine.client import RecommenderClient
+from recserve.engine.ranking import RankStage
 from recserve.engine.server.config import ServerConfig
 from tests.engine.server.conftest import running
 
@@ -188,6 +190,51 @@ def test_a_row_is_its_slate_without_the_rows_before(
     assert len(before) == len(set(before))
 
 
+@settings(law)
+@given(data=st.data(), limit=st.integers(1, 6))
+def test_caps_of_a_page_hold_for_all_rows_together(shop: Engine, data: st.DataObject, limit: int) -> None:
+    rows = {f"row {i}": row for i, row in enumerate(data.draw(row_requests(shop)))}
+    page = shop.recommend_page(rows, caps={"category": limit})
+    shown = [item_id for slate in page.values() for item_id in ids_of(slate)]
+    assert len(shown) == len(set(shown))
+    categories = Counter(values["category"] for values in shop.get_items(shown).values())
+    assert max(categories.values(), default=0) <= limit
+    # A row is short only where no category has a place left that its filter allows.
+    for title, row in rows.items():
+        if len(page[title].items) < row.k and row.rules is None:
+            left = shop.recommend(Request(user_id=row.user_id, k=1000, filter=row.filter, exclude=shown))
+            values = shop.get_items(ids_of(left)).values()
+            assert all(categories[value["category"]] == limit for value in values)
+
+
+def test_pins_beyond_the_caps_of_a_page_are_told(shop: Engine) -> None:
+    best = ids_of(shop.recommend(Request(k=1000)))
+    category = {item_id: values["category"] for item_id, values in shop.get_items(best).items()}
+    first, second = [item_id for item_id in best if category[item_id] == category[best[0]]][:2]
+    rows = {
+        name: Request(k=3, rules=Rules(pins=[Pin(item, 1)])) for name, item in (("a", first), ("b", second))
+    }
+    page = shop.recommend_page(rows, caps={"category": 1})
+    assert ids_of(page["a"])[0] == first
+    assert second not in ids_of(page["b"])
+    assert "1 of 1 pinned items are kept out by the caps of the page" in page["b"].warnings
+
+
+def test_the_rows_of_a_page_are_ranked_in_one_inference(
+    two_stages: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    predict = RankStage.predict
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(len(arguments[1]))
+        return predict(*arguments)
+
+    monkeypatch.setattr(RankStage, "predict", counted)
+    two_stages.recommend_page({f"row {i}": Request(user_id=user_of(two_stages, i), k=5) for i in range(1, 5)})
+    assert calls == [4]
+
+
 def test_more_of_a_row_repeats_nothing_of_the_page(shop: Engine) -> None:
     user = user_of(shop, 1)
     page = shop.recommend_page(
@@ -211,6 +258,14 @@ def test_a_page_names_the_row_that_it_refuses(shop: Engine, sentence: str) -> No
         shop.recommend_page(REFUSED[sentence])
 
 
+@pytest.mark.parametrize(
+    ("caps", "sentence"), [({"colour": 1}, "page.caps is colour"), ({"brand": 0}, "page.caps.brand is 0")]
+)
+def test_caps_that_a_page_cannot_have_are_refused(shop: Engine, caps: dict[str, int], sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        shop.recommend_page({"a": Request(k=1)}, caps=caps)
+
+
 def test_pages_travel(engine: Engine) -> None:
     rows = {
         "for you": Request(user_id=user_of(engine, 1), k=6, page_token=""),
@@ -219,7 +274,8 @@ def test_pages_travel(engine: Engine) -> None:
     with running(ServerConfig(port=0, default_deadline_ms=30_000)) as server:
         server.serve(engine)
         with RecommenderClient(server.address, timeout=30) as client:
-            ours, theirs = client.recommend_page(rows), engine.recommend_page(rows)
+            caps = {"category": 3}
+            ours, theirs = client.recommend_page(rows, caps=caps), engine.recommend_page(rows, caps=caps)
             assert {name: ids_of(slate) for name, slate in ours.items()} == {
                 name: ids_of(slate) for name, slate in theirs.items()
             }

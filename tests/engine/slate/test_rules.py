@@ -153,6 +153,33 @@ def test_novelty_brings_what_fewer_know(shop: Engine, bundle_folder: Path) -> No
     assert counts[0] > counts[1] > counts[2]
 
 
+def test_serendipity_brings_what_is_unlike_the_history(shop: Engine) -> None:
+    bundle, users = (
+        shop.loaded.bundle,
+        [user for user in shop.user_ids() if len(shop.history(user)) >= 5][:20],
+    )
+    unit = bundle.item_embeddings / np.linalg.norm(bundle.item_embeddings, axis=1, keepdims=True)
+    means = []
+    for weight in (0.0, 0.3, 0.9):
+        slates = shop.recommend_many(
+            [Request(user_id=user, k=10, rules=Rules(serendipity=weight)) for user in users]
+        )
+        nearest = []
+        for user, slate in zip(users, slates, strict=True):
+            own, found = (
+                bundle.catalogue.vocabulary.indices(ids) for ids in (shop.history(user), ids_of(slate))
+            )
+            nearest.append((unit[found] @ unit[own].T).max(axis=1).mean())
+        means.append(np.mean(nearest))
+    assert means[0] > means[1] > means[2]
+    # Who has no history is unlike nothing.
+    assert ids_of(shop.recommend(Request(k=9, rules=Rules(serendipity=0.9)))) == ids_of(
+        shop.recommend(Request(k=9))
+    )
+    with pytest.raises(InvalidRequest, match=r"rules\.serendipity is 1\.2; expected at most 1 together"):
+        shop.recommend(Request(rules=Rules(novelty=0.6, serendipity=0.6)))
+
+
 def test_alone_as_in_a_batch(shop: Engine) -> None:
     users = [user_of(shop, number) for number in range(6)]
     best = ids_of(shop.recommend(Request(k=3)))
