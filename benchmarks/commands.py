@@ -57,6 +57,7 @@ def kernels(
     seed: Annotated[int, typer.Option(help="Seed of the data.")] = 7,
     plot: Annotated[Path | None, typer.Option(help="Write a picture: FILE.png, .svg or .html.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON to a file as well.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the tables to a file.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Time exact top-K search against its peers and the limits of this machine.
@@ -69,6 +70,7 @@ def kernels(
     from recserve.benchmarks.kernels.report import show
     from recserve.benchmarks.kernels.run import run
     from recserve.benchmarks.output import Output
+    from recserve.benchmarks.tables import write_csv
     from recserve.training.data import default_cache_dir
 
     if plot:
@@ -86,7 +88,7 @@ def kernels(
     result = run(options, default_cache_dir(), start_processes=1 if quick else 5)
     if plot:
         write(result, plot)
-    Output(out=out, json=json).publish("kernels", result, show)
+    Output(out=out, csv=csv, json=json).publish("kernels", result, show, write_csv)
 
 
 def compare(

@@ -21,7 +21,7 @@ from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest, nearest
-from recserve.exporters.candidates import Material, wanted_forms
+from recserve.exporters.candidates import AUTO, Material, wanted_forms
 from recserve.exporters.encoder_variant import write_encoder
 from recserve.exporters.forms import Written, write_forms
 from recserve.exporters.gate import GateBudget
@@ -59,8 +59,8 @@ class FormOptions:
     """Which forms of an encoder go into a bundle besides fp32.
 
     ``variants``: names of forms, "all" or "auto" (``forms.write_forms``); ``item_table``: what all of them
-    read their items from, one of ``item_table.FORMS``; ``ranker``: the form of the ranker, one of
-    ``ranker_forms.FORMS``; ``budget``: what each encoder may lose.
+    read their items from, one of ``item_table.FORMS``, or "auto" for the smallest that passes the gate;
+    ``ranker``: the form of the ranker, one of ``ranker_forms.FORMS``; ``budget``: what each encoder may lose.
     """
 
     variants: tuple[str, ...] = (VARIANT,)
@@ -71,12 +71,13 @@ class FormOptions:
 
     def __post_init__(self) -> None:
         check_form(self.ranker)
-        if self.item_table not in FORMS:
+        known = (AUTO, *FORMS)
+        if self.item_table not in known:
             raise InvalidRequest(
                 "item_table",
                 found=self.item_table,
-                expected=f"one of {', '.join(FORMS)}",
-                cure=nearest(self.item_table, FORMS),
+                expected=f"one of {', '.join(known)}",
+                cure=nearest(self.item_table, known),
             )
 
 
@@ -112,7 +113,7 @@ def export_run(
         BundleWriter(target, replace=replace) as writer,
         tempfile.TemporaryDirectory(prefix=".", suffix=".tables", dir=target.parent) as scratch,
     ):
-        variant = _write_variant(writer, run, model, known, options.item_table, Path(scratch))
+        variant = _write_variant(writer, run, model, known, options, Path(scratch))
         _add_catalogue(writer, run.dataset)
         _add_histories(writer, run.dataset, known)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
@@ -126,7 +127,7 @@ def export_run(
             inputs=_inputs(variant, entry, by_segment),
             segments=by_segment,
             pipeline=pipeline,
-            item_table=options.item_table,
+            item_table=variant.item_table,
             item_encoder=known_by,
         )
         writer.commit(manifest, signing_key)
@@ -138,15 +139,15 @@ def _write_variant(
     run: Run,
     model: RankingModel,
     known: Histories | None,
-    item_table: str,
+    options: FormOptions,
     scratch: Path,
 ) -> Variant:
-    recorded = run.split().test
+    recorded, table = run.split().test, options.item_table
     if isinstance(model, SequenceModel):
-        return write_encoder(writer, model, recorded, item_table, scratch)
-    if item_table != FLOAT32:
+        return write_encoder(writer, model, recorded, table, options.budget, scratch)
+    if table not in (FLOAT32, AUTO):
         raise InvalidRequest(
-            "item_table", found=item_table, expected=f"{FLOAT32} for a model that is no encoder of histories"
+            "item_table", found=table, expected=f"{FLOAT32} for a model that is no encoder of histories"
         )
     if isinstance(model, TableModel):
         return write_table(writer, model, NO_HISTORIES if known is None else known, recorded)
@@ -184,7 +185,7 @@ def _write_forms(
         return Written()
     split = run.split()
     material = Material(
-        model, variant.graph, options.item_table, split.validation, split.train, options.pruning
+        model, variant.graph, variant.item_table, split.validation, split.train, options.pruning
     )
     return write_forms(writer, material, split.test, options.variants, options.budget, scratch, on_progress)
 

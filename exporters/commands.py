@@ -53,9 +53,11 @@ def export(
         str,
         typer.Option(
             help="What the vectors of the items are stored as: float32, float16 or int8 (codes with a scale "
-            "a row). A smaller one has to pass the gate."
+            "a row), which have to pass the gate; auto: the smallest that does. Default: float32, but auto "
+            "with --variants auto.",
+            show_default=False,
         ),
-    ] = "float32",
+    ] = "",
     ranker_form: Annotated[
         str, typer.Option(help="fp32, int8 or fp16, which have to pass a gate of their own (AUC).")
     ] = "fp32",
@@ -91,8 +93,10 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Export a run to a bundle: ONNX graph or user table, parity check, other forms, vectors, catalogue."""
+    from recserve.engine.bundle.item_table import FLOAT32
     from recserve.engine.bundle.signing_keys import read_signing_key
     from recserve.exporters.assemble import FormOptions, export_run
+    from recserve.exporters.candidates import AUTO
     from recserve.exporters.gate import GateBudget
     from recserve.exporters.pipeline_file import read_pipeline
     from recserve.exporters.prune import PruneConfig
@@ -101,9 +105,10 @@ def export(
     signing_key = None if sign_key is None else read_signing_key(sign_key)
     opened = open_run(run)
     second = None if ranker is None else open_run(ranker)
+    names = tuple(name.strip() for name in variants.split(","))
     options = FormOptions(
-        variants=tuple(name.strip() for name in variants.split(",")),
-        item_table=item_table,
+        variants=names,
+        item_table=item_table or (AUTO if AUTO in names else FLOAT32),
         ranker=ranker_form,
         budget=GateBudget(max_loss=max_loss),
         pruning=PruneConfig(hidden_share=prune_hidden, head_share=prune_heads, epochs=prune_epochs),

@@ -8,7 +8,10 @@ import numpy as np
 from recserve.engine.bundle import BundleWriter, VariantEntry
 from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.manifest import InputContract
-from recserve.exporters.item_tables import over_table, stored
+from recserve.exporters.candidates import AUTO
+from recserve.exporters.forms import smallest_table
+from recserve.exporters.gate import GateBudget
+from recserve.exporters.item_tables import over_table, save_parts, stored
 from recserve.exporters.onnx_graph import (
     EncoderGraph,
     export_incremental_encoder,
@@ -32,19 +35,25 @@ INCREMENTAL_GRAPH = f"variants/{VARIANT}/incremental_encoder.onnx"
 
 
 def write_encoder(
-    writer: BundleWriter, model: SequenceModel, recorded: EvaluationSet, table: str, scratch: Path
+    writer: BundleWriter,
+    model: SequenceModel,
+    recorded: EvaluationSet,
+    table: str,
+    budget: GateBudget,
+    scratch: Path,
 ) -> Variant:
     """Writes graphs, item table and records; raises :class:`CheckFailed` unless ONNX agrees with torch.
 
-    ``table``: the form that the item table is stored in. ``scratch`` gets the files of the stored and of the
-    float32 table, for the sessions that measure.
+    ``table``: the form that the item table is stored in, or "auto" for the smallest that keeps ``budget``.
+    ``scratch`` gets the files of the stored and of the float32 table, for the sessions that measure.
     """
     exact = export_query_encoder(model)
+    save_parts(exact.parts, FLOAT32, scratch)
+    if table == AUTO:
+        table = smallest_table(model, exact, recorded, scratch, budget)
     parts = stored(exact, table)
+    save_parts(parts, table, scratch)
     graph = over_table(exact, parts, table)
-    for form, of_form in ((FLOAT32, exact.parts), (table, parts)):
-        for name, part in of_form.items():
-            np.save(scratch / FORMS[form][name].file, part)
     for name, part in parts.items():
         writer.add_array(FORMS[table][name].file, part)
     parity = check_parity(
@@ -74,7 +83,7 @@ def write_encoder(
         incremental_encoder=incremental,
     )
     inputs = InputContract(max_history=model.config.max_history, features=exact.features)
-    return Variant(entry, inputs, graph.item_embeddings, parity, exact)
+    return Variant(entry, inputs, graph.item_embeddings, parity, exact, table)
 
 
 def _check_incremental(

@@ -8,16 +8,26 @@ from pathlib import Path
 import numpy as np
 
 from recserve.engine.bundle import BundleWriter, Refused, VariantEntry
-from recserve.engine.bundle.item_table import FLOAT32
+from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT8
 from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE
 from recserve.errors import CheckFailed
 from recserve.exporters.candidates import AUTO, Material, wanted_forms
-from recserve.exporters.gate import GateBudget, Measured, fastest, pareto_front, refusal
+from recserve.exporters.gate import (
+    MARGIN,
+    GateBudget,
+    Measured,
+    fastest,
+    paired_loss,
+    pareto_front,
+    refusal,
+)
+from recserve.exporters.item_tables import over_table, save_parts, stored
 from recserve.exporters.measure import Quality, compare, full_length, quality, resident_bytes, timings
 from recserve.exporters.onnx_graph import EncoderGraph
 from recserve.exporters.parity import onnx_encoder, record_golden, recorded_inputs
 from recserve.exporters.variant import VARIANT
 from recserve.training.data import EvaluationSet
+from recserve.training.models.sequence import SequenceModel
 
 BATCH_SIZES = (1, 32)
 EXACT = "exact"
@@ -95,6 +105,28 @@ def write_forms(
         {name: Refused(reason, forms[name].measured.as_dict()) for name, reason in refused.items()},
         default,
     )
+
+
+def smallest_table(
+    model: SequenceModel, exact: EncoderGraph, recorded: EvaluationSet, folder: Path, budget: GateBudget
+) -> str:
+    """Returns the smallest form of the item table with which fp32 passes the gate; float32 if none does.
+
+    ``folder`` has the file of the float32 table and gets those of the forms that are tried.
+    """
+
+    def found_by(graph: EncoderGraph) -> Quality:
+        return quality(onnx_encoder(model, graph.session(folder), recorded), graph.item_embeddings, recorded)
+
+    reference = found_by(exact)
+    for form in (INT8, FLOAT16):
+        graph = over_table(exact, stored(exact, form), form)
+        if graph.size_bytes >= (1 - MARGIN) * exact.size_bytes:
+            continue
+        save_parts(graph.parts, form, folder)
+        if paired_loss(reference.ndcg, found_by(graph).ndcg)[2] <= budget.max_loss:
+            return form
+    return FLOAT32
 
 
 def judge(

@@ -1,6 +1,7 @@
 """An encoder over a smaller item table: the rows that a graph gathers are widened, never the whole table."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -44,6 +45,12 @@ def over_table(graph: EncoderGraph, parts: Parts, form: str) -> EncoderGraph:
 def stored(graph: EncoderGraph, form: str) -> Parts:
     """Returns the item table of ``graph`` as a bundle stores it in ``form``."""
     return pack(np.asarray(graph.item_embeddings), form)
+
+
+def save_parts(parts: Parts, form: str, folder: Path) -> None:
+    """Writes a stored table to ``folder``, for the sessions of graphs that refer to it."""
+    for name, part in parts.items():
+        np.save(folder / FORMS[form][name].file, part)
 
 
 def _widened(gather: NodeProto, parts: list[str]) -> list[NodeProto]:

@@ -22,11 +22,12 @@ from recserve.benchmarks.kernels import approximate, data, exclusions, limits, p
 from recserve.benchmarks.kernels.options import APPROXIMATE_DATA, Grid, Options
 from recserve.benchmarks.kernels.split import speed_up
 from recserve.errors import RecserveError
-from recserve.kernels import ItemIndex, warmup
+from recserve.kernels import ItemIndex, helpers, warmup
 from recserve.kernels.isa import PORTABLE, choose
 
 HOT_SHARE = 0.2  # of the seconds of a case, for each method that is timed alone
 TINY_ITEMS = 32
+AWAKE = helpers.TURNS
 RECALL_QUERIES = 256
 RECALL_K = 10
 RECALL_BATCHES = (1, 64)
@@ -76,11 +77,13 @@ def _run_catalogue(
         {**key, "isa": stats["isa"], "build_s": built, "bytes_per_item": stats["bytes_per_item"]}
     )
     if grid.threads > 1:
+        helpers.TURNS = AWAKE
         result["speed_ups"] += [
             {**key, **speed_up(index, grid.threads, queries, batch, k, 3 * options.seconds)}
             for batch in grid.batches
             for k in grid.ks
         ]
+    helpers.TURNS = 0  # as of the peers (run.pinned): who waits awake takes a core from who is timed next
     methods: dict[str, peers.Search] = {timing.OURS: partial(index.search, threads=grid.threads)}
     methods |= peers.load(vectors, grid.threads, options.peers, _skip)
     for batch in grid.batches:

@@ -54,10 +54,10 @@ def test_it_runs_from_the_command_line_to_the_picture(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     picture, file = tmp_path / "kernels.png", tmp_path / "kernels.json"
     small = ("--items", N_ITEMS, "--dim", DIM, "--batch", "1,4", "-k", "3", "--seconds", "0")
-    code, out, err = run_cli(
-        "bench", "kernels", "--quick", *small, "--json", "--plot", picture, "--out", file
-    )
+    files = ("--plot", picture, "--out", file, "--csv", tmp_path / "kernels.csv")
+    code, out, err = run_cli("bench", "kernels", "--quick", *small, "--json", *files)
     assert code == 0, err
+    assert (tmp_path / "kernels.csv").read_text().startswith("catalogue,threads,batch,k")
     result = json.loads(out)
     assert result == json.loads(file.read_text())
     assert picture.read_bytes().startswith(PNG)

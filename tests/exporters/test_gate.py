@@ -13,8 +13,9 @@ from onnx import numpy_helper
 
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
+from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT8, Parts, pack
 from recserve.errors import BundleInvalid, CheckFailed, InvalidRequest
-from recserve.exporters import candidates, quantise
+from recserve.exporters import candidates, encoder_variant, forms, quantise
 from recserve.exporters.assemble import FormOptions, export_run
 from recserve.exporters.candidates import BUILDERS, Material, wanted_forms
 from recserve.exporters.gate import GateBudget, Measured, fastest, paired_loss, pareto_front, refusal
@@ -271,6 +272,24 @@ def test_auto_keeps_the_front_and_names_the_default(
         for name, variant in manifest.variants.items()
     }
     assert manifest.default_variant == max(speed, key=speed.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("ruined", "chosen"), [((), INT8), ((INT8,), FLOAT16), ((INT8, FLOAT16), FLOAT32)], ids=len
+)
+def test_auto_takes_the_smallest_table_that_keeps_the_budget(
+    ruined: tuple[str, ...], chosen: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def packed(graph: EncoderGraph, form: str) -> Parts:
+        vectors = np.asarray(graph.item_embeddings)
+        return pack(np.roll(vectors, 7, axis=0) if form in ruined else vectors, form)
+
+    for module in (candidates, encoder_variant, forms):
+        monkeypatch.setattr(module, "stored", packed)
+    options = FormOptions(item_table="auto", budget=GateBudget(max_loss=0.2))
+    export_run(run, tmp_path / "bundle", options=options)
+    assert open_bundle(tmp_path / "bundle").manifest.item_table == chosen
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_tables_have_one_form(als_run_folder: Path, tmp_path: Path) -> None:
