@@ -54,6 +54,8 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
     word_stride = MAX_CHUNK_TILES if words.shape[0] > 1 else 0
     chunk_words = np.empty((query_of_slot.shape[0] if word_stride else 1, MAX_CHUNK_TILES), np.uint32)
     flat_words, union = chunk_words.reshape(-1), np.empty(MAX_CHUNK_TILES, np.uint32)
+    n_lines = words.size // MAX_CHUNK_TILES
+    lines = words.reshape(-1)[: n_lines * MAX_CHUNK_TILES].reshape(n_lines, MAX_CHUNK_TILES)
     first, n_tiles = 0, norm_bounds.shape[0]
     while first < n_tiles:
         end = next_chunk(first, n_tiles)
@@ -67,7 +69,7 @@ def scan_tiles(blocking, query_limit, tiles, rows, batch, lists, counters):
             query_of_slot = query_of_slot[: n_blocks * n_queries]
             chunk_words = chunk_words[: query_of_slot.shape[0]]
             pack_slots(code_words, query_of_slot, n_queries, packed)
-        fill_words(chunk_words, union, query_of_slot, first, end, words)
+        fill_words(chunk_words, union, query_of_slot, first, end, words, lines)
         fill_starts(
             starts, query_of_slot, coarse, first, end, dim, thresholds, factors, sums, bounds, bias_bounds
         )
@@ -133,7 +135,7 @@ def aligned_bytes(n_bytes):
 
 
 @kernel
-def fill_words(chunk_words, union, query_of_slot, first, end, words):
+def fill_words(chunk_words, union, query_of_slot, first, end, words, lines):
     """Copies the mask words of a chunk side by side, slot by slot, and joins them.
 
     chunk_words: (n_slots or 1, MAX_CHUNK_TILES) uint32, column t − first belongs to tile t · union:
@@ -146,6 +148,9 @@ def fill_words(chunk_words, union, query_of_slot, first, end, words):
         if query < 0:
             row[:] = 0
             continue
+        line = (query * words.shape[1] + end) // MAX_CHUNK_TILES + 1
+        if line < lines.shape[0]:
+            prefetch_row(lines, line)
         tiles = words[query, first:end]
         for i in range(end - first):
             row[i] = tiles[i]
