@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide, surplus
-from recserve.engine.breaker import CLOSED
+from recserve.engine.breaker import Breakers
 from recserve.engine.brownout import Brownout, normal_wait
 from recserve.engine.counters import Counters
 from recserve.engine.threads import Crew
@@ -26,6 +26,8 @@ log = structlog.get_logger("recserve.batcher")
 
 # How soon is seen that a batch which waits for company is full.
 LOOK_SECONDS = 0.0005
+# After so many looks the policy is asked again: one who is in haste may have come.
+LOOKS = 8
 # How often the thread that gives cheaper answers looks who waits: in a brown-out, and else.
 RELIEF_SECONDS, IDLE_SECONDS = 0.01, 0.1
 
@@ -69,12 +71,14 @@ class Batcher(Generic[E]):
         answer_smaller: Callable[[list[E]], None] | None = None,
         on_exhausted: Callable[[], None] = lambda: None,
         on_stuck: Callable[[int], None] = lambda thread: None,
+        model_of: Callable[[E], str] = lambda entry: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``answer_degraded``: answers at little cost who would wait too long, see engine/brownout.py;
         ``answer_smaller``: takes the place of ``answer`` in a brown-out, which it makes shorter.
 
         ``on_stuck(thread)`` hears of a thread that has not come back from ``answer`` and was given up.
+        ``model_of``: who answers an entry; a model that fails is left alone, and not the others.
         """
         self._answer = answer
         # Without a brown-out nobody is degraded.
@@ -89,9 +93,10 @@ class Batcher(Generic[E]):
         self._classes: tuple[deque[E], ...] = tuple(deque() for _ in range(PRIORITIES))
         self._rates = Rates()
         self._brownout = Brownout() if answer_degraded is not None and config.brownout else None
-        self._breaker = CLOSED
+        self._breakers = Breakers()
+        self._model_of = model_of
         self._on_stuck = on_stuck
-        self._closed = False
+        self._closing = self._closed = False
         self._counters = Counters(
             *("batches", "rows", "degraded_rows", "late_rows", "gone_rows"),
             *("failed_batches", "failed_rows", "stuck_batches"),
@@ -138,6 +143,7 @@ class Batcher(Generic[E]):
 
     def close(self) -> None:
         """Computes what waits, then ends the threads."""
+        self._closing = True
         for _ in range(self._config.threads):
             self._inbox.put(None)
         self._crew.join()
@@ -229,7 +235,11 @@ class Batcher(Generic[E]):
 
     def _pause(self, seconds: float) -> None:
         """Lets others come; not woken by each of them, which would hold up the thread that brings them."""
-        time.sleep(min(max(seconds, 0.0), LOOK_SECONDS))
+        for _ in range(LOOKS):
+            if seconds <= 0 or self._closing or self.n_waiting >= self._config.max_size:
+                return
+            time.sleep(min(seconds, LOOK_SECONDS))
+            seconds -= LOOK_SECONDS
 
     def _drain_inbox(self) -> None:
         for _ in range(self._inbox.qsize()):
@@ -257,20 +267,21 @@ class Batcher(Generic[E]):
 
     def _give_up(self, thread: int, batch: list[E]) -> None:
         self._counters.add(stuck_batches=1)
-        self._note(failed=True)
+        self._note(batch, {self._model_of(entry) for entry in batch})
         for entry in batch:
             entry.fail(
                 Unavailable("batch", found="stuck", expected="computed", cure="Try again after a moment.")
             )
         self._on_stuck(thread)
 
-    def _note(self, *, failed: bool) -> None:
-        before, now = self._breaker, self._clock()
+    def _note(self, batch: list[E], failed: set[str]) -> None:
         # Without a brown-out nobody else answers.
-        if self._brownout is not None and (failed or before is not CLOSED):
-            self._breaker = before.after(failed, now)
-            if self._breaker.is_open(now) != before.is_open(now):
-                log.warning("the model fails, others answer for it", batches=len(self._breaker.failed_at))
+        if self._brownout is None or not (failed or self._breakers):
+            return
+        now = self._clock()
+        for model in {self._model_of(entry) for entry in batch}:
+            if self._breakers.note(model, model in failed, now):
+                log.warning("the model fails, others answer for it", model=model)
 
     def _compute(self, batch: list[E]) -> None:
         start = self._clock()
@@ -281,26 +292,34 @@ class Batcher(Generic[E]):
             batch = [entry for entry in batch if entry.deadline > start]
             if not batch:
                 return
-        if self._breaker.is_open(start):
-            self._degrade(batch)
-            return
+        if self._breakers:
+            batch = self._without_failing(batch, start)
+            if not batch:
+                return
         is_pressed = self._brownout is not None and self._brownout.is_on
-        could = self._run(self._answer_smaller if is_pressed else self._answer, batch)
+        failed = self._run(self._answer_smaller if is_pressed else self._answer, batch)
         if self._crew.has_given_up():
             return
-        self._note(failed=not could)
+        self._note(batch, failed)
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
         self._rates = self._rates.after_batch(len(batch), end - start, end)
         self._counters.add(batches=1, rows=len(batch))
 
+    def _without_failing(self, batch: list[E], now: float) -> list[E]:
+        """Gives the cheaper answer to the entries of models that are left alone; returns the others."""
+        alone = {model for model in map(self._model_of, batch) if self._breakers.is_open(model, now)}
+        if resting := [entry for entry in batch if self._model_of(entry) in alone]:
+            self._degrade(resting)
+        return [entry for entry in batch if self._model_of(entry) not in alone]
+
     def _degrade(self, batch: list[E]) -> None:
         self._run(self._answer_degraded, batch)
         self._counters.add(degraded_rows=len(batch))
 
-    def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> bool:
-        """Has every entry of ``batch`` answered; returns whether ``answer`` could do it for any of them."""
-        could = True
+    def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> set[str]:
+        """Has every entry of ``batch`` answered; returns the models that could do it for none of theirs."""
+        failed: set[str] = set()
         now = self._clock()
         for entry in batch:
             entry.stage_ns["queue"] = max(0, int((now - entry.received_at) * 1e9))
@@ -308,7 +327,7 @@ class Batcher(Generic[E]):
             try:
                 answer(batch)
             except Exception as error:  # noqa: BLE001 - each caller gets a status for whatever it is
-                could = self._one_by_one(answer, batch, error)
+                failed = self._one_by_one(answer, batch, error)
             for entry in batch:
                 if not entry.is_done:
                     entry.fail(RuntimeError("the batch ended without an answer for one of its entries"))
@@ -320,24 +339,27 @@ class Batcher(Generic[E]):
                     )
                 )
             raise
-        return could
+        return failed
 
-    def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> bool:
+    def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> set[str]:
         if len(batch) == 1:
             self._counters.add(failed_batches=1, failed_rows=int(batch[0].fail(error)))
-            return isinstance(error, RecserveError)  # Of which each says what is to do.
+            # Of ours each says what is to do.
+            return set() if isinstance(error, RecserveError) else {self._model_of(batch[0])}
         log.warning("batch failed, trying its rows one by one", rows=len(batch), error=type(error).__name__)
-        failed = 0
-        # Whose time is not over was answered before the error: by another model, or version.
+        n_failed = 0
+        # Whose time is not over was answered before the error.
         now = self._clock()
-        could = any(entry.is_done and entry.deadline > now for entry in batch)
+        could = {self._model_of(entry) for entry in batch if entry.is_done and entry.deadline > now}
+        could_not: set[str] = set()
         for entry in batch:
             if not entry.is_done:
+                could_it = could
                 try:
                     answer([entry])
-                    could = True
                 except Exception as own:  # noqa: BLE001 - as above
-                    failed += entry.fail(own)
-                    could = could or isinstance(own, RecserveError)
-        self._counters.add(failed_batches=1, failed_rows=failed)
-        return could
+                    n_failed += entry.fail(own)
+                    could_it = could if isinstance(own, RecserveError) else could_not
+                could_it.add(self._model_of(entry))
+        self._counters.add(failed_batches=1, failed_rows=n_failed)
+        return could_not - could

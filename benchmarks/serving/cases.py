@@ -95,7 +95,7 @@ def swapped(options: argparse.Namespace) -> Case:
     arguments = [
         str(options.bundle),
         "--swaps",
-        str(16 * options.rounds),
+        str(6 * options.rounds),
         "--rounds",
         str(2 * options.rounds),
     ]

@@ -1,7 +1,8 @@
 """Echo servers to compare with: ``python -m recserve.benchmarks.serving.echo echo|chain grpcio|native``.
 
 ``echo`` is the transport's library alone, used as directly as it allows; ``chain`` is a method of one line
-behind the whole chain of the server. Both print their address and serve until SIGTERM.
+behind the whole chain of the server. Both answer as many bytes as a slate of ten items has, print their
+address and serve until SIGTERM.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from recserve.proto import recommender_pb2 as pb
 
 PATH = "/recserve.v1.Recommender/Recommend"
 RECEIVE_BATCH = 64
+REPLY_BYTES = 420
 
 
 def main() -> None:
@@ -33,25 +35,28 @@ def announce(address: str) -> None:
 
 
 def serve_native() -> None:
-    """Answers each batch of calls with their own bytes."""
+    """Answers each batch of calls with the same bytes."""
     from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
     front = NativeGrpcFront("127.0.0.1:0", [(PATH, False)], io_threads=1)
     front.start()
+    reply = bytes(REPLY_BYTES)
     announce(f"127.0.0.1:{front.bound_port}")
     while (events := front.recv_batch(RECEIVE_BATCH)) is not None:
-        for kind, call_id, _, payload, _ in events:
+        for kind, call_id, *_ in events:
             if kind == EVENT_CALL:
-                front.respond(call_id, payload)
+                front.respond(call_id, reply)
 
 
 def serve_grpcio() -> None:
-    """Answers with the request's bytes, on grpc.aio and uvloop, without decoding."""
+    """Answers with the same bytes, on grpc.aio and uvloop, without decoding."""
     import grpc
     import uvloop
 
+    reply = bytes(REPLY_BYTES)
+
     async def echo(data: bytes, context: Any) -> bytes:
-        return data
+        return reply
 
     async def serve() -> None:
         server = grpc.aio.server()
@@ -77,7 +82,7 @@ def serve_chain(transport: str) -> None:
     from recserve.engine.server.listeners import new_transport
     from recserve.engine.server.methods import Method, MethodTable
 
-    slate = pb.Slate()
+    slate = pb.Slate(bundle_version="v" * REPLY_BYTES)
     method = Method(
         path=PATH,
         request=pb.RecommendRequest,

@@ -193,6 +193,7 @@ class Server:
             answer_degraded=recommender.recommend_degraded,
             on_exhausted=self._give_up,
             on_stuck=end_inference,
+            model_of=recommender.model_of,
         )
 
     def _new_http(self, http: HttpConfig, metrics: "Metrics", manager: ModelManager | None) -> "HttpFront":

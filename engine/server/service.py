@@ -100,6 +100,10 @@ class RecommenderService:
                     call.served_by = (self._name(call.request.model), answer.bundle.manifest.bundle_version)
                     call.reply(slate)
 
+    def model_of(self, entry: Call | Row) -> str:
+        """Returns the name of the model that answers ``entry``."""
+        return self._name(entry.request.model if isinstance(entry, Call) else entry.model)
+
     def _tell(self, model: str, answers: Iterable[Ranked | InvalidRequest]) -> None:
         # The rows that were computed together (those of one variant) share their times.
         batches: dict[int, list[Ranked]] = {}

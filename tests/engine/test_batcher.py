@@ -18,7 +18,7 @@ from recserve.errors import Overloaded, Unavailable
 
 TIMEOUT_SECONDS = 30
 FAR = float("inf")
-HOOKS = ("answer_degraded", "on_exhausted", "on_stuck")
+HOOKS = ("answer_degraded", "on_exhausted", "on_stuck", "model_of")
 
 
 class Row:
@@ -302,6 +302,33 @@ def test_a_model_that_always_fails_is_left_alone(start: Callable[..., Batcher[Ro
     assert [isinstance(answer, RuntimeError) for answer in answers[:FAILURES]] == [True] * FAILURES
     assert answers[FAILURES:] == ["popular"] * 3
     assert asked == list(range(FAILURES))
+
+
+def test_of_two_models_the_one_that_fails_is_left_alone(start: Callable[..., Batcher[Row]]) -> None:
+    asked: list[int] = []
+
+    def answer(rows: list[Row]) -> None:
+        asked.extend(row.value for row in rows)
+        if any(row.value for row in rows):
+            raise RuntimeError
+        for row in rows:
+            row.reply("model")
+
+    def cheaper(rows: list[Row]) -> None:
+        for row in rows:
+            row.reply("popular")
+
+    batcher = start(answer, answer_degraded=cheaper, model_of=lambda row: f"model {row.value}")
+    for _ in range(FAILURES):
+        bad, fine = Row(1), Row(0)
+        submit(batcher, bad, fine)
+        assert isinstance(bad.result(), RuntimeError)
+        assert fine.result() == "model"
+    asked.clear()
+    bad, fine = Row(1), Row(0)
+    submit(batcher, bad, fine)
+    assert (bad.result(), fine.result()) == ("popular", "model")
+    assert asked == [0]
 
 
 def test_what_one_model_answers_counts_beside_another_that_fails(start: Callable[..., Batcher[Row]]) -> None:
