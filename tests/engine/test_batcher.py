@@ -304,6 +304,24 @@ def test_a_model_that_always_fails_is_left_alone(start: Callable[..., Batcher[Ro
     assert asked == list(range(FAILURES))
 
 
+def test_ten_thousand_who_leave_at_once_cost_nothing(start: Callable[..., Batcher[Row]]) -> None:
+    held = Held()
+    batcher = start(held, max_waiting=20_000)
+    first, leaving, last = Row(1), [Row() for _ in range(10_000)], Row(2)
+    submit(batcher, first)
+    assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+    submit(batcher, *leaving)
+    for row in leaving:
+        row.reply("gone")
+    submit(batcher, last)
+    held.gate.set()
+    assert (first.result(), last.result()) == (1, 2)
+    batcher.close()
+    assert held.batches == [[first], [last]]
+    assert batcher.n_waiting == 0
+    assert batcher.stats()["gone_rows"] == len(leaving)
+
+
 def test_of_two_models_the_one_that_fails_is_left_alone(start: Callable[..., Batcher[Row]]) -> None:
     asked: list[int] = []
 
