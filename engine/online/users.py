@@ -15,7 +15,7 @@ IMPRESSION = "impression"
 CLICKS = ("click", "add-to-cart", "purchase")
 # A click on a slate before these came too late to be learned.
 MAX_SLATES = 4
-HOUR_SECONDS = 3600
+HOUR_SECONDS, DAY_HOURS = 3600, 24
 
 
 class Example(NamedTuple):
@@ -47,6 +47,9 @@ class _User:
     hour: int = -1
     n_impressions: int = 0
     n_clicks: int = 0
+    # Of this day: items whose impression counted, and those that the user did something with.
+    shown: set[int] = field(default_factory=set)
+    had: set[int] = field(default_factory=set)
 
 
 class Users:
@@ -73,8 +76,9 @@ class Users:
     def follow(self, logged: LoggedEvent, item: int) -> Example | None:
         """Takes the next event, of ``item`` (−1: not in the catalogue), and returns what is to be learned.
 
-        A click counts once, on an impression that counted, among the last slates of its user; and each user
-        counts so often in an hour only: that bounds what one of them, or a robot, can teach.
+        A click counts once, among the last slates of its user. On one day one impression and one click of a
+        user and an item count, none of an item that they had before, and so many in an hour only: that bounds
+        what one of them, or a robot, can teach.
         """
         if item < 0:
             return None
@@ -94,6 +98,7 @@ class Users:
                 example = self._click(user, event.slate_id, item)
         if purposes & SERVE and event.action in HISTORY_ACTIONS:
             user.recent = (*user.recent, item)[-self._config.recent :]
+            user.had.add(item)
         return example
 
     def _user(self, user_key: str, hour: int) -> _User:
@@ -103,6 +108,8 @@ class Users:
             if len(self._users) > self._config.max_users:
                 self._users.popitem(last=False)
         self._users.move_to_end(user_key)
+        if user.hour // DAY_HOURS != hour // DAY_HOURS:
+            user.shown, user.had = set(), set()
         if user.hour != hour:
             user.hour, user.n_impressions, user.n_clicks = hour, 0, 0
         return user
@@ -111,15 +118,19 @@ class Users:
         self, user: _User, slate_id: str, item: int, rank: int, context: tuple[int, ...]
     ) -> Example | None:
         slate = user.slates.get(slate_id)
-        if user.n_impressions >= self._config.impressions_per_hour or (slate and item in slate.seen):
+        is_over = user.n_impressions >= self._config.impressions_per_hour
+        if is_over or item in user.had or (slate and item in slate.seen):
             return None
         if slate is None:
             slate = user.slates[slate_id] = _Shown(user.recent)
             if len(user.slates) > MAX_SLATES:
                 user.slates.popitem(last=False)
-        user.n_impressions += 1
         slate.seen.add(item)
         example = slate.waiting[item] = Example(slate.recent, item, rank, context, clicked=False)
+        if item in user.shown:
+            return None
+        user.n_impressions += 1
+        user.shown.add(item)
         return example
 
     def _click(self, user: _User, slate_id: str, item: int) -> Example | None:
@@ -127,6 +138,7 @@ class Users:
         if slate is None or item not in slate.waiting or user.n_clicks >= self._config.clicks_per_hour:
             return None
         user.n_clicks += 1
+        user.had.add(item)
         return slate.waiting.pop(item)._replace(clicked=True)
 
 

@@ -39,6 +39,9 @@ class ItemChange:
 def check_change(change: ItemChange) -> None:
     """Raises :class:`InvalidRequest` naming the first field that cannot be kept."""
     check_id("item_id", change.item_id)
+    # PostgreSQL's texts have none.
+    if "\0" in change.item_id:
+        raise InvalidRequest("item_id", found="with a NUL character", expected="a text without")
     if len(change.like) > MAX_LIKE:
         raise InvalidRequest("like", found=f"{len(change.like)} items", expected=f"at most {MAX_LIKE}")
     for item_id in change.like:

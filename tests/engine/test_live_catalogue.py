@@ -165,6 +165,7 @@ def test_answers_are_the_same_as_of_a_bundle_with_the_items(live: Engine) -> Non
     "change",
     [
         lambda engine: ItemChange(item_id=""),
+        lambda engine: ItemChange(item_id="a\0b"),
         lambda engine: ItemChange(item_id="i", vector=(1.0,)),
         lambda engine: new(engine, vector=(float("nan"),)),
         lambda engine: new(engine, vector=(1e30,)),

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 import torch
 
-from recserve.engine import Engine
+from recserve.engine import Engine, Request
 from recserve.engine.bundle.reader import read_manifest
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.signatures import SIGNATURES_NAME
+from recserve.engine.client import RecommenderClient
 from recserve.engine.models.repository import Repository
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
@@ -27,6 +28,7 @@ from recserve.exporters.retraining.log_events import learnable, with_events
 from recserve.training.data.columns import ITEM_ID, USER_ID
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 from recserve.training.run import open_run
+from tests.engine.server.test_admin import ModelServer
 
 pytest.importorskip("apsw")
 pytest.importorskip("cryptography")
@@ -69,13 +71,23 @@ def test_a_new_version_is_taken_only_if_it_wins(
         items = open_run(als_run_folder).dataset.items[ITEM_ID].to_list()
     record(config, [*users[:60], *(f"newcomer-{i}" for i in range(20))], lambda n: rng.choice(items))
     key = tmp_path / "release"
-    assert run_cli("bundle", "keygen", str(key))[0] == 0
-    code, out, error = run_cli(
-        *("retrain", str(als_run_folder), "--state", config.url, "--repository", str(repository)),
-        *("--out", str(tmp_path / "run"), "--since", "2025-01-01", "--json", "--sign-key", str(key)),
-    )
-    assert code == 0, error
-    result = json.loads(out)
+    server = ModelServer(repository, "grpcio")
+    try:
+        assert run_cli("bundle", "keygen", str(key))[0] == 0
+        code, out, error = run_cli(
+            *("retrain", str(als_run_folder), "--state", config.url, "--repository", str(repository)),
+            *("--out", str(tmp_path / "run"), "--since", "2025-01-01", "--json", "--sign-key", str(key)),
+            *("--server", server.server.admin_address),
+        )
+        assert code == 0, error
+        # The server in this process writes lines of its log around it.
+        result = json.JSONDecoder().raw_decode(out[out.index("{\n") :])[0]
+        # The server answers with the winner, and with nothing else.
+        expected = read_manifest(Path(result["bundle"]) if is_new else als_bundle(repository))
+        with RecommenderClient(server.address, timeout=60) as client:
+            assert client.recommend(Request()).bundle_version == expected.bundle_version
+    finally:
+        server.close()
     assert result["events learned from"] + result["events to judge by"] == 640
     assert (result["bundle"] is not None) == is_new == (result["gain"]["low"] > 0)
     bundles = Repository(repository).bundles()

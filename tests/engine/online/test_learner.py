@@ -203,7 +203,7 @@ def test_a_model_that_was_never_good_is_not_followed() -> None:
     learner = new_learner(settings("ftrl", learning_rate=1e4, l2=1e-9))
     learner._on_snapshot = snapshots.append
     assert learner.is_trusted
-    learn_all(learner, logged(5, 500))
+    learn_all(learner, logged(5, 500, n_users=1000))
     assert not learner.is_trusted
     assert (learner.n_rollbacks, snapshots) == (0, [])
 

@@ -101,7 +101,8 @@ def main() -> None:
     with open_state(StateConfig(url=f"sqlite:///{folder}/events")) as state:
         state.load()
         learn_from(state, settings(algorithm), folder)
-        for n, events in enumerate(visits(seed, 1_000_000)):
+        # Users enough that none has been shown everything that day.
+        for n, events in enumerate(visits(seed, 1_000_000, n_users=10_000)):
             state.record(events)
             sys.stdout.write(f"{n}\n")
             sys.stdout.flush()
