@@ -5,6 +5,7 @@ urgent class first, of at most ``max_size`` entries. Entries whose caller has le
 cannot be answered before their deadline are dropped *before* anything is computed for them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -166,16 +167,23 @@ def decide(
         close_at = min(oldest + delay, demanded_at)
         if now < close_at:
             return Decision(consumed=(0,) * len(classes), wake_at=close_at)
-    n = min(n, max(1, in_time(full.take, now, rates)))
+    n = min(n, in_time(full.take, now, rates))
     size = max((size for size in config.preferred_sizes if size <= n), default=n)
     return full if size == len(full.take) else _scan(classes, size, finished_at, degrade_until)
 
 
 def in_time(rows: Sequence[W], now: float, rates: Rates) -> int:
-    """Returns how many of ``rows`` are computed in a share of the time that the most urgent one has left."""
-    seconds_per_row = rates.expected_seconds(now) / max(1.0, rates.rows)
+    """Returns how many of ``rows`` are computed in a share of the time that the most urgent one has left.
+
+    As many as usual always are: else batches under load, where the most urgent has little time left, would
+    shrink from one to the next, and what a batch costs whatever its size would be paid for every row.
+    """
+    usual = max(1.0, rates.rows)
+    seconds_per_row = rates.expected_seconds(now) / usual
     left = SHARE_OF_TIME_LEFT * (min(row.deadline for row in rows) - now)
-    return len(rows) if len(rows) * seconds_per_row <= left else int(left / seconds_per_row)
+    if len(rows) * seconds_per_row <= left:
+        return len(rows)
+    return max(math.ceil(usual), int(left / seconds_per_row))
 
 
 def surplus(classes: Sequence[Sequence[W]], now: float, size: int) -> Decision[W]:

@@ -126,13 +126,32 @@ def test_an_entry_that_cannot_finish_in_time_is_late_before_it_is_computed() -> 
     assert (decision.late, decision.take) == ([soon], [ample])
 
 
-@pytest.mark.parametrize(("seconds_left", "taken"), [(0.5, 8), (0.2, 8), (0.1, 5), (0.081, 4)])
-def test_a_batch_is_no_larger_than_its_most_urgent_entry_has_time_for(
+@pytest.mark.parametrize(("seconds_left", "taken"), [(0.5, 16), (0.24, 12), (0.2, 10), (0.1, 8), (0.081, 8)])
+def test_a_batch_beyond_the_usual_is_no_larger_than_its_most_urgent_entry_has_time_for(
     seconds_left: float, taken: int
 ) -> None:
     known = Rates(batch_seconds=0.08, measured_at=NOW, rows=8.0)
-    rows = [Row(), Row(deadline=NOW + seconds_left), *(Row() for _ in range(6))]
+    rows = [Row(), Row(deadline=NOW + seconds_left), *(Row() for _ in range(14))]
     assert len(decide([rows], NOW, BatcherConfig(), known).take) == taken
+
+
+@pytest.mark.parametrize("times", [1.2, 3.0, 10.0])
+def test_under_overload_batches_stay_large(times: float) -> None:
+    """Of a model that takes 20 ms for a batch and 0.2 ms for each row in it; deadlines are half a second."""
+    config, known, now, n_arrived = BatcherConfig(max_delay_ms=0.0), Rates(), NOW, 0
+    rate = times * 64 / (0.02 + 64 * 0.0002)
+    waiting: list[Row] = []
+    sizes = []
+    for _ in range(200):
+        for i in range(n_arrived, n_arrived := int((now - NOW) * rate) + 1):
+            waiting.append(Row(NOW + i / rate, NOW + i / rate + 0.5))
+        decision = decide([waiting], now, config, known)
+        del waiting[: decision.consumed[0]]
+        sizes.append(len(decision.take))
+        seconds = 0.02 + 0.0002 * sizes[-1]
+        now += seconds
+        known = known.after_batch(sizes[-1], seconds, now)
+    assert min(sizes[100:]) > 55
 
 
 def test_an_estimate_fades_when_nothing_confirms_it() -> None:
