@@ -7,7 +7,7 @@ the clock, the threads, and the promise that each entry is answered exactly once
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -111,8 +111,14 @@ class Batcher(Generic[E]):
             stuck_seconds=config.stuck_seconds,
             on_stuck=self._give_up,
         )
-        n_relief = int(self._brownout is not None)
-        self._relief = Crew("recserve-relief", n_relief, self._relieve, on_exhausted=on_exhausted)
+        self._relief = Crew(
+            "recserve-relief",
+            int(self._brownout is not None),
+            self._relieve,
+            on_exhausted=on_exhausted,
+            stuck_seconds=config.stuck_seconds,
+            on_stuck=self._give_up,
+        )
 
     @property
     def n_waiting(self) -> int:
@@ -192,9 +198,16 @@ class Batcher(Generic[E]):
             if entries is None:
                 return
             entries += self._take_surplus()
-            # No more at once than the engine takes.
-            for start in range(0, len(entries), self._config.max_size):
-                self._degrade(entries[start : start + self._config.max_size])
+            self._relief.begins(entries)
+            try:
+                # No more at once than the engine takes.
+                for start in range(0, len(entries), self._config.max_size):
+                    self._degrade(entries[start : start + self._config.max_size])
+            except BaseException:
+                _abort(entries)
+                raise
+            if not self._relief.ends():
+                return
 
     def _take_surplus(self) -> list[E]:
         """Takes those who wait for more than the next batch out of the queue, in a brown-out."""
@@ -332,12 +345,7 @@ class Batcher(Generic[E]):
                 if not entry.is_done:
                     entry.fail(RuntimeError("the batch ended without an answer for one of its entries"))
         except BaseException:
-            for entry in batch:
-                entry.fail(
-                    Unavailable(
-                        "batch", found="aborted", expected="computed", cure="Try again after a moment."
-                    )
-                )
+            _abort(batch)
             raise
         return failed
 
@@ -363,3 +371,10 @@ class Batcher(Generic[E]):
                 could_it.add(self._model_of(entry))
         self._counters.add(failed_batches=1, failed_rows=n_failed)
         return could_not - could
+
+
+def _abort(batch: Sequence[Entry]) -> None:
+    for entry in batch:
+        entry.fail(
+            Unavailable("batch", found="aborted", expected="computed", cure="Try again after a moment.")
+        )

@@ -60,7 +60,7 @@ class Crew:
         self._threads: set[threading.Thread] = set()
         for _ in range(n_threads):
             self._start()
-        if stuck_seconds < float("inf"):
+        if n_threads and stuck_seconds < float("inf"):
             threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True).start()
 
     @property

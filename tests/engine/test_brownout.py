@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from recserve.engine.batch_policy import DEGRADE_SECONDS, BatcherConfig, Rates, decide, surplus
 from recserve.engine.batcher import Batcher
 from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, normal_wait
+from recserve.errors import Unavailable
 from tests.engine.test_batch_policy import NOW, Row, classes, configs, rates
 from tests.engine.test_batcher import TIMEOUT_SECONDS, Held
 from tests.engine.test_batcher import Row as Entry
@@ -107,6 +108,35 @@ def test_in_a_brown_out_the_surplus_is_answered_while_the_model_computes() -> No
         assert [row.result() for row in (first, *behind[3:])] == [0, 4, 5]
     assert [len(row.answers) for row in rows] == [1] * 6
     assert batcher.stats()["degraded_rows"] == 3
+
+
+def test_a_cheaper_answer_that_hangs_is_given_up() -> None:
+    held, config = Held(), BatcherConfig(stuck_seconds=1.0)
+    batcher = Batcher[Any](_answering("full"), config, answer_degraded=held)
+    with closing(batcher):
+        stuck, behind = Entry(1), Entry(2)
+        batcher._cheap.put([stuck])
+        assert isinstance(stuck.result(), Unavailable)
+        held.gate.set()
+        batcher._cheap.put([behind])
+        assert behind.result() == 2
+    assert batcher.stats()["stuck_batches"] == 1
+
+
+def test_a_thread_that_dies_of_a_cheaper_answer_leaves_nobody_without_one() -> None:
+    def answer(rows: list[Any]) -> None:
+        if rows[0].value == 0:
+            raise SystemExit
+        _answering("popular")(rows)
+
+    batcher = Batcher[Any](_answering("full"), BatcherConfig(max_size=1), answer_degraded=answer)
+    with closing(batcher):
+        rows = [Entry(i) for i in range(3)]
+        batcher._cheap.put(list(rows))
+        assert all(isinstance(row.result(), Unavailable) for row in rows)
+        after = Entry(3)
+        batcher._cheap.put([after])
+        assert after.result() == "popular"
 
 
 def _answering(text: str) -> Callable[[list[Any]], None]:
