@@ -11,6 +11,7 @@ import binascii
 import dataclasses
 import hashlib
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ def write_token(request: Request, shown: NDArray[np.uint64], bundle_version: str
     return base64.urlsafe_b64encode(FORMAT + _hash(body) + body).decode()
 
 
+@lru_cache(maxsize=256)  # A request is checked, resolved and given its next token.
 def _decode(token: str) -> bytes:
     """Returns the bytes of a token whose check sum holds."""
     try:
