@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 
 class Encoded(NamedTuple):
-    """The oldest items of a history with their ``timestamps``, (n,) both, and what was computed of them.
+    """The oldest items (n,) of a history, with what was computed of them.
 
+    ``timestamps`` (n + 1,): theirs and that of the item after them, for how long each was the newest counts.
     ``past``: keys and values (2 n_layers, n_heads, n, head size) float32.
     """
 
@@ -103,5 +104,6 @@ class HistoryCache:
 def _n_common(kept: Encoded, items: NDArray[np.int32], timestamps: NDArray[np.int64]) -> int:
     """Returns how many of the oldest items ``kept`` has too; never all of them."""
     n = min(len(kept.items), len(items) - 1)
-    same = (kept.items[:n] == items[:n]) & (kept.timestamps[:n] == timestamps[:n])
+    in_time = kept.timestamps[: n + 1] == timestamps[: n + 1]
+    same = (kept.items[:n] == items[:n]) & in_time[:n] & in_time[1:]
     return n if same.all() else int(same.argmin())

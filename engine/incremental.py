@@ -68,7 +68,7 @@ class IncrementalEncoder:
         # What the newest item gave holds until the next one comes: then it lies another time back.
         if past is None or len(items) - 1 - n_known >= KEPT_TOGETHER:
             computed = np.concatenate([known, new[:, :, :-1]], axis=2)
-            self.cache.keep(history.key, Encoded(items[:-1].copy(), timestamps[:-1].copy(), computed))
+            self.cache.keep(history.key, Encoded(items[:-1].copy(), timestamps.copy(), computed))
         return query
 
     def run(

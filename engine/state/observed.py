@@ -50,9 +50,13 @@ class ObservedEvents:
         self._followers: weakref.WeakSet[Forgetful] = weakref.WeakSet()
 
     def follow(self, follower: "Forgetful") -> None:
-        """Lets ``follower`` hear of every user who is erased, while somebody holds it."""
+        """Lets ``follower`` hear of every user who was or is erased, while somebody holds it."""
         with self._lock:
             self._followers.add(follower)
+            erased = tuple(self._erased)
+        # It may have met them before: an engine warms up with users of its bundle.
+        for key in erased:
+            follower.forget(key)
 
     def observe(self, user_id: str, item_id: str, timestamp: int) -> None:
         """Appends one event; the next :meth:`get` sees it."""

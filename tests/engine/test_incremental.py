@@ -93,6 +93,17 @@ def test_a_history_that_grows_is_encoded_as_at_once(
     keeping.forget(None)
 
 
+def test_a_history_that_goes_on_otherwise_is_encoded_as_at_once(engine_pair: tuple[Engine, Engine]) -> None:
+    keeping, plain = (encoder_of(engine) for engine in engine_pair)
+    items = np.arange(LONGEST - 1, dtype=np.int32)
+    # What was observed may be forgotten, and then another event follows those of the bundle.
+    for gap in (60, 30_000_000, 3_600):
+        times = np.append(NOW - 90_000_000 + 1_000 * items[:-1].astype(np.int64), NOW - 80_000_000 + gap)
+        found = keeping.encode([History(items, times, key="goes on")], NOW)
+        np.testing.assert_allclose(found, plain.encode([History(items, times)], NOW), atol=TOLERANCE)
+    keeping.forget(None)
+
+
 def test_other_users_batches_and_short_histories_change_nothing(engine_pair: tuple[Engine, Engine]) -> None:
     keeping, plain = (encoder_of(engine) for engine in engine_pair)
     rng = np.random.default_rng(0)
@@ -167,7 +178,7 @@ def fill(state: State, engine: Engine, user_id: str) -> None:
 
 def entry(n: int, first: int = 0) -> Encoded:
     past = np.arange(first, first + n, dtype=np.float32)[None, None, :, None].repeat(2, axis=0)
-    return Encoded(np.arange(first, first + n, dtype=np.int32), np.zeros(n, np.int64), past)
+    return Encoded(np.arange(first, first + n, dtype=np.int32), np.zeros(n + 1, np.int64), past)
 
 
 ENTRY_BYTES = entry(4).n_bytes
@@ -199,13 +210,17 @@ def test_the_bytes_are_bounded_and_the_users_encoded_last_are_those_kept(
 def test_only_the_beginning_that_both_have_is_used(kept: list[int], asked: list[int]) -> None:
     cache = HistoryCache(1 << 20)
     past = np.array(kept, np.float32)[None, None, :, None]
-    cache.keep("u", Encoded(np.array(kept, np.int32), np.zeros(len(kept), np.int64), past))
+    cache.keep("u", Encoded(np.array(kept, np.int32), np.zeros(len(kept) + 1, np.int64), past))
     found = cache.find("u", np.array(asked, np.int32), np.zeros(len(asked), np.int64))
     n = 0
     while n < min(len(kept), len(asked) - 1) and kept[n] == asked[n]:
         n += 1
     assert (0 if found is None else found.ravel().tolist()) == (kept[:n] or 0)
-    # Another time of the same item is another history.
+    # Another time of the same item is another history, and so is another time of the item after it.
+    times = np.zeros(len(asked), np.int64)
+    times[n:] = 1
+    found = cache.find("u", np.array(asked, np.int32), times)
+    assert (0 if found is None else found.ravel().tolist()) == (kept[: max(n - 1, 0)] or 0)
     assert cache.find("u", np.array(asked, np.int32), np.ones(len(asked), np.int64)) is None
 
 

@@ -1,5 +1,7 @@
 """What is kept in memory, against a plain list of events."""
 
+from collections.abc import Hashable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,3 +70,18 @@ def test_ids_beyond_the_bound_are_not_kept_in_memory(monkeypatch: pytest.MonkeyP
     for item in "abcab":
         events.observe("u", item, 1)
     assert [item for item, _ in contents(events, "u")] == ["a", "b", "a", "b"]
+
+
+def test_who_follows_hears_of_the_erased_of_before_and_after() -> None:
+    class Follower:
+        def __init__(self) -> None:
+            self.forgotten: list[Hashable] = []
+
+        def forget(self, key: Hashable) -> None:
+            self.forgotten.append(key)
+
+    events, follower = ObservedEvents(**BOUNDS), Follower()
+    events.erase("before")
+    events.follow(follower)
+    events.erase("after")
+    assert follower.forgotten == ["before", "after"]
