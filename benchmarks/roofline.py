@@ -1,9 +1,9 @@
 """What a graph costs at least on this machine (Williams et al. 2009, doi:10.1145/1498765.1498785).
 
-Operations are those of its matrix products, a multiply-add is two; bytes are its weights and what its
-operators read and write, each once, as if nothing stayed in a register. A call takes at least the longer of
-operations / peak and bytes / bandwidth; the operators between the products, their calls and their
-synchronisation come on top.
+Operations are those of its matrix products, a multiply-add is two; bytes are what each operator reads and
+writes, weights too, as if nothing stayed in a register, at the bandwidth of so many bytes: what one operator
+moves may well stay in a cache. A call takes at least the longer of operations / peak and bytes / bandwidth;
+the operators between the products, their calls and their synchronisation come on top.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one call: operations in float32 and in 8 bits, and bytes."""
+    """Of one call: operations in float32 and in 8 bits, and the bytes that each operator moves."""
 
     fp32: float
     int8: float
-    n_bytes: float
+    moved: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all operators."""
+        return sum(self.moved)
 
     @property
     def intensity(self) -> float:
@@ -41,7 +46,8 @@ class Cost:
     def least_ms(self, limits: Limits) -> float:
         """The least milliseconds of a call on one thread of the machine of ``limits``."""
         computing = self.fp32 / limits.fp32_gflops + self.int8 / limits.int8_gops
-        return 1e-6 * max(computing, self.n_bytes / limits.bandwidth(self.n_bytes))
+        moving = sum(n_bytes / limits.bandwidth(n_bytes) for n_bytes in self.moved)
+        return 1e-6 * max(computing, moving)
 
 
 def cost_of(graph: bytes, folder: Path, inputs: Mapping[str, Array], parts: Mapping[str, Array]) -> Cost:
@@ -65,15 +71,17 @@ def cost_of(graph: bytes, folder: Path, inputs: Mapping[str, Array], parts: Mapp
     found: dict[str, Array] = dict(zip(names, session.run(names, dict(inputs)), strict=True))
     found |= inputs
     weights = {one.name: tuple(one.dims) for one in model.graph.initializer}
-    n_bytes = float(sum(len(one.raw_data) for one in model.graph.initializer))
+    sizes = {one.name: len(one.raw_data) for one in model.graph.initializer}
+    sizes |= {name: array.nbytes for name, array in found.items()}
+    moved = []
     operations = {FP32_PRODUCTS: 0.0, INT8_PRODUCTS: 0.0}
     for node in model.graph.node:
-        n_bytes += sum(found[name].nbytes for name in (*node.input, *node.output) if name in found)
+        moved.append(sum(sizes.get(name, 0) for name in (*node.input, *node.output)))
         for kinds in operations:
             if node.op_type in kinds:
                 left = weights.get(node.input[0]) or found[node.input[0]].shape
                 operations[kinds] += 2.0 * found[node.output[0]].size * _depth(node, left)
-    return Cost(operations[FP32_PRODUCTS], operations[INT8_PRODUCTS], n_bytes)
+    return Cost(operations[FP32_PRODUCTS], operations[INT8_PRODUCTS], tuple(moved))
 
 
 def _depth(node: onnx.NodeProto, left: Sequence[int]) -> int:

@@ -48,10 +48,12 @@ def test_operations_are_those_that_torch_counts(model: SASRec, graph: EncoderGra
 
 
 def test_the_limit_is_the_longer_of_computing_and_moving() -> None:
-    assert Cost(5e9, 0, 1000).least_ms(MACHINE) == pytest.approx(100)
-    assert Cost(0, 5e9, 1000).least_ms(MACHINE) == pytest.approx(50)
-    assert Cost(1, 1, 1e9).least_ms(MACHINE) == pytest.approx(100)
-    assert Cost(30, 10, 20).intensity == 2
+    assert Cost(5e9, 0, (1000,)).least_ms(MACHINE) == pytest.approx(100)
+    assert Cost(0, 5e9, (1000,)).least_ms(MACHINE) == pytest.approx(50)
+    assert Cost(1, 1, (10**9,)).least_ms(MACHINE) == pytest.approx(100)
+    # A million operators of 1000 bytes find them in a cache.
+    assert Cost(1, 1, (1000,) * 10**6).least_ms(MACHINE) == pytest.approx(50)
+    assert Cost(30, 10, (15, 5)).intensity == 2
 
 
 def test_the_plain_export_answers_as_the_model(model: SASRec) -> None:
