@@ -139,7 +139,11 @@ class Users:
             return None
         user.n_clicks += 1
         user.had.add(item)
-        return slate.waiting.pop(item)._replace(clicked=True)
+        example = slate.waiting[item]
+        # The same item on another slate has no further vote.
+        for shown in user.slates.values():
+            shown.waiting.pop(item, None)
+        return example._replace(clicked=True)
 
 
 @lru_cache(maxsize=1 << 16)

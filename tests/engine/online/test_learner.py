@@ -77,6 +77,10 @@ def test_a_click_teaches_once_what_its_impression_was() -> None:
         ([("impression", 1)], ("click", 1, {"user_id": "v"})),
         ([("impression", 1)], ("view", 1)),
         ([("impression", 1)], ("click", 1, {"purposes": SERVE | EXPORT})),
+        (
+            [("impression", 1), ("impression", 1, {"slate_id": "t"}), ("click", 1)],
+            ("click", 1, {"slate_id": "t"}),
+        ),
         ([], ("impression", -1)),
         ([], ("impression", 1, {"slate_id": ""})),
         ([("impression", 1), *(("impression", 1, {"slate_id": f"{i}"}) for i in range(4))], ("click", 1)),
