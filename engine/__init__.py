@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recserve.engine.bundle.rules import Boost, Pin, PipelineConfig, Rules
+    from recserve.engine.bundle.rules import Boost, Frequency, Pin, PipelineConfig, Rules
     from recserve.engine.config import EngineConfig
     from recserve.engine.engine import Engine
     from recserve.engine.types import Request, Slate, SlateItem
@@ -19,6 +19,7 @@ _HOME = {
     "ConfigError": "recserve.errors",
     "Engine": "recserve.engine.engine",
     "EngineConfig": "recserve.engine.config",
+    "Frequency": "recserve.engine.bundle.rules",
     "InvalidRequest": "recserve.errors",
     "RecserveError": "recserve.errors",
     "Pin": "recserve.engine.bundle.rules",
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "Engine",
     "EngineConfig",
+    "Frequency",
     "InvalidRequest",
     "Pin",
     "PipelineConfig",

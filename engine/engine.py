@@ -26,7 +26,7 @@ from recserve.engine.ranked import Ranked, slates
 from recserve.engine.rehearsal import rehearsal
 from recserve.engine.similar import has_directions, similar_slate
 from recserve.engine.slate_cache import SlateCache
-from recserve.engine.state.events import HISTORY_ACTIONS, check_action
+from recserve.engine.state.events import HISTORY_ACTIONS, IMPRESSION, check_action
 from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.time_budget import deadlines_of
@@ -235,7 +235,11 @@ class Engine:
         """Answers from what was computed before, where the settings say so, and computes the rest."""
         if self._cache is None:
             return self._run(requests, degraded, deadlines)
-        states = [self._observed.state_of(request.user_id) for request in requests]
+        frequency = self._loaded.planner.frequency
+        states = [
+            self._observed.state_of(request.user_id, with_shown=frequency(request) is not None)
+            for request in requests
+        ]
         computed = 0
 
         def compute(rows: list[int]) -> list[Ranked]:
@@ -378,10 +382,9 @@ class Engine:
             self._counters.add(ignored_events=1)
             return False
         self._counters.add(observed_events=1)
-        if action not in HISTORY_ACTIONS:
-            return False
-        self._observed.observe(user_id, item_id, timestamp)
-        return True
+        if action in (*HISTORY_ACTIONS, IMPRESSION):
+            self._observed.observe(user_id, item_id, timestamp, shown=action == IMPRESSION)
+        return action in HISTORY_ACTIONS
 
     def stats(self) -> dict[str, int]:
         """Returns counts since the start: requests, cached answers, cold starts, ignored items, events.

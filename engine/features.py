@@ -1,7 +1,7 @@
 """From a request's external ids to the arrays that the stages work on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
 
 MAX_CONTEXT = 64
+SECONDS_PER_HOUR = 3600
 MAX_SEED = (1 << 63) - 1
 MAX_BUDGET_MS = 3_600_000
 
@@ -31,7 +32,8 @@ class ResolvedRequest:
     ``history``: items (n,) int32 and timestamps, newest last, all known; ``exclude``: (m,) int32, unsorted
     and repeated as they come: the seen items, unless the caller wants those, and those of earlier pages too;
     ``warnings``: what was ignored; ``allowed``: the only items that may come back, None for no restriction;
-    ``plan``: what is done with the candidates, None where the best are the slate.
+    ``plan``: what is done with the candidates, None where the best are the slate; ``kept_out``: of the
+    excluded, those that may not even be pinned: gone, on earlier pages, or (``too_often``) shown too often.
     """
 
     k: int
@@ -41,6 +43,8 @@ class ResolvedRequest:
     n_ignored_items: int
     allowed: CompiledFilter | None = None
     plan: Plan | None = None
+    kept_out: NDArray[np.int32] = field(default_factory=lambda: NO_ITEMS)
+    too_often: NDArray[np.int32] = field(default_factory=lambda: NO_ITEMS)
 
     @property
     def n_candidates(self) -> int:
@@ -148,20 +152,31 @@ def resolve(
     store: HistoryStore,
     planner: Planner,
     gone: NDArray[np.int32] = NO_ITEMS,
+    now: int = 0,
 ) -> list[ResolvedRequest]:
     """Turns checked requests into arrays; unknown items are dropped with a warning.
 
-    ``gone``: (n,) int32, items that nobody gets.
+    ``gone``: (n,) int32, items that nobody gets; ``now``: seconds since the epoch.
     """
     remembered = iter(store.get_many([r.user_id for r in requests if r.history is None]))
-    return [
-        _resolve(request, bundle, next(remembered) if request.history is None else None, planner, gone)
-        for request in requests
-    ]
+    resolved = []
+    for request in requests:
+        history, often = next(remembered) if request.history is None else None, NO_ITEMS
+        frequency = planner.frequency(request)
+        if frequency is not None and request.user_id:
+            since = now - frequency.hours * SECONDS_PER_HOUR
+            often = store.too_often(request.user_id, frequency.impressions, since)
+        resolved.append(_resolve(request, bundle, history, planner, gone, often))
+    return resolved
 
 
 def _resolve(
-    request: Request, bundle: Bundle, history: History | None, planner: Planner, gone: NDArray[np.int32]
+    request: Request,
+    bundle: Bundle,
+    history: History | None,
+    planner: Planner,
+    gone: NDArray[np.int32],
+    often: NDArray[np.int32],
 ) -> ResolvedRequest:
     vocabulary = bundle.catalogue.vocabulary
     warnings: list[str] = []
@@ -185,10 +200,10 @@ def _resolve(
             n_ignored += n_unknown
             warnings.append(f"{n_unknown} of {len(asked)} exclude items are not in the catalogue")
         exclude = np.concatenate([known, exclude])
-    shown = gone
+    shown = np.concatenate([gone, often]) if len(often) else gone
     if request.page_token:
         token = read_token(request)
-        shown = np.concatenate([gone, vocabulary.with_hashes(token.hashes)])
+        shown = np.concatenate([shown, vocabulary.with_hashes(token.hashes)])
         if not token.is_of(bundle.manifest.bundle_version):
             warnings.append(
                 "the bundle changed since the page before: what was shown stays out, the order is new"
@@ -199,7 +214,9 @@ def _resolve(
     plan = planner.plan(request, allowed, shown)
     if plan is not None:
         warnings += plan.warnings
-    return ResolvedRequest(request.k, history, exclude, tuple(warnings), n_ignored, allowed, plan)
+    return ResolvedRequest(
+        request.k, history, exclude, tuple(warnings), n_ignored, allowed, plan, shown, often
+    )
 
 
 def _given_history(request: Request, bundle: Bundle) -> tuple[History, int]:

@@ -77,7 +77,7 @@ def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32], retrieved: NDArra
     resolved, (source, scores, items) = batch.resolved[i], batch.found[i]
     plan, page = resolved.plan, batch.page_caps
     if plan is not None and plan.pins:
-        kept_out = np.concatenate([batch.loaded.gone, shown])
+        kept_out = np.concatenate([resolved.kept_out, shown])
         plan = batch.loaded.planner.plan(batch.requests[i], resolved.allowed, kept_out)
     if page is not None:
         plan = batch.loaded.planner.capped(plan, page._replace(limits=left_beside(page, shown)))

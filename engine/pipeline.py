@@ -98,7 +98,7 @@ def timed(batch: Batch, stage: str, work: Callable[[], T], n_rows: int = 0) -> T
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
     loaded = batch.loaded
-    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner, loaded.gone)
+    batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner, loaded.gone, batch.now)
     if not batch.degraded:
         answers = loaded.sources[batch.variant].answers
         batch.model_rows = [i for i, resolved in enumerate(batch.resolved) if answers(resolved.history)]

@@ -252,6 +252,7 @@ class Rules(_message.Message):
     QUOTAS_FIELD_NUMBER: _builtins.int
     SERENDIPITY_FIELD_NUMBER: _builtins.int
     EXPOSURE_FIELD_NUMBER: _builtins.int
+    FREQUENCY_FIELD_NUMBER: _builtins.int
     min_score: _builtins.float
     """Items that the model scores lower are left out."""
     rerank: _builtins.str
@@ -286,6 +287,10 @@ class Rules(_message.Message):
         history), "segment" (what users take in the segments of `context`), "popularity", "new", "explore" (chance).
         """
 
+    @_builtins.property
+    def frequency(self) -> Global___Frequency:
+        """Leaves out what the user was shown too often, by the impressions that were recorded."""
+
     def __init__(
         self,
         *,
@@ -301,10 +306,11 @@ class Rules(_message.Message):
         quotas: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         serendipity: _builtins.float | None = ...,
         exposure: _builtins.str = ...,
+        frequency: Global___Frequency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "_serendipity", b"_serendipity", "candidates", b"candidates", "diversity", b"diversity", "min_score", b"min_score", "novelty", b"novelty", "serendipity", b"serendipity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "_serendipity", b"_serendipity", "candidates", b"candidates", "diversity", b"diversity", "frequency", b"frequency", "min_score", b"min_score", "novelty", b"novelty", "serendipity", b"serendipity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "_serendipity", b"_serendipity", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "exposure", b"exposure", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "quotas", b"quotas", "rerank", b"rerank", "serendipity", b"serendipity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidates", b"_candidates", "_diversity", b"_diversity", "_min_score", b"_min_score", "_novelty", b"_novelty", "_serendipity", b"_serendipity", "boosts", b"boosts", "calibrate", b"calibrate", "candidates", b"candidates", "caps", b"caps", "diversity", b"diversity", "exposure", b"exposure", "frequency", b"frequency", "min_score", b"min_score", "novelty", b"novelty", "pins", b"pins", "quotas", b"quotas", "rerank", b"rerank", "serendipity", b"serendipity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidates: _TypeAlias = _typing.Literal["candidates"]  # noqa: Y015
     _WhichOneofArgType__candidates: _TypeAlias = _typing.Literal["_candidates", b"_candidates"]  # noqa: Y015
@@ -328,6 +334,30 @@ class Rules(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__serendipity) -> _WhichOneofReturnType__serendipity | None: ...
 
 Global___Rules: _TypeAlias = Rules  # noqa: Y015
+
+@_typing.final
+class Frequency(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPRESSIONS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    impressions: _builtins.int
+    """An item that was shown so often, 1 to 1000,"""
+    hours: _builtins.int
+    """in so many hours, 1 to 720, stays out."""
+    def __init__(
+        self,
+        *,
+        impressions: _builtins.int = ...,
+        hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hours", b"hours", "impressions", b"impressions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Frequency: _TypeAlias = Frequency  # noqa: Y015
 
 @_typing.final
 class Pin(_message.Message):
@@ -838,6 +868,8 @@ class WhyNotResponse(_message.Message):
         """Several rules: without any one alone it would still be out."""
         GONE: WhyNotResponse._Cause.ValueType  # 14
         """It was taken out of the catalogue."""
+        FREQUENCY: WhyNotResponse._Cause.ValueType  # 15
+        """The user was shown it too often."""
 
     class Cause(_Cause, metaclass=_CauseEnumTypeWrapper): ...
     CAUSE_UNSPECIFIED: WhyNotResponse.Cause.ValueType  # 0
@@ -873,6 +905,8 @@ class WhyNotResponse(_message.Message):
     """Several rules: without any one alone it would still be out."""
     GONE: WhyNotResponse.Cause.ValueType  # 14
     """It was taken out of the catalogue."""
+    FREQUENCY: WhyNotResponse.Cause.ValueType  # 15
+    """The user was shown it too often."""
 
     @_typing.final
     class NumbersEntry(_message.Message):

@@ -18,6 +18,7 @@ MAX_CANDIDATES = 10_000
 MAX_BOOSTS = 32
 MAX_PINS = 100
 MAX_CAPS = 8
+MAX_IMPRESSIONS, MAX_HOURS = 1000, 720
 # What a kernel adds to scores.
 MAX_WEIGHT = 1e6
 
@@ -42,6 +43,16 @@ class Boost:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
 
+@dataclass(frozen=True, slots=True)
+class Frequency:
+    """Leaves out the items that the user was shown so often within so many hours."""
+
+    impressions: int
+    hours: int
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """How a slate is made from the candidates. None, and empty: nothing is said.
@@ -55,7 +66,8 @@ class Rules:
     from. ``quotas``: how the candidates are shared between sources, relative: {"model": 8, "new": 2}.
     ``serendipity``: the weight of being unlike everything in the user's history against the score; with
     novelty at most 1. ``exposure``: the attribute (seller) whose values get places in proportion to how
-    relevant their candidates are together, under "calibrated".
+    relevant their candidates are together, under "calibrated". ``frequency``: leaves out what the user was
+    shown too often, by the impressions that were recorded.
     """
 
     pins: Sequence[Pin] = ()
@@ -70,6 +82,7 @@ class Rules:
     quotas: Mapping[str, float] = field(default_factory=dict)
     serendipity: float | None = None
     exposure: str = ""
+    frequency: Frequency | None = None
 
     def over(self, other: "Rules") -> Self:
         """Returns these rules with those of ``other`` where these say nothing."""
@@ -136,6 +149,11 @@ def check_rules(rules: Rules, name: str, error: type[RecserveError]) -> None:
         _check_whole(f"{name}.caps.{attribute}", limit, MAX_CANDIDATES, error)
     for i, pin in enumerate(rules.pins):
         _check_whole(f"{name}.pins[{i}].rank", pin.rank, MAX_CANDIDATES, error)
+    if rules.frequency is not None:
+        if not isinstance(rules.frequency, Frequency):
+            raise error(f"{name}.frequency", found=rules.frequency, expected="impressions and hours")
+        _check_whole(f"{name}.frequency.impressions", rules.frequency.impressions, MAX_IMPRESSIONS, error)
+        _check_whole(f"{name}.frequency.hours", rules.frequency.hours, MAX_HOURS, error)
     for source, quota in rules.quotas.items():
         if source not in SOURCES:
             cure = nearest(source, SOURCES)

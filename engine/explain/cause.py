@@ -18,6 +18,8 @@ class Cause(StrEnum):
     """It was taken out of the catalogue."""
     SEEN = "seen"
     """The user had it."""
+    FREQUENCY = "frequency"
+    """The user was shown it too often."""
     FILTER = "filter"
     """The request's filter, or the operator's; ``detail`` says which."""
     RETRIEVAL = "retrieval"

@@ -87,6 +87,8 @@ class _Case:
     def _excluded(self) -> Cause:
         if self._item in self._batch.loaded.gone:
             return Cause.GONE
+        if self._item in self._resolved.too_often:
+            return Cause.FREQUENCY
         request = self._batch.requests[0]
         by_name = request.include_seen or self._item_id in request.exclude
         return Cause.SEEN if not by_name and self._item in self._resolved.history.items else Cause.EXCLUDED

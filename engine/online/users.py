@@ -8,10 +8,9 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from recserve.engine.online.config import OnlineConfig
-from recserve.engine.state.events import HISTORY_ACTIONS, LEARN, SERVE
+from recserve.engine.state.events import HISTORY_ACTIONS, IMPRESSION, LEARN, SERVE
 from recserve.engine.state.state import LoggedEvent
 
-IMPRESSION = "impression"
 CLICKS = ("click", "add-to-cart", "purchase")
 # A click on a slate before these came too late to be learned.
 MAX_SLATES = 4

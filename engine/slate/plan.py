@@ -15,6 +15,7 @@ from recserve.engine.bundle.rules import (
     SCORE,
     SOURCES,
     Boost,
+    Frequency,
     Pin,
     PipelineConfig,
     Rules,
@@ -138,6 +139,11 @@ class Planner:
     def caps(self, request: Request) -> Mapping[str, int]:
         """Returns by attribute how many items of one value the slate of ``request`` may have."""
         return self._rules(request).caps
+
+    def frequency(self, request: Request) -> Frequency | None:
+        """Returns how often the user of ``request`` may be shown an item."""
+        own = None if request.rules is None else request.rules.frequency
+        return own or self._config.frequency
 
     def plan(
         self, request: Request, allowed: CompiledFilter | None, shown: NDArray[np.int32] = NO_ITEMS

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.engine.state.events import EXPORT, Event
+from recserve.engine.state.events import EXPORT, IMPRESSION, Event
 
-IMPRESSION = "impression"
 CLICK, CONVERSION = 1, 2
 OUTCOMES = {"click": CLICK, "purchase": CONVERSION}
 

@@ -19,7 +19,15 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.events import EVERY_PURPOSE, HISTORY_ACTIONS, SERVE, Event, check_event, pack_event
+from recserve.engine.state.events import (
+    EVERY_PURPOSE,
+    HISTORY_ACTIONS,
+    IMPRESSION,
+    SERVE,
+    Event,
+    check_event,
+    pack_event,
+)
 from recserve.engine.state.follower import Follower, Interaction
 from recserve.engine.state.keys import NONCE_BYTES, KeyStore
 from recserve.engine.state.store import EventRow, EventStore
@@ -276,19 +284,21 @@ class EventLog:
 
     def _apply(self, candidates: Sequence[Candidate], added: Iterable[bool]) -> None:
         fresh: list[Interaction] = []
+        shown: list[Interaction] = []
         for candidate, is_new in zip(candidates, added, strict=True):
             outcome, position, event, purposes, plain, row = candidate
             if is_new:
                 outcome.n_stored += 1
-                if purposes & SERVE and event.action in HISTORY_ACTIONS:
-                    fresh.append((row[1], event.item_id, event.timestamp))
+                if purposes & SERVE and event.action in (*HISTORY_ACTIONS, IMPRESSION):
+                    kind = shown if event.action == IMPRESSION else fresh
+                    kind.append((row[1], event.item_id, event.timestamp))
             else:
                 try:
                     self._check_same(row, plain)
                     outcome.duplicates.append(position)
                 except RecserveError as error:
                     outcome.refused.append((position, error))
-        self._follower.written(fresh)
+        self._follower.written(fresh, shown)
 
     def _check_same(self, row: EventRow, plain: bytes) -> None:
         """Raises :class:`AlreadyRecorded` unless the log has this very event, whatever its time."""

@@ -13,6 +13,8 @@ from recserve.errors import DataError, InvalidRequest, nearest
 HISTORY_ACTIONS = ("view", "click", "add-to-cart", "purchase", "rating", "dwell")
 # The log stores positions in this tuple: new actions are appended.
 ACTIONS = (*HISTORY_ACTIONS, "impression", "dislike")
+IMPRESSION = "impression"
+SHOWN = ACTIONS.index(IMPRESSION)
 IS_HISTORY = tuple(action in HISTORY_ACTIONS for action in ACTIONS)
 
 # Arm, variant, propensity and whether it was explored, of an event that says nothing of its slate.
@@ -162,9 +164,13 @@ def unpack_event(data: bytes, user_id: str) -> Event:
         raise DataError("event", found="of unknown bytes", expected="as this version writes it") from error
 
 
-def unpack_interaction(data: bytes) -> tuple[str, int] | None:
-    """Returns item id and timestamp of what belongs in a history, else None; the fast part of the above."""
+def unpack_interaction(data: bytes) -> tuple[str, int, bool] | None:
+    """Returns item id and timestamp of what belongs in a history or was shown (True), None for the rest.
+
+    The fast part of the above.
+    """
     timestamp, action, purposes, _, _, n_item, _, _ = _HEADER.unpack_from(data)
-    if not purposes & SERVE or not IS_HISTORY[action]:
+    is_shown = action == SHOWN
+    if not purposes & SERVE or not (is_shown or IS_HISTORY[action]):
         return None
-    return data[_HEADER.size : _HEADER.size + n_item].decode(), timestamp
+    return data[_HEADER.size : _HEADER.size + n_item].decode(), timestamp, is_shown

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
+from recserve.engine.bundle.rules import MAX_HOURS
 from recserve.engine.state.events import unpack_interaction
 from recserve.engine.state.items import LiveItems, unpack_change
 from recserve.engine.state.keys import KeyStore
@@ -18,6 +19,9 @@ from recserve.engine.state.store import EventStore
 from recserve.errors import DataError
 
 log = structlog.get_logger("recserve.state")
+
+# No rule looks further back at what was shown.
+SHOWN_SECONDS = MAX_HOURS * 3600
 
 Interaction = tuple[bytes, str, int]
 """User key, item id, timestamp."""
@@ -70,12 +74,13 @@ class Follower:
             log.error("events of the log are not readable", events=self._n_unreadable, of=self._n_events)
         return Loaded(self._n_events, self._n_unreadable, time.perf_counter() - start)
 
-    def written(self, fresh: Iterable[Interaction]) -> None:
-        """Lets memory know of events that this server has just written."""
+    def written(self, fresh: Iterable[Interaction], shown: Iterable[Interaction]) -> None:
+        """Lets memory know of events that this server has just written; ``shown``: impressions."""
         if self._store.is_shared:
             self.catch_up()
         else:
             self._observed.add(fresh)
+            self._observed.add(shown, shown=True)
             self._tell_stored()
 
     def catch_up(self) -> None:
@@ -120,6 +125,8 @@ class Follower:
         return n_events
 
     def _interactions(self) -> Iterator[Interaction]:
+        """Yields what belongs in histories; what was shown lately goes to memory on the way."""
+        since = time.time() - SHOWN_SECONDS
         open_ = self._keys.open
         for seq, event_key, user_key, received, body in self._store.rows(self._seen):
             self._read = seq
@@ -131,4 +138,8 @@ class Follower:
             if plain is None:
                 self._n_unreadable += not self._keys.is_erased(user_key)
             elif (interaction := unpack_interaction(plain)) is not None:
-                yield user_key, *interaction
+                item_id, timestamp, is_shown = interaction
+                if not is_shown:
+                    yield user_key, item_id, timestamp
+                elif timestamp > since:
+                    self._observed.add([(user_key, item_id, timestamp)], shown=True)

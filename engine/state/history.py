@@ -29,6 +29,16 @@ class HistoryStore:
         stored = self._stored.get_many(user_ids)
         return [self._with_observed(*pair) for pair in zip(user_ids, stored, strict=True)]
 
+    def too_often(self, user_id: str, impressions: int, since: int) -> NDArray[np.int32]:
+        """Returns the items (m,) that the user was shown ``impressions`` times or more after ``since``.
+
+        ``since``: seconds since the epoch.
+        """
+        shown = self._observed.shown_to(user_id)
+        codes, counts = np.unique(shown["code"][shown["timestamp"] > since], return_counts=True)
+        items = self._indices(codes[counts >= impressions])
+        return items[items >= 0]
+
     def _with_observed(self, user_id: str, stored: History) -> History:
         if not user_id:
             return stored

@@ -44,6 +44,8 @@ class ObservedEvents:
         # Taken by writers.
         self._lock = threading.Lock()
         self._events: OrderedDict[Hashable, bytes] = OrderedDict()
+        # What users were shown, in the same way.
+        self._shown: OrderedDict[Hashable, bytes] = OrderedDict()
         self._codes: dict[str, int] = {}
         self._item_ids: list[str] = []
         self._erased: set[Hashable] = set()
@@ -58,13 +60,13 @@ class ObservedEvents:
         for key in erased:
             follower.forget(key)
 
-    def observe(self, user_id: str, item_id: str, timestamp: int) -> None:
-        """Appends one event; the next :meth:`get` sees it."""
-        self.add([(self.key_of(user_id), item_id, timestamp)])
+    def observe(self, user_id: str, item_id: str, timestamp: int, *, shown: bool = False) -> None:
+        """Appends one event, or impression; the next :meth:`get`, or :meth:`shown_to`, sees it."""
+        self.add([(self.key_of(user_id), item_id, timestamp)], shown=shown)
 
-    def add(self, events: Iterable[tuple[Hashable, str, int]]) -> None:
-        """Appends events (key, item id, timestamp) in their order."""
-        kept = self._events
+    def add(self, events: Iterable[tuple[Hashable, str, int]], *, shown: bool = False) -> None:
+        """Appends events, or impressions, (key, item id, timestamp) in their order."""
+        kept = self._shown if shown else self._events
         with self._lock:
             for key, item_id, timestamp in events:
                 code = self._code(item_id)
@@ -109,10 +111,18 @@ class ObservedEvents:
         events = self._events.get(key)
         return NO_EVENTS if events is None else np.frombuffer(events, EVENT)
 
-    def state_of(self, user_id: str) -> bytes | None:
-        """Returns what changes with every event of a user; None for an erased user."""
+    def shown_to(self, user_id: str) -> NDArray[np.void]:
+        """Returns what a user was shown (n,) ``EVENT``, newest last."""
+        shown = self._shown.get(self.key_of(user_id))
+        return NO_EVENTS if shown is None else np.frombuffer(shown, EVENT)
+
+    def state_of(self, user_id: str, *, with_shown: bool = False) -> bytes | None:
+        """Returns what changes with every event, or impression too, of a user; None for an erased user."""
         key = self.key_of(user_id)
-        return None if key in self._erased else self._events.get(key, b"")
+        if key in self._erased:
+            return None
+        events = self._events.get(key, b"")
+        return events + b"|" + self._shown.get(key, b"") if with_shown else events
 
     @property
     def n_erased(self) -> int:
@@ -124,6 +134,7 @@ class ObservedEvents:
         with self._lock:
             self._erased.add(key)
             self._events.pop(key, None)
+            self._shown.pop(key, None)
             followers = tuple(self._followers)
         for follower in followers:
             follower.forget(key)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message
 
-from recserve.engine.bundle.rules import Boost, Pin, Rules
+from recserve.engine.bundle.rules import Boost, Frequency, Pin, Rules
 from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.types import RankedItem, Ranking, Request, Slate, SlateItem
 from recserve.engine.wire.explanations import explanation_from_message, explanation_to_message
@@ -81,6 +81,9 @@ def _rules_from_message(message: pb.Rules) -> Rules:
         quotas=dict(message.quotas),
         serendipity=given("serendipity"),
         exposure=message.exposure,
+        frequency=Frequency(message.frequency.impressions, message.frequency.hours)
+        if message.HasField("frequency")
+        else None,
     )
 
 
@@ -110,6 +113,9 @@ def _rules_to_message(rules: Rules) -> pb.Rules:
         quotas=rules.quotas,
         serendipity=rules.serendipity,
         exposure=rules.exposure,
+        frequency=None
+        if (frequency := rules.frequency) is None
+        else new_message(pb.Frequency, impressions=frequency.impressions, hours=frequency.hours),
     )
 
 

@@ -46,7 +46,9 @@ def test_an_event_comes_back_as_it_was(event: Event) -> None:
     data = pack_event(event, purposes)
     assert unpack_event(data, "u") == event
     belongs = event.action in HISTORY_ACTIONS and bool(purposes & SERVE)
-    assert unpack_interaction(data) == ((event.item_id, event.timestamp) if belongs else None)
+    is_shown = event.action == "impression" and bool(purposes & SERVE)
+    expected = (event.item_id, event.timestamp, is_shown) if belongs or is_shown else None
+    assert unpack_interaction(data) == expected
 
 
 @pytest.mark.parametrize(
