@@ -9,6 +9,7 @@ import typer
 
 from recserve import console
 from recserve.errors import InvalidRequest, RecserveError
+from recserve.training.classify_command import classify
 from recserve.training.config_file import use_config
 from recserve.training.evaluate_command import evaluate
 from recserve.training.hyperparameters_command import sweep
@@ -26,6 +27,7 @@ def register(add: Callable[..., Any]) -> None:
     """Adds this folder's verbs to the command line."""
     add(train, needs=NEEDS, extra="train")
     add(evaluate, needs=NEEDS, extra="train")
+    add(classify, needs=NEEDS, extra="train")
     add(map_catalogue, needs=NEEDS, extra="train")
     add(sweep, needs=(*NEEDS, "optuna"), extra="sweep")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from recserve.training.average import WeightAverage
 from recserve.training.batches import training_batches
 from recserve.training.data import Histories
 from recserve.training.distributed import Processes
@@ -36,7 +37,11 @@ class GradientLearner:
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
         )
-        self._users_per_step = config.users_per_step(int((train.lengths >= 2).sum()))
+        n_users = int((train.lengths >= 2).sum())
+        self._users_per_step = config.users_per_step(n_users)
+        self.average = WeightAverage(
+            self.optimizer, -(-n_users // (self._users_per_step * processes.world_size))
+        )
         counts = np.bincount(train.item_index, minlength=model.n_items).astype(np.float64) + 1
         content = content_of(model)
         # What the softmax goes over: all items, or those that training knows; and where each is among them.
@@ -70,6 +75,7 @@ class GradientLearner:
             processes.average_gradients(self._model)
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT_NORM)
             self.optimizer.step()
+            self.average.update()
             losses.append(loss.item())
         return float(np.mean(losses))
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -90,7 +91,8 @@ class Trainer:
             loss = self._train_epoch(epoch)
             metric = None
             if epoch % config.validate_every == 0 or epoch == config.epochs:
-                metric = self._processes.same_everywhere(self._validate())
+                with self._averaged():
+                    metric = self._processes.same_everywhere(self._validate())
             self._record(epoch, metric)
             on_epoch(EpochReport(epoch, loss, metric, self._progress.best_epoch, time.perf_counter() - start))
             self._log(epoch, loss, metric)
@@ -122,8 +124,14 @@ class Trainer:
         )
         if self._processes.is_main:
             if improved:
-                save_checkpoint(self._folder / BEST, self._model, self._progress)
+                with self._averaged():
+                    save_checkpoint(self._folder / BEST, self._model, self._progress)
             save_checkpoint(self._folder / LAST, self._model, self._progress, self._learner.optimizer)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Has the model hold what is judged: the average of its weights, where the learner keeps one."""
+        learner = self._learner
+        return learner.average.shown() if isinstance(learner, GradientLearner) else nullcontext()
 
     def _is_better(self, metric: float) -> bool:
         # Choosing an epoch would tell more of the users than (ε, δ) says.
