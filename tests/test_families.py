@@ -22,7 +22,7 @@ SERVED = {
     "lightgcn": ["--embedding-size", "8", "--epochs", "2", "--layers", "2"],
     "tfidf": ["--embedding-size", "16"],
     "item2vec": ["--embedding-size", "8", "--epochs", "2", "--window", "3"],
-    "segments": ["--segments", "4"],
+    "clusters": ["--clusters", "4"],
     "popularity": [],
     "svd": ["--embedding-size", "8", "--epochs", "3"],
     "svdpp": ["--embedding-size", "8", "--epochs", "3"],

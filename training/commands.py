@@ -112,7 +112,7 @@ def train(
     reg_exponent: Annotated[
         float | None, typer.Option(help="How regularisation grows with the interactions, 0 to 1 (als).")
     ] = None,
-    segments: Annotated[int | None, typer.Option(help="Segments of users (segments).")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters of users (clusters).")] = None,
     window: Annotated[
         int | None, typer.Option(help="Items before and after one that are its neighbours (item2vec).")
     ] = None,
@@ -201,7 +201,7 @@ def train(
         "weight": weight,
         "reg": reg,
         "reg_exponent": reg_exponent,
-        "n_segments": segments,
+        "n_clusters": clusters,
         "window": window,
         "neighbours": neighbours,
         "shrinkage": shrinkage,

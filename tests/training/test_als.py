@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.kernels import reference
 from recserve.training.commands import run_config
-from recserve.training.data import Histories, load_dataset
+from recserve.training.data import load_dataset
 from recserve.training.distributed import Processes
 from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import BEST, LAST, Trainer
 from recserve.training.models import als
 from recserve.training.models.als import ALS, ALSConfig
 from recserve.training.run import Run, create_run, open_run
+from tests.small import histories
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 
@@ -29,12 +30,6 @@ def start_run(folder: Path, **settings: object) -> Run:
 
 def trainer(run: Run) -> Trainer:
     return Trainer(run.new_model(), run.split(), run.folder, run.config.loop)
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 def objective(model: ALS, counts: np.ndarray) -> float:  # type: ignore[type-arg]

@@ -19,15 +19,10 @@ from recserve.training.models.interactions import Pairs
 from recserve.training.models.item_knn import ItemKNN, ItemKNNConfig
 from recserve.training.models.popularity import Popularity, PopularityConfig
 from recserve.training.run import create_run, open_run, resume_run
+from tests.small import histories
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 N_ITEMS = 15
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 @pytest.fixture

@@ -14,21 +14,16 @@ from recserve.engine.bundle import open_bundle
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.exporters.assemble import export_run
 from recserve.training.commands import run_config
-from recserve.training.data import CleaningReport, Dataset, Histories, load_dataset
+from recserve.training.data import CleaningReport, Dataset, load_dataset
 from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import BEST, LAST, Trainer
 from recserve.training.models import dssm
 from recserve.training.models.dssm import DSSM, DSSMConfig
 from recserve.training.run import Run, create_run, open_run
+from tests.small import histories
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 N_USERS, N_ITEMS, N_COLD = 60, 40, 6
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 def start_run(folder: Path, dataset: Dataset, **settings: object) -> Run:

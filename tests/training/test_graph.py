@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from recserve.errors import InvalidRequest
 from recserve.training.commands import run_config
-from recserve.training.data import CleaningReport, Dataset, Histories, leave_one_out, load_dataset
+from recserve.training.data import CleaningReport, Dataset, leave_one_out, load_dataset
 from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import LAST, Trainer
 from recserve.training.models.gcn import GCN, GCNConfig
@@ -21,17 +21,12 @@ from recserve.training.models.graphsage import GraphSAGE, GraphSAGEConfig
 from recserve.training.models.interactions import Pairs
 from recserve.training.models.lightgcn import LightGCN, LightGCNConfig
 from recserve.training.run import create_run, open_run
+from tests.small import histories
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 # Item 4 and user 3 have no edge; user 0 had item 1 twice.
 ROWS = [[0, 1, 1], [1, 2, 3], [0], []]
 N_ITEMS = 5
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 @pytest.fixture(scope="module", autouse=True)

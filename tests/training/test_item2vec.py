@@ -10,18 +10,13 @@ from safetensors.torch import load_file
 
 from recserve.errors import InvalidRequest
 from recserve.training.commands import run_config
-from recserve.training.data import Histories, load_dataset
+from recserve.training.data import load_dataset
 from recserve.training.loop import LAST, Trainer
 from recserve.training.models.item2vec import Item2Vec, Item2VecConfig, neighbour_pairs
 from recserve.training.run import create_run
+from tests.small import histories
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,18 +1,12 @@
-"""k-means and the segments made of it."""
+"""k-means and the clusters made of it."""
 
 import numpy as np
 import pytest
 
 from recserve.errors import InvalidRequest
-from recserve.training.data import Histories
 from recserve.training.kmeans import k_means, nearest_centre
-from recserve.training.models.segments import Segments, SegmentsConfig
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
+from recserve.training.models.clusters import Clusters, ClustersConfig
+from tests.small import histories
 
 
 def test_clouds_far_apart_are_found() -> None:
@@ -41,12 +35,12 @@ def test_more_centres_than_vectors_repeat() -> None:
     np.testing.assert_array_equal(centres[nearest], vectors)
 
 
-def test_a_segment_gets_what_is_popular_in_it() -> None:
+def test_a_cluster_gets_what_is_popular_in_it() -> None:
     rng = np.random.default_rng(0)
     # Even users have items 0 to 9, odd ones 10 to 19; the last user has none.
     rows = [(rng.choice(10, 5, replace=False) + 10 * (user % 2)).tolist() for user in range(40)]
     train = histories([*rows, []])
-    model = Segments(SegmentsConfig(n_segments=2), 41, 20)
+    model = Clusters(ClustersConfig(n_clusters=2), 41, 20)
     assert model.fit_epoch(train, epoch=1, seed=0) >= 0
     np.testing.assert_allclose(model.item_embeddings.numpy().sum(axis=0), 1, rtol=1e-5)
     known = histories([rows[0], rows[1], [3, 4]])
@@ -55,5 +49,5 @@ def test_a_segment_gets_what_is_popular_in_it() -> None:
     np.testing.assert_allclose(scores[0], np.where(np.arange(20) < 10, counts, 0) / 100, atol=1e-6)
     np.testing.assert_allclose(scores[1], np.where(np.arange(20) < 10, 0, counts) / 100, atol=1e-6)
     assert scores[2, :10].min() > scores[2, 10:].max()
-    with pytest.raises(InvalidRequest, match="n_segments"):
-        SegmentsConfig(n_segments=0)
+    with pytest.raises(InvalidRequest, match="n_clusters"):
+        ClustersConfig(n_clusters=0)

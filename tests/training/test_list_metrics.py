@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.training import list_metrics
-from recserve.training.data import Histories, load_dataset
+from recserve.training.data import load_dataset
 from recserve.training.list_metrics import Background
+from tests.small import histories
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
@@ -20,12 +21,6 @@ BACKGROUND = Background(
     8, np.array([8, 2, 1, 0]), np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
 )
 LISTS = np.array([[0, 1], [2, -1], [3, 2], [-1, -1]], np.int32)
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 def test_novelty_and_popularity_by_hand() -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from recserve.errors import CheckFailed
 from recserve.training import metrics
-from recserve.training.data import EvaluationSet, Histories
+from recserve.training.data import EvaluationSet
 from recserve.training.evaluate import evaluate, popularity_scorer, top_k
+from tests.small import histories
 
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=60)
 RANKS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=True), min_size=1, max_size=20)
@@ -19,12 +20,6 @@ RANKS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5, unique=Tru
 
 def arrays(ranks: list[list[int]]) -> list[NDArray[np.float64]]:
     return [np.array(row, np.float64) for row in ranks]
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 def test_by_hand() -> None:

@@ -9,11 +9,11 @@ from recserve.engine.features import pad_time_gaps
 from recserve.errors import InvalidRequest
 from recserve.training import loss
 from recserve.training.batches import gaps_of, pad, training_batches
-from recserve.training.data import Histories
 from recserve.training.gradient import _by_length
 from recserve.training.loss import full_softmax, sampled_softmax
 from recserve.training.models import check_model_name
 from recserve.training.models.sasrec import SASRec, SASRecConfig
+from tests.small import histories
 
 TOLERANCE = 1e-5
 
@@ -22,12 +22,6 @@ def model(**changes: object) -> SASRec:
     torch.manual_seed(0)
     config = SASRecConfig(**{"embedding_size": 16, "n_heads": 2, "max_history": 10, **changes})  # type: ignore[arg-type]
     return SASRec(config, n_items=30).eval()
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, 100 * np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 @torch.inference_mode()
@@ -74,7 +68,7 @@ def test_time_gaps_matter_when_they_are_learned() -> None:
 
 def test_a_row_learns_from_every_real_position() -> None:
     [(history, targets, gaps)] = training_batches(
-        histories([[1, 2, 3, 4], [5], [6, 7]]), max_history=10, batch_size=8, seed=0, epoch=1
+        histories([[1, 2, 3, 4], [5], [6, 7]], 100), max_history=10, batch_size=8, seed=0, epoch=1
     )
     rows = sorted(zip(history.tolist(), targets.tolist(), strict=True), reverse=True)
     assert rows == [([1, 2, 3], [2, 3, 4]), ([-1, -1, 6], [-1, 6, 7])]
@@ -82,13 +76,13 @@ def test_a_row_learns_from_every_real_position() -> None:
 
 
 def test_windows_are_the_newest_items() -> None:
-    items, times = pad(histories([[1, 2, 3, 4], [], [5]]), np.arange(3), 2)
+    items, times = pad(histories([[1, 2, 3, 4], [], [5]], 100), np.arange(3), 2)
     assert items.tolist() == [[3, 4], [-1, -1], [-1, 5]]
     assert times.tolist() == [[200, 300], [0, 0], [0, 400]]
 
 
 def test_processes_share_an_epoch_without_overlap() -> None:
-    data = histories([[i, i + 1] for i in range(10)])
+    data = histories([[i, i + 1] for i in range(10)], 100)
     whole = {"max_history": 5, "batch_size": 3, "seed": 1, "epoch": 2}
     parts = [
         [

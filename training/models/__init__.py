@@ -25,7 +25,7 @@ MODULES = {
     "item-knn": "item_knn",
     "tfidf": "tfidf",
     "item2vec": "item2vec",
-    "segments": "segments",
+    "clusters": "clusters",
     "popularity": "popularity",
     "lr": "lr",
     "fm": "fm",

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from recserve.errors import DataError
-from recserve.training.data import Histories
 from recserve.training.features.tfidf import text_vectors, words_of
 from recserve.training.models.tfidf import TfIdf, TfIdfConfig, create
+from tests.small import histories
 
 ITEMS = pl.DataFrame(
     {
@@ -19,12 +19,6 @@ ITEMS = pl.DataFrame(
         "price": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
     }
 )
-
-
-def histories(rows: list[list[int]]) -> Histories:
-    row = np.repeat(np.arange(len(rows)), [len(items) for items in rows])
-    flat = np.array([item for items in rows for item in items], np.int32)
-    return Histories.from_sorted(row, flat, np.arange(len(flat), dtype=np.int64), len(rows))
 
 
 def plain(items: list[Counter[str]]) -> np.ndarray:  # type: ignore[type-arg]
