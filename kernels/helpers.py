@@ -1,7 +1,7 @@
 """Threads that help with one search: its queries are shared out, and each part is a search of its own.
 
 To wake a thread that sleeps takes as long as to search for some queries, so a helper that has just worked,
-and a caller whose part is done, first wait inside a kernel, without the interpreter lock, some milliseconds.
+and a caller whose part is done, first wait inside a kernel for a while, without the interpreter lock.
 """
 
 import os
@@ -19,7 +19,8 @@ from recserve.kernels.table import Table, of_queries
 
 MIN_PART = 16  # queries: a smaller part costs more to hand over than to search
 BLOCK = 8  # queries: the most that a micro-kernel scores at once
-TURNS = 80_000  # of waiting before one sleeps, 20 to 50 ns each
+TURNS = 80_000  # of waiting before a helper sleeps, 20 to 50 ns each
+CALLER_TURNS = 10_000  # before the caller does: a helper that is so late may need this core to go on
 LOCK_TURNS = 100  # until the caller, which wakes a helper, has let go of the interpreter lock
 _CACHE_LINE_WORDS = 8
 
@@ -43,7 +44,7 @@ class _Helper:
         self._counts[0] += 1
 
     def finish(self) -> Result:
-        _wait(self._counts, _CACHE_LINE_WORDS, self._counts[0] - 1, TURNS, 0)
+        _wait(self._counts, _CACHE_LINE_WORDS, self._counts[0] - 1, CALLER_TURNS, 0)
         return self._results.get()
 
     def _work(self) -> None:
