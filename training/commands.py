@@ -257,9 +257,8 @@ def train(
             if failure is not None:
                 raise failure
             raise typer.Exit(1)
-        if not group.is_main:
-            run = open_run(folder)
-        train_run(run, group, trackers)
+        # Opened again: of the events that were read nothing stays but the file.
+        train_run(open_run(folder), group, trackers)
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from recserve.errors import DataError, InvalidRequest
 from recserve.training.data.attributes import all_ids, join_attributes
@@ -27,15 +28,16 @@ from recserve.training.data.columns import (
     VALUE,
 )
 from recserve.training.data.histories import Histories
+from recserve.training.data.mapped import read_mapped, write_mapped
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INTERACTIONS_SCHEMA: dict[str, pl.DataType] = {
     USER_INDEX: pl.Int32(),
     ITEM_INDEX: pl.Int32(),
     TIMESTAMP: pl.Int64(),
     VALUE: pl.Float32(),
 }
-TABLES = ("interactions", "users", "items")
+INTERACTIONS, TABLES = "interactions.arrow", ("users", "items")
 DESCRIPTION = "dataset.json"
 HASH_BATCH = 1_000_000
 
@@ -77,8 +79,10 @@ class Dataset:
         Raises DataError where the tables do not fit together.
         """
         columns = [*INTERACTIONS_SCHEMA, *([ACTION] if ACTION in interactions.columns else [])]
-        interactions = interactions.select(columns).sort(USER_INDEX, TIMESTAMP, maintain_order=True)
+        interactions = interactions.select(columns)
         _check_tables(interactions, users, items)
+        if not _is_sorted(interactions):
+            interactions = interactions.sort(USER_INDEX, TIMESTAMP, maintain_order=True)
         sha256 = _content_hash(interactions, users, items)
         return cls(name, interactions, users, items, report, source, licence, sha256)
 
@@ -156,7 +160,7 @@ class Dataset:
         return first
 
     def save(self, folder: str | Path) -> None:
-        """Writes a new folder of three Parquet files and a description, all of it or nothing.
+        """Writes a new folder of the tables and a description, all of it or nothing.
 
         Raises InvalidRequest where the folder exists.
         """
@@ -170,8 +174,8 @@ class Dataset:
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
         partial.mkdir()
         try:
-            tables = (self.interactions, self.users, self.items)
-            for name, table in zip(TABLES, tables, strict=True):
+            write_mapped(self.interactions, partial / INTERACTIONS)
+            for name, table in zip(TABLES, (self.users, self.items), strict=True):
                 table.write_parquet(partial / f"{name}.parquet")
             description = json.dumps(self._description(), ensure_ascii=False, indent=2) + "\n"
             (partial / DESCRIPTION).write_text(description, encoding="utf-8")
@@ -184,17 +188,21 @@ class Dataset:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Dataset":
-        """Reads what ``save`` wrote; raises DataError where a file is missing, damaged or changed."""
+        """Opens what ``save`` wrote, the interactions mapped.
+
+        Raises DataError where a file is missing, damaged or changed.
+        """
         folder = Path(folder)
         description = _read_description(folder)
         try:
-            interactions, users, items = (pl.read_parquet(folder / f"{name}.parquet") for name in TABLES)
+            interactions = read_mapped(folder / INTERACTIONS)
+            users, items = (pl.read_parquet(folder / f"{name}.parquet") for name in TABLES)
             report = CleaningReport.from_dict(description.pop("report"))
             expected_hash = description.pop("sha256")
             dataset = cls.create(
                 interactions=interactions, users=users, items=items, report=report, **description
             )
-        except (KeyError, TypeError, OSError, pl.exceptions.PolarsError) as error:
+        except (KeyError, TypeError, OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
             raise _damaged(folder, str(error).split("\n", 1)[0] or "not complete") from error
         if dataset.sha256 != expected_hash:
             raise _damaged(folder, "changed since it was written")
@@ -221,6 +229,17 @@ def _index_of(ids: pl.Series, sorted_ids: pl.Series) -> pl.Series:
     vocabulary = sorted_ids.cast(ids.dtype).to_frame("id").with_row_index("index")
     joined = ids.to_frame("id").join(vocabulary, on="id", how="left", maintain_order="left")
     return joined["index"].cast(pl.Int32)
+
+
+def _is_sorted(interactions: pl.DataFrame) -> bool:
+    """Returns whether users ascend and, of each, times: what is sorted needs no copy."""
+    for start in range(0, interactions.height, HASH_BATCH):
+        # One row more: the next part begins where this one ends.
+        part = interactions.slice(start, HASH_BATCH + 1)
+        users, times = (np.diff(part[name].to_numpy()) for name in (USER_INDEX, TIMESTAMP))
+        if (users < 0).any() or ((users == 0) & (times < 0)).any():
+            return False
+    return True
 
 
 def _check_tables(interactions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> None:

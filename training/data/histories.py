@@ -1,9 +1,15 @@
 """Histories of many users in one compressed sparse row (CSR) structure."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from recserve.training.data.mapped import empty
+
+GATHERED_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,9 +68,21 @@ class Histories:
         return self.gather(self.indptr[rows], self.indptr[rows + 1])
 
     def gather(self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]) -> "Histories":
-        """Returns new rows, row i being the flat range ``starts[i]:stops[i]`` of this one."""
+        """Returns new rows, row i being the flat range ``starts[i]:stops[i]`` of this one.
+
+        Large ones lie in files, see :func:`~recserve.training.data.mapped.empty`.
+        """
         lengths = stops - starts
         indptr = np.zeros(len(starts) + 1, np.int64)
         np.cumsum(lengths, out=indptr[1:])
-        flat = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
-        return Histories(indptr, self.item_index[flat], self.timestamp[flat], self.value[flat])
+        arrays: tuple[npt.NDArray[Any], ...] = (self.item_index, self.timestamp, self.value)
+        found = [empty(int(indptr[-1]), array.dtype) for array in arrays]
+        # Some rows at a time: their places in the flat arrays are twice as large as what is there.
+        steps = np.searchsorted(indptr, np.arange(0, indptr[-1], GATHERED_AT_ONCE))
+        for first, last in pairwise(np.unique([*steps, len(starts)]).tolist()):
+            place = slice(indptr[first], indptr[last])
+            flat = np.repeat(starts[first:last] - indptr[first:last], lengths[first:last])
+            flat += np.arange(indptr[first], indptr[last])
+            for array, target in zip(arrays, found, strict=True):
+                target[place] = array[flat]
+        return Histories(indptr, *found)

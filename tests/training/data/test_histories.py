@@ -1,10 +1,12 @@
 """Histories against plain lists."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recserve.training.data import Histories
+from recserve.training.data import Histories, mapped
+from recserve.training.data import histories as histories_module
 
 LAW = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=6)
@@ -44,3 +46,19 @@ def test_values_go_where_their_interactions_go() -> None:
     assert rated.take(np.array([1])).value.tolist() == [3, 2, 1]
     assert rated.last(1).value.tolist() == [4, 1]
     assert Histories.from_sorted(np.zeros(2, np.int64), flat[:2].astype(np.int32), flat[:2], 1).value.all()
+
+
+@LAW
+@given(rows=ROWS, n=st.integers(0, 7))
+def test_rows_gathered_in_parts_into_files_are_the_same(rows: list[list[int]], n: int) -> None:
+    whole = histories_of(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(histories_module, "GATHERED_AT_ONCE", 3)
+        patch.setattr(mapped, "MAPPED_BYTES", 1)
+        cut = whole.last(n)
+    expected = whole.last(n)
+    for name in ("indptr", "item_index", "timestamp", "value"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(expected, name))
+    if len(cut.item_index):
+        assert isinstance(cut.item_index, np.memmap)
+        assert not isinstance(expected.item_index, np.memmap)
