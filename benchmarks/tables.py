@@ -174,12 +174,14 @@ def _online_of(one: Result) -> list[Table]:
 
 def _membership(result: Result) -> list[Table]:
     rows = [
-        [name, *(_estimate(one[figure]) for figure in ("auc", "ndcg"))]
+        [name, *(_estimate(one[figure]) for figure in ("auc", "auc_by_slates", "ndcg"))]
         for name, one in result["membership"].items()
     ]
     title = f"Membership inference, sasrec on {result['n_members']} of the users of {result['dataset']}"
     note = f"DP-SGD with noise of {result['noise']:.2f} clipping lengths."
-    return [Table(title, ["training", "AUC of the attack", "NDCG@10 of members"], rows, note)]
+    return [
+        Table(title, ["training", "AUC by every score", "AUC by slates", "NDCG@10 of members"], rows, note)
+    ]
 
 
 def _estimate(found: Result) -> str:
