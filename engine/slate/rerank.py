@@ -106,7 +106,7 @@ class Reranker:
         relevance = unit_scores(scores, items, n_pinned)
         if recipe.novelty or recipe.serendipity:
             ranked = (items >= 0) & (np.arange(items.shape[1]) >= n_pinned[:, None])
-            relevance *= np.float32(1.0 - recipe.novelty - recipe.serendipity)
+            relevance *= np.float32(max(0.0, 1.0 - recipe.novelty - recipe.serendipity))
             added = np.float32(recipe.novelty) * self._novelty[items]
             if recipe.serendipity:
                 added += np.float32(recipe.serendipity) * self._unlikeness(items, rows)
@@ -120,7 +120,8 @@ class Reranker:
             if len(row.history):
                 newest = np.unique(row.history[-MAX_COMPARED:])
                 nearest = nearest_of(self._vectors, np.maximum(candidates, 0), newest, 1)[1][:, 0]
-                own -= np.maximum(nearest, np.float32(0.0))
+                # A cosine may be 1 and the last bit.
+                own -= np.clip(nearest, np.float32(0.0), np.float32(1.0))
         return unlike
 
 

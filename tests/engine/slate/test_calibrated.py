@@ -85,6 +85,16 @@ def test_exposure_follows_the_relevance_of_the_candidates(shop: Engine) -> None:
         shop.recommend(Request(rules=Rules(exposure="category", calibrate="category")))
 
 
+def test_a_group_of_no_merit_gets_no_place_and_is_no_error(shop: Engine) -> None:
+    """Of an item that the user had, nothing is surprising; each title is a group."""
+    rules = Rules(exposure="title", serendipity=1.0, candidates=1000)
+    ids = shop.loaded.bundle.catalogue.vocabulary.ids(list(range(30)))
+    slates = shop.recommend_many(
+        [Request(history=[item_id], include_seen=True, k=9, rules=rules) for item_id in ids]
+    )
+    assert all(item_id not in ids_of(slate) for item_id, slate in zip(ids, slates, strict=True))
+
+
 def test_who_has_no_history_gets_the_best(shop: Engine) -> None:
     rules = Rules(calibrate="category", diversity=0.9)
     assert ids_of(shop.recommend(Request(k=7, rules=rules))) == ids_of(shop.recommend(Request(k=7)))
