@@ -29,8 +29,7 @@ def classify(
     Prints how good the classifier is on the newest fifth of the labelled rows.
     """
     from recserve.training.data import read_table
-    from recserve.training.data.attributes import id_column
-    from recserve.training.text_labels import filled, judge, mean_by, read_texts
+    from recserve.training.text_labels import filled, judge, mean_by, read_texts, with_means
 
     if out.suffix != ".parquet":
         raise InvalidRequest("--out", found=out, expected="a file named .parquet")
@@ -45,8 +44,7 @@ def classify(
             raise DataError(f"column {by}", found="not there", expected="the column of an id")
         means = mean_by(read, by, name)
         if items is not None:
-            known = read_table(items)
-            means = known.join(means, left_on=id_column(known, "item"), right_on=by, how="left")
+            means = with_means(read_table(items), means)
         means.write_parquet(out)
     if json:
         console.print_json(result)

@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recserve.errors import DataError, InvalidRequest
+from recserve.training.data.attributes import id_column
 from recserve.training.data.columns import guess_column
 from recserve.training.data.timestamps import to_microseconds
 from recserve.training.features.classifier import TextClassifier, out_of_fold
@@ -46,7 +47,8 @@ class TextTable:
 def read_texts(table: pl.DataFrame, text: str, label: str, at_least: float | None) -> TextTable:
     """Joins the columns ``text`` (commas between) and reads ``label``; raises :class:`DataError` for none.
 
-    ``at_least``: the label is a number, and the classes are "yes" from it on and "no" below.
+    ``at_least``: the label is a number, and the classes are "yes" from it on and "no" below. A blank text and
+    NaN are no labels.
     """
     names = text.split(",")
     for name in (*names, label):
@@ -59,12 +61,15 @@ def read_texts(table: pl.DataFrame, text: str, label: str, at_least: float | Non
     ).to_series()
     column = table[label]
     if at_least is not None:
-        numbers = column.cast(pl.Float64, strict=False)
+        numbers = column.cast(pl.Float64, strict=False).fill_nan(None)
         values = [None if n is None else YES if n >= at_least else NO for n in numbers.to_list()]
         return TextTable(table, texts.to_list(), values)
     if column.dtype.is_nested():
         raise DataError(f"column {label}", found=str(column.dtype), expected="one value a row")
-    return TextTable(table, texts.to_list(), column.cast(pl.String).to_list())
+    if column.dtype.is_float():
+        column = column.fill_nan(None)
+    names_of = [None if own is None else own.strip() or None for own in column.cast(pl.String).to_list()]
+    return TextTable(table, texts.to_list(), names_of)
 
 
 def judge(table: TextTable) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def judge(table: TextTable) -> dict[str, Any]:
 
 
 def mean_by(table: TextTable, key: str, name: str) -> pl.DataFrame:
-    """Returns of each value of column ``key`` the mean probability of "yes" of its texts, as column ``name``.
+    """Returns of each value of column ``key``, as text, the mean probability of "yes" of its texts, ``name``.
 
     Of the oldest rows alone, which is what a temporal split trains on; a text is judged by a classifier that
     did not learn from it, and few texts are pulled to the mean of all. Raises :class:`InvalidRequest` where
@@ -105,9 +110,25 @@ def mean_by(table: TextTable, key: str, name: str) -> pl.DataFrame:
         )
     likely = out_of_fold(texts, labels)[:, 1]
     prior = float(likely.mean())
-    judged = pl.DataFrame({key: table.table[key][rows], name: likely})
+    judged = pl.DataFrame({key: table.table[key][rows].cast(pl.String), name: likely}).drop_nulls(key)
     total = pl.col(name).sum() + PRIOR_REVIEWS * prior
     return judged.group_by(key, maintain_order=True).agg(total / (pl.len() + PRIOR_REVIEWS))
+
+
+def with_means(items: pl.DataFrame, means: pl.DataFrame) -> pl.DataFrame:
+    """Returns ``items`` with the means of :func:`mean_by` in a new column, null where an item has none.
+
+    Raises :class:`DataError` where there is a column of that name.
+    """
+    key, name = means.columns
+    if name in items.columns:
+        raise DataError(
+            f"column {name} of --items", found="there", expected="a new name", cure="Give --name."
+        )
+    ids = items[id_column(items, "item")].cast(pl.String)
+    return items.hstack(
+        pl.DataFrame({key: ids}).join(means, on=key, how="left", maintain_order="left")[[name]]
+    )
 
 
 def filled(table: TextTable, label: str) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from recserve.errors import DataError
 from recserve.training.data.columns import ITEM_ID
 from recserve.training.features.classifier import TextClassifier, out_of_fold
 from recserve.training.run import open_run
-from recserve.training.text_labels import mean_by, read_texts
+from recserve.training.text_labels import filled, mean_by, read_texts, with_means
 
 GOOD, BAD, FILLER = (
     ["great", "lovely", "sturdy"],
@@ -135,6 +135,29 @@ def test_missing_labels_are_filled(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert filled["category"].to_list()[-2:] == ["wine", "cheese"]
     assert (filled["category_probability"][:6] == 1).all()
     assert (filled["category_probability"][6:] < 1).all()
+
+
+def test_a_blank_and_a_number_that_is_none_are_no_labels() -> None:
+    texts = ["red wine", "dry wine", "blue cheese", "old cheese", "some wine", "a cheese"]
+    table = pl.DataFrame({"title": texts, "kind": ["wine", "wine", "cheese", "cheese", "", " "]})
+    found = filled(read_texts(table, "title", "kind", None), "kind")
+    assert found["kind"].to_list()[4:] == ["wine", "cheese"]
+    assert (found["kind_probability"][4:] < 1).all()
+    rated = pl.DataFrame({"text": ["a", "b", "c"], "rating": [5.0, float("nan"), 1.0]})
+    assert read_texts(rated, "text", "rating", 4).labels == ["yes", None, "no"]
+    assert read_texts(rated, "text", "rating", None).labels == ["5.0", None, "1.0"]
+
+
+def test_means_meet_items_whose_ids_are_numbers_and_replace_no_column() -> None:
+    table = reviews().with_columns(item=pl.col("item").str.slice(1).cast(pl.Int64))
+    means = mean_by(read_texts(table, "text", "rating", 4), "item", "sentiment")
+    items = pl.DataFrame({"item_id": ["9", "0", "none"], "price": [1, 2, 3]})
+    found = with_means(items, means)
+    assert found.columns == ["item_id", "price", "sentiment"]
+    assert found["sentiment"][0] > found["sentiment"][1]
+    assert found["sentiment"][2] is None
+    with pytest.raises(DataError, match="column sentiment"):
+        with_means(found, means)
 
 
 @pytest.mark.parametrize(
