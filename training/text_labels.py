@@ -73,7 +73,7 @@ def read_texts(table: pl.DataFrame, text: str, label: str, at_least: float | Non
 
 
 def judge(table: TextTable) -> dict[str, Any]:
-    """Returns how a classifier of the older labelled rows does on the newest fifth."""
+    """Returns how a classifier of the older labelled rows does on the newest fifth; AUC if that has both."""
     rows = table.labelled
     cut = int(len(rows) * (1 - HELD_OUT_SHARE))
     if not 0 < cut < len(rows):
@@ -90,7 +90,7 @@ def judge(table: TextTable) -> dict[str, Any]:
         "accuracy": float(np.mean(np.array(predicted) == np.array(labels))),
         "accuracy_of_likeliest": float(np.mean(np.array(labels) == likeliest)),
     }
-    if classifier.classes == [NO, YES]:
+    if set(labels) == {NO, YES} == set(classifier.classes):
         result["AUC"] = metrics.auc(found[:, 1], np.array([own == YES for own in labels], np.float32))
     return result
 

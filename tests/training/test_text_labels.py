@@ -12,7 +12,7 @@ from recserve.errors import DataError
 from recserve.training.data.columns import ITEM_ID
 from recserve.training.features.classifier import TextClassifier, out_of_fold
 from recserve.training.run import open_run
-from recserve.training.text_labels import filled, mean_by, read_texts, with_means
+from recserve.training.text_labels import filled, judge, mean_by, read_texts, with_means
 
 GOOD, BAD, FILLER = (
     ["great", "lovely", "sturdy"],
@@ -146,6 +146,14 @@ def test_a_blank_and_a_number_that_is_none_are_no_labels() -> None:
     rated = pl.DataFrame({"text": ["a", "b", "c"], "rating": [5.0, float("nan"), 1.0]})
     assert read_texts(rated, "text", "rating", 4).labels == ["yes", None, "no"]
     assert read_texts(rated, "text", "rating", None).labels == ["5.0", None, "1.0"]
+
+
+def test_newest_rows_of_one_class_have_an_accuracy_and_no_auc() -> None:
+    table = pl.DataFrame({"text": ["good mug", "bad mug"] * 10, "rating": [5, 1] * 8 + [5] * 4})
+    result = judge(read_texts(table, "text", "rating", 4))
+    assert result["n_held_out"] == 4
+    assert 0 <= result["accuracy"] <= 1
+    assert "AUC" not in result
 
 
 def test_means_meet_items_whose_ids_are_numbers_and_replace_no_column() -> None:
