@@ -74,12 +74,18 @@ class HistoryCache:
         return kept.past if n == len(kept.items) else np.ascontiguousarray(kept.past[:, :, :n])
 
     def keep(self, key: Hashable, encoded: Encoded) -> None:
-        """Keeps what was computed of a user's history in place of what was kept before."""
+        """Keeps what was computed of a user's history in place of what was kept before.
+
+        Keeps nothing of the user where that alone is larger than all may be.
+        """
         with self._lock:
             # Erased while it was being encoded.
             if key in self._forgotten:
                 return
             self._drop(key)
+            # It would drive out everybody else's first.
+            if encoded.n_bytes > self._limit:
+                return
             self._kept[key] = encoded
             self._n_bytes += encoded.n_bytes
             while self._n_bytes > self._limit:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recserve.errors import DataError
-from recserve.exporters.onnx_graph import OPSET, quiet_exporter
+from recserve.exporters.text_graph import write_text_graph
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 NUMBERS = ("num_hidden_layers", "num_attention_heads", "layer_norm_eps", "max_position_embeddings")
@@ -96,22 +96,6 @@ def export_bert(folder: Path, graph: Path) -> None:
             raise DataError(
                 f"{WEIGHTS} of {folder}", found=f"without {name}", expected="the weights of a BertModel"
             )
-    model = Bert(config, weights).eval()
-    # Three tensors of their own: the exporter takes one that is given twice for one input.
-    arguments = tuple(torch.ones(2, 5, dtype=torch.int64) for _ in range(3))
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    length = torch.export.Dim("length", min=2, max=int(config["max_position_embeddings"]))
-    with quiet_exporter():
-        program = torch.onnx.export(
-            model,
-            arguments,
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            dynamic_shapes=({0: batch, 1: length},) * 3,
-            input_names=["input_ids", "attention_mask", "token_type_ids"],
-            output_names=["last_hidden_state"],
-        )
-    if program is None:
-        raise DataError(f"model folder {folder}", found="not exportable", expected="a BERT model")
-    program.save(str(graph))
+    inputs = ["input_ids", "attention_mask", "token_type_ids"]
+    max_length = int(config["max_position_embeddings"])
+    write_text_graph(Bert(config, weights), inputs, "last_hidden_state", max_length, graph)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recserve.exporters.onnx_graph import OPSET, quiet_exporter
+from recserve.exporters.text_graph import write_text_graph
 from recserve.training.features.sentencepiece import write_tokenizer
 
 WEIGHTS, PIECES = "weights.npz", "sp.model"
@@ -82,22 +82,7 @@ class UniversalEncoder(nn.Module):
 def write_universal(source: Path, target: Path) -> None:
     """Writes ``model.onnx`` and ``tokenizer.json`` into ``target`` from the package's folder ``source``."""
     with np.load(source / WEIGHTS, allow_pickle=False) as weights:
-        model = UniversalEncoder(dict(weights)).eval()
+        model = UniversalEncoder(dict(weights))
     write_tokenizer(source / PIECES, target / "tokenizer.json")
-    arguments = tuple(torch.ones(2, 5, dtype=torch.int64) for _ in range(2))
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    length = torch.export.Dim("length", min=2, max=MAX_LENGTH)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            model,
-            arguments,
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            dynamic_shapes=({0: batch, 1: length},) * 2,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["sentence_embedding"],
-        )
-    if program is None:
-        raise TypeError("the exporter returned no program")
-    program.save(str(target / "model.onnx"))
+    inputs = ["input_ids", "attention_mask"]
+    write_text_graph(model, inputs, "sentence_embedding", MAX_LENGTH, target / "model.onnx")

@@ -206,6 +206,15 @@ def test_the_bytes_are_bounded_and_the_users_encoded_last_are_those_kept(
         assert cache.n_bytes == len(model) * ENTRY_BYTES == len(cache) * ENTRY_BYTES
 
 
+def test_who_does_not_fit_drives_nobody_out() -> None:
+    cache = HistoryCache(2 * ENTRY_BYTES)
+    cache.keep("a", entry(4))
+    cache.keep("b", entry(4))
+    cache.keep("b", entry(99))
+    assert (len(cache), cache.n_bytes) == (1, ENTRY_BYTES)
+    assert cache.find("a", np.arange(9, dtype=np.int32), np.zeros(9, np.int64)) is not None
+
+
 @given(st.lists(st.integers(0, 3), max_size=9), st.lists(st.integers(0, 3), min_size=1, max_size=9))
 def test_only_the_beginning_that_both_have_is_used(kept: list[int], asked: list[int]) -> None:
     cache = HistoryCache(1 << 20)
