@@ -212,12 +212,20 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
 }
 
 
+def machine_of(result: Result) -> Mapping[str, Any]:
+    """Returns what a result says of its machine; rows that were measured one by one have it each."""
+    machine: Mapping[str, Any] = (
+        result.get("environment") or next(iter(result["rows"].values()))["environment"]
+    )
+    return machine
+
+
 def section(folder: Path) -> str:
     """Returns what the page has between its marks: the tables of all results in ``folder``, by file name."""
     parts = []
     for path in sorted(folder.glob("*.json")):
         result = read_result(path)
-        machine = result.get("environment") or next(iter(result["rows"].values()))["environment"]
+        machine = machine_of(result)
         where = f"{machine.get('cpu')}, {machine.get('cores')} cores, {str(machine.get('date'))[:10]}"
         noise = f"; equal work took up to {machine['noise']} longer" if "noise" in machine else ""
         parts += [
