@@ -7,8 +7,6 @@ the start and of every layer's output: the last layer alone is too smooth to tel
 (Rendle et al. 2009, arXiv:1205.2618).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,37 +16,18 @@ from recserve.training.models.base import EPOCH_OPTIONS, Family
 from recserve.training.models.dropout import dropout
 from recserve.training.models.graph import (
     Graph,
+    InductiveConfig,
     InductiveGraphModel,
-    check_inductive_settings,
     from_attributes,
     from_ids,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GCNConfig:
-    """The settings of GCN."""
-
-    embedding_size: int = 64
-    n_layers: int = 2
-    learning_rate: float = 3e-3
-    reg: float = 1e-4
-    dropout: float = 0.3
-    """Of what each layer reads."""
-    batch_size: int = 2048
-    """Interactions per step. Each step looks at the whole graph: a large graph wants large batches."""
-    unknown_rate: float = 0.1
-    """How often training hides the id and the neighbours of a node."""
-
-    def __post_init__(self) -> None:
-        check_inductive_settings(self)
 
 
 class GCN(InductiveGraphModel):
     """Layers over the smoothed graph, each with weights (embedding_size, embedding_size)."""
 
     def __init__(
-        self, config: GCNConfig, user_features: NDArray[np.float32], item_features: NDArray[np.float32]
+        self, config: InductiveConfig, user_features: NDArray[np.float32], item_features: NDArray[np.float32]
     ) -> None:
         super().__init__(config, user_features, item_features)
         size = config.embedding_size
@@ -68,7 +47,7 @@ class GCN(InductiveGraphModel):
 
 
 FAMILY = Family(
-    settings=GCNConfig,
+    settings=InductiveConfig,
     create=from_ids(GCN),
     budget={"epochs": 300, "validate_every": 5, "patience": 5},
     loop_options=EPOCH_OPTIONS,

@@ -6,6 +6,7 @@ what is served is the table of users and that of items, as the last epoch left t
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,28 @@ class GraphModel(LearnedTables):
         self.user_embeddings[~graph.has_edges[: graph.n_users]] = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InductiveConfig:
+    """The settings of an inductive graph family."""
+
+    embedding_size: int = 64
+    n_layers: int = 2
+    learning_rate: float = 3e-3
+    reg: float = 1e-4
+    dropout: float = 0.3
+    """Of what each layer reads."""
+    batch_size: int = 2048
+    """Interactions per step. Each step looks at the whole graph: a large graph wants large batches."""
+    unknown_rate: float = 0.1
+    """How often training hides the id and the neighbours of a node."""
+
+    def __post_init__(self) -> None:
+        check_graph_settings(self)
+        for name in ("dropout", "unknown_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidRequest(name, found=getattr(self, name), expected="0 to below 1")
+
+
 class InductiveGraphModel(GraphModel):
     """A graph family whose nodes start from attributes and, where training knows them, ids.
 
@@ -150,7 +173,10 @@ class InductiveGraphModel(GraphModel):
     item_features: Tensor
 
     def __init__(
-        self, config: Any, user_features: NDArray[np.float32], item_features: NDArray[np.float32]
+        self,
+        config: InductiveConfig,
+        user_features: NDArray[np.float32],
+        item_features: NDArray[np.float32],
     ) -> None:
         super().__init__(config, len(user_features), len(item_features))
         size = config.embedding_size
@@ -185,14 +211,6 @@ def from_attributes(
 ) -> Callable[[Any, Dataset, Split], InductiveGraphModel]:
     """Returns what makes an untrained model of ``kind`` over attributes, fitted on what train knows."""
     return lambda config, dataset, split: kind(config, *known_attributes(dataset, split))
-
-
-def check_inductive_settings(config: Any) -> None:
-    """Raises :class:`InvalidRequest` for a setting of an inductive graph family out of its range."""
-    check_graph_settings(config)
-    for name in ("dropout", "unknown_rate"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InvalidRequest(name, found=getattr(config, name), expected="0 to below 1")
 
 
 def check_graph_settings(config: Any) -> None:

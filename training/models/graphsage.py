@@ -6,8 +6,6 @@ training knows it, an embedding of its id. Training hides id and neighbours now 
 had has a vector from its attributes alone. Learned by BPR (Rendle et al. 2009, arXiv:1205.2618).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,37 +15,18 @@ from recserve.training.models.base import EPOCH_OPTIONS, Family
 from recserve.training.models.dropout import dropout
 from recserve.training.models.graph import (
     Graph,
+    InductiveConfig,
     InductiveGraphModel,
-    check_inductive_settings,
     from_attributes,
     from_ids,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphSAGEConfig:
-    """The settings of GraphSAGE."""
-
-    embedding_size: int = 64
-    n_layers: int = 2
-    learning_rate: float = 3e-3
-    reg: float = 1e-4
-    dropout: float = 0.3
-    """Of what each layer reads."""
-    batch_size: int = 2048
-    """Interactions per step. Each step looks at the whole graph: a large graph wants large batches."""
-    unknown_rate: float = 0.1
-    """How often training hides the id and the neighbours of a node."""
-
-    def __post_init__(self) -> None:
-        check_inductive_settings(self)
 
 
 class GraphSAGE(InductiveGraphModel):
     """Layers over the graph, each of a node's own vector and the mean of its neighbours'."""
 
     def __init__(
-        self, config: GraphSAGEConfig, user_features: NDArray[np.float32], item_features: NDArray[np.float32]
+        self, config: InductiveConfig, user_features: NDArray[np.float32], item_features: NDArray[np.float32]
     ) -> None:
         super().__init__(config, user_features, item_features)
         size = config.embedding_size
@@ -66,7 +45,7 @@ class GraphSAGE(InductiveGraphModel):
 
 
 FAMILY = Family(
-    settings=GraphSAGEConfig,
+    settings=InductiveConfig,
     create=from_ids(GraphSAGE),
     budget={"epochs": 300, "validate_every": 5, "patience": 5},
     loop_options=EPOCH_OPTIONS,
