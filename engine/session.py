@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recserve.engine.buckets import length_groups
+from recserve.engine.buckets import length_groups, measure_call
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.manifest import VariantEntry
@@ -44,6 +44,8 @@ class QueryEncoder:
         self._check_signature(entry.query_encoder)
         self._check_golden(bundle.read(entry.golden), entry.golden, entry.golden_tolerance)
         self._check_full_length(self.max_history, entry.query_encoder)
+        self._call_positions = measure_call(self._encode_first, self.max_history)
+        self._positions = self._padding = 0
         self._incremental: IncrementalEncoder | None = None
         if history_cache_bytes and entry.incremental_encoder:
             self._incremental = self._open_incremental(bundle, entry, runtime, history_cache_bytes)
@@ -80,13 +82,17 @@ class QueryEncoder:
         if len(histories) == 1:
             return self._encode_group(histories, now)
         lengths = np.array([min(len(history.items), self.max_history) for history in histories])
-        groups = length_groups(lengths)
+        groups = length_groups(lengths, self._call_positions)
         if len(groups) == 1:
             return self._encode_group(histories, now)
         queries = np.empty((len(histories), self.embedding_size), np.float32)
         for rows in groups:
             queries[rows] = self._encode_group([histories[row] for row in rows], now)
         return queries
+
+    def _encode_first(self, length: int) -> NDArray[np.float32]:
+        """Encodes a history of ``length`` times the first item."""
+        return self._encode_group([History(np.zeros(length, np.int32), np.zeros(length, np.int64))], 0)
 
     def shares(self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]) -> None:
         """Returns None: what a network reads is no sum over the items."""
