@@ -7,7 +7,7 @@ import typer
 
 from recserve import console
 from recserve.errors import InvalidRequest
-from recserve.training.show import show_cold_start, show_evaluation, show_predictions
+from recserve.training.show import show_cold_start, show_evaluation, show_folds, show_predictions
 from recserve.training.show_robustness import plot_robustness, show_robustness
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def evaluate(
             "--robustness", help="Train again with other seeds, noise, fake users and cold items; compare."
         ),
     ] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Errors of predicted ratings over so many folds, trained anew without each (svd)."),
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of --robustness, that of the run among them.")] = 3,
 ) -> None:
     """Rank the whole catalogue for every test user; compare with popularity and with each other.
@@ -38,8 +42,15 @@ def evaluate(
     from recserve.training import comparison
     from recserve.training.run import open_run, write_json
 
+    whole = {"--folds": folds, "--cold-start": cold_start, "--robustness": robustness, "--sweep": sweep}
+    chosen = [name for name, value in whole.items() if value not in (None, False, "")]
+    if len(chosen) > 1:
+        raise InvalidRequest(chosen[0], found=f"given with {chosen[1]}", expected="one of them")
     opened = [open_run(run) for run in runs]
     comparison.check_comparable(opened)
+    if folds is not None:
+        _cross_validate(opened, folds, json=json, out=out, plot=plot)
+        return
     if cold_start:
         _evaluate_cold_start(opened, json=json, out=out, plot=plot)
         return
@@ -117,6 +128,24 @@ def _evaluate_robustness(
         console.print_json(result)
         return
     show_robustness(result)
+
+
+def _cross_validate(
+    runs: "list[Run]", n_folds: int, *, json: bool, out: Path | None, plot: Path | None
+) -> None:
+    from recserve.training.cross_validation import cross_validate
+    from recserve.training.run import write_json
+
+    if plot:
+        raise InvalidRequest("--folds", found="given with --plot", expected="no plot")
+    with console.progress("training", n_folds * len(runs)) as update:
+        result = cross_validate(runs, n_folds, update)
+    if out:
+        write_json(out, result)
+    if json:
+        console.print_json(result)
+        return
+    show_folds(result)
 
 
 def evaluate_run(run: "Run") -> dict[str, Any]:

@@ -5,29 +5,26 @@ model learned from.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from recserve.errors import InvalidRequest
-from recserve.training.checkpoint import load_checkpoint
+from recserve.training.anew import trained_anew
 from recserve.training.cold_start import evaluate_cold_start
 from recserve.training.corruption import ATTACKS, cut_items, with_attack, with_noise
 from recserve.training.data import EvaluationSet, Histories, Split
 from recserve.training.data.columns import USER_ID
 from recserve.training.evaluate import K, evaluate_model, model_lister, steps
-from recserve.training.loop import BEST, Trainer, popularity_of
+from recserve.training.loop import popularity_of
 from recserve.training.models.base import RankingModel
 from recserve.training.models.ranker import Ranker
 from recserve.training.models.tables import TableModel
-from recserve.training.run import Run, new_model
+from recserve.training.run import Run
 
 METRIC = "NDCG@10"
 NOISE = (0.05, 0.1, 0.2)
@@ -140,13 +137,8 @@ class _Bench:
         if n_fake := len(train) - dataset.n_users:
             fake = pl.DataFrame({USER_ID: [f"fake {number}" for number in range(n_fake)]})
             dataset = dataclasses.replace(dataset, users=pl.concat([dataset.users, fake], how="diagonal"))
-        torch.manual_seed(seed)
-        model = new_model(config, dataset, split)
-        with tempfile.TemporaryDirectory() as folder:
-            loop = dataclasses.replace(config.loop, seed=seed)
-            Trainer(model, split, Path(folder), loop).fit()
-            load_checkpoint(Path(folder) / BEST, model)
-        model.eval()
+        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=seed))
+        model, _ = trained_anew(config, dataset, split)
         return Trained(model, split, _lists(model, split))
 
     def _rng(self) -> np.random.Generator:

@@ -59,6 +59,26 @@ def show_cold_start(result: dict[str, Any]) -> None:
     )
 
 
+def show_folds(result: dict[str, Any]) -> None:
+    """Prints what ``cross_validation.cross_validate`` returned."""
+    models = result["models"]
+    rows: list[list[object]] = []
+    for metric in next(iter(models.values()))["metrics"]:
+        rows.append([metric, *(estimate_text(model["metrics"][metric]) for model in models.values())])
+    for number, _ in enumerate(next(iter(models.values()))["folds"]):
+        folds = [model["folds"][number] for model in models.values()]
+        texts = [f"{fold['RMSE']:.4f} ({fold['epochs']} epochs)" for fold in folds]
+        rows.append([f"RMSE of fold {number + 1}", *texts])
+    spread = [model["over_folds"]["RMSE"] for model in models.values()]
+    rows.append(["RMSE over folds", *(f"{one['mean']:.4f} ± {one['deviation']:.4f}" for one in spread)])
+    console.print_table(
+        f"{result['dataset']}, {result['protocol']}, {result['n_ratings']:,} ratings of "
+        f"{result['n_users']:,} users [95 % interval over users; mean ± standard deviation]",
+        ["metric", *models],
+        rows,
+    )
+
+
 def show_cleaning(run: "Run") -> None:
     """Prints what cleaning kept and dropped and what is odd in the rest, to stderr with the progress."""
     console.note("cleaning report")

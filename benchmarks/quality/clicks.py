@@ -41,7 +41,7 @@ class Clicks(Protocol):
         self._clicked = self._labels.clicks(test.value)[self._order]
 
     def ours(self, model: str, settings: Mapping[str, Any], seed: int) -> Values:
-        trained, _ = train(model, "temporal", self._dataset, self._split, seed, settings)
+        trained = train(model, "temporal", self._dataset, self._split, seed, settings)
         if not isinstance(trained, Ranker):
             raise CheckFailed(f"model {model}", found="no ranker", expected="a ranker")
         return self._values(*(predict(trained, part)[:, CLICK] for part in (self._validation, self._test)))

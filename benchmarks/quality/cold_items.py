@@ -62,7 +62,7 @@ class ColdItems(Protocol):
             return np.random.default_rng(seed).random((n_users, len(test.cold))).astype(np.float32)
         if model == CATEGORY:
             return category_scores(test, seed)
-        trained, _ = train(model, "temporal", test.dataset, self._split, seed, settings)
+        trained = train(model, "temporal", test.dataset, self._split, seed, settings)
         return trained.score_rows(test.held_out, np.arange(n_users))[:, test.cold]
 
 

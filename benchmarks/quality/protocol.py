@@ -1,21 +1,16 @@
 """What every protocol is: a split, what contenders are asked, and figures from what they answer."""
 
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from recserve.training.checkpoint import load_checkpoint
+from recserve.training.anew import trained_anew
 from recserve.training.commands import run_config
-from recserve.training.data import Dataset, EvaluationSet, Histories, Split
-from recserve.training.loop import BEST, Trainer
+from recserve.training.data import Dataset, Histories, Split
 from recserve.training.models.base import RankingModel
-from recserve.training.run import new_model
 
 # Of each unit that is tested (a user, a rating, an example), by name: what figures are computed from.
 Values = dict[str, NDArray[Any]]
@@ -49,16 +44,10 @@ class Protocol(ABC):
 
 def train(
     model: str, split_name: str, dataset: Dataset, split: Split, seed: int, settings: Mapping[str, Any]
-) -> tuple[RankingModel, int]:
-    """Returns the best checkpoint of a run with the family's defaults but ``settings``, and its epoch."""
-    config = run_config(model, split_name, {"seed": seed, **settings})
-    torch.manual_seed(seed)
-    trained = new_model(config, dataset, split)
-    with tempfile.TemporaryDirectory() as folder:
-        progress = Trainer(trained, split, Path(folder), config.loop).fit()
-        load_checkpoint(Path(folder) / BEST, trained)
-    trained.eval()
-    return trained, progress.best_epoch
+) -> RankingModel:
+    """Returns the best checkpoint of a run with the family's defaults but ``settings``."""
+    trained, _ = trained_anew(run_config(model, split_name, {"seed": seed, **settings}), dataset, split)
+    return trained
 
 
 def pairs(name: str, histories: Histories, users: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -84,8 +73,3 @@ def arrays_of(dataset: Dataset, split: Split) -> dict[str, NDArray[Any]]:
         "test_user": split.test.user_index,
         "test_timestamp": split.test.targets.timestamp[split.test.targets.indptr[:-1]],
     }
-
-
-def owners(held_out: EvaluationSet) -> NDArray[np.int64]:
-    """Returns the user of every target."""
-    return np.repeat(held_out.user_index, held_out.targets.lengths).astype(np.int64)

@@ -26,7 +26,7 @@ class Ranking(Protocol):
         self.owner = split.test.user_index.astype(np.int64)
 
     def ours(self, model: str, settings: Mapping[str, Any], seed: int) -> Values:
-        trained, _ = train(model, self._name, self._dataset, self._split, seed, settings)
+        trained = train(model, self._name, self._dataset, self._split, seed, settings)
         test, n_items = self._split.test, self._dataset.n_items
         lister = model_lister(trained, test, popularity_of(self._split, n_items), K)
         lists = [lister(rows)[1] for rows in steps(len(test.user_index))]

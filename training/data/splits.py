@@ -25,6 +25,10 @@ class EvaluationSet:
     histories: Histories
     targets: Histories
 
+    def target_users(self) -> npt.NDArray[np.int32]:
+        """Returns the user of every target, (n_targets,) int32."""
+        return np.repeat(self.user_index, self.targets.lengths)
+
     def take(self, rows: npt.NDArray[np.integer]) -> "EvaluationSet":
         """Returns the users of the rows ``rows``, in their order."""
         return EvaluationSet(self.user_index[rows], self.histories.take(rows), self.targets.take(rows))

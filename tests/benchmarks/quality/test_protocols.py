@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recserve.benchmarks.quality.clicks import Clicks
 from recserve.benchmarks.quality.protocol import Protocol, arrays_of
 from recserve.benchmarks.quality.ranking import K, of_random_split, ranks_in
-from recserve.benchmarks.quality.ratings import Ratings, with_validation
+from recserve.benchmarks.quality.ratings import Ratings
 from recserve.training.data import Dataset, Histories, load_dataset, random_folds, random_split
 from recserve.training.evaluate import evaluate, popularity_scorer
 from recserve.training.loop import popularity_of
@@ -88,14 +88,6 @@ def test_the_folds_together_are_one_test_in_the_order_of_users(shop: Dataset) ->
     assert figures(protocol, protocol.theirs(truth))["RMSE"] == 0
     found = figures(protocol, protocol.ours("svd", {"embedding_size": 4, "epochs": 2}, 0))
     assert 0 < found["RMSE"] < 2
-
-
-def test_what_learns_last_knows_validation_too(shop: Dataset) -> None:
-    split = random_folds(shop, 5, 0)[0]
-    known = with_validation(split)
-    assert known.lengths.sum() == split.train.lengths.sum() + split.validation.targets.lengths.sum()
-    user = int(split.validation.user_index[0])
-    assert set(split.validation.targets.row(0)[0].tolist()) <= set(known.row(user)[0].tolist())
 
 
 def test_clicks_of_the_test_are_not_told_and_ours_beat_noise(shop: Dataset) -> None:
