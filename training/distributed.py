@@ -42,6 +42,14 @@ class Processes:
         distributed.broadcast(tensor, src=0)
         return float(tensor.item())
 
+    def mean(self, value: float) -> float:
+        """Returns the mean of the processes' values in every process."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        distributed.all_reduce(tensor)
+        return float(tensor.item()) / self.world_size
+
     def wait(self) -> None:
         """Returns when every process is here."""
         if self.world_size > 1:

@@ -100,7 +100,7 @@ class Trainer:
         return self._progress
 
     def _train_epoch(self, epoch: int) -> float:
-        loss = self._learner.train_epoch(epoch)
+        loss = self._processes.mean(self._learner.train_epoch(epoch))
         if not np.isfinite(loss):
             solves = self._learner.optimizer is None
             cure = "Use a larger --reg." if solves else "Use a smaller --learning-rate."

@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from recserve.errors import DataError, InvalidRequest
 from recserve.training.data.attributes import id_column
-from recserve.training.data.columns import guess_column
+from recserve.training.data.cleaning import clean
+from recserve.training.data.columns import TIMESTAMP, ColumnMap, guess_column
+from recserve.training.data.splits import last_training_second
 from recserve.training.data.timestamps import to_microseconds
 from recserve.training.features.classifier import TextClassifier, out_of_fold
 from recserve.training.ranking import metrics
 
-# Of the newest rows: what `--split temporal` holds out.
+# Of the newest rows with a label: what a classifier is judged on.
 HELD_OUT_SHARE = 0.2
 # Reviews of all items that are added to those of one, so that a single one does not decide.
 PRIOR_REVIEWS = 5.0
@@ -30,14 +32,26 @@ class TextTable:
     labels: list[str | None]
 
     @property
-    def labelled(self) -> NDArray[np.int64]:
-        """The rows that have a label, the oldest first where the table has times."""
-        rows = np.array([row for row, label in enumerate(self.labels) if label is not None], np.int64)
+    def seconds(self) -> NDArray[np.int64]:
+        """When each row was, (n_rows,): 0 where its time is none, its place in a table without times."""
         column = guess_column("timestamp", self.table.columns)
         if column is None:
-            return rows
-        times = to_microseconds(self.table[column])[0].fill_null(0).to_numpy()
-        return rows[np.argsort(times[rows], kind="stable")]
+            return np.arange(self.table.height)
+        return to_microseconds(self.table[column])[0].fill_null(0).to_numpy() // 1_000_000
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        """The rows that have a label, the oldest first."""
+        rows = np.array([row for row, label in enumerate(self.labels) if label is not None], np.int64)
+        return rows[np.argsort(self.seconds[rows], kind="stable")]
+
+    @property
+    def last_of_training(self) -> int:
+        """The last second that a temporal split of the table trains on, whatever rows have a label."""
+        columns = self.table.columns
+        if all(guess_column(role, columns) for role in ("user", "item")):
+            return last_training_second(clean(self.table, ColumnMap())[0][TIMESTAMP].to_numpy())
+        return last_training_second(self.seconds)
 
     def of(self, rows: NDArray[np.int64]) -> tuple[list[str], list[str]]:
         """Returns texts and labels of ``rows``, all of which have one."""
@@ -98,11 +112,12 @@ def judge(table: TextTable) -> dict[str, Any]:
 def mean_by(table: TextTable, key: str, name: str) -> pl.DataFrame:
     """Returns of each value of column ``key``, as text, the mean probability of "yes" of its texts, ``name``.
 
-    Of the oldest rows alone, which is what a temporal split trains on; a text is judged by a classifier that
+    Of the rows alone that a temporal split of the table trains on; a text is judged by a classifier that
     did not learn from it, and few texts are pulled to the mean of all. Raises :class:`InvalidRequest` where
     the classes are others than "yes" and "no".
     """
-    rows = table.labelled[: int(len(table.labelled) * (1 - HELD_OUT_SHARE))]
+    rows = table.labelled
+    rows = rows[table.seconds[rows] <= table.last_of_training]
     texts, labels = table.of(rows)
     if set(labels) != {YES, NO}:
         raise InvalidRequest(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -166,30 +168,38 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_as_one_run(tmp_path: Path) -> None:
-    arguments = ["train", "--data", SHOP, "--epochs", "2", "--embedding-size", "16", "--blocks", "1"]
-    arguments += [
-        "--max-history",
-        "8",
-        "--validate-every",
-        "1",
-        "--batch-size",
-        "8",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    finished = subprocess.run(
-        [*launcher, "-m", "recserve.engine.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_SECONDS,
+    # Every history fills the window and nothing is dropped: two halves of a step then weigh the same as it.
+    rng = np.random.default_rng(3)
+    n_users, n_events = 32, 12
+    events = pl.DataFrame(
+        {
+            "user": np.repeat(np.arange(n_users), n_events),
+            "item": rng.integers(0, 60, n_users * n_events),
+            "timestamp": 1_600_000_000 + np.arange(n_users * n_events),
+        }
     )
-    assert finished.returncode == 0, finished.stderr
-    run = open_run(tmp_path / "run")
-    assert trainer(run).resume().epoch == 2
-    assert len((run.folder / LOG).read_text().splitlines()) == 2
-    run.best_model()
+    events.write_parquet(tmp_path / "events.parquet")
+    arguments = ["train", "--data", str(tmp_path / "events.parquet"), "--epochs", "2", "--dropout", "0"]
+    arguments += ["--embedding-size", "16", "--blocks", "1", "--max-history", "8", "--validate-every", "1"]
+    alone, launcher = [sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    for name, start, users in (("one", alone, 16), ("two", [*launcher, "--nproc-per-node", "2"], 8)):
+        finished = subprocess.run(
+            [
+                *(*start, "-m", "recserve.engine.cli", *arguments),
+                *("--batch-size", str(users), "--out", str(tmp_path / name)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_SECONDS,
+        )
+        assert finished.returncode == 0, finished.stderr
+    one, two = (open_run(tmp_path / name) for name in ("one", "two"))
+    logs = [[json.loads(line) for line in (run.folder / LOG).read_text().splitlines()] for run in (one, two)]
+    assert [entry["epoch"] for entry in logs[1]] == [1, 2]
+    for ours, theirs in zip(*logs, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5)
+    two.best_model()
 
 
 def test_a_resumed_run_may_change_its_budget_and_nothing_else(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from recserve.engine import cli
 from recserve.errors import DataError
-from recserve.training.data.columns import ITEM_ID
+from recserve.training.data import Dataset, temporal_split
+from recserve.training.data.cleaning import CleaningReport, clean
+from recserve.training.data.columns import ITEM_ID, ColumnMap
 from recserve.training.features.classifier import TextClassifier, out_of_fold
 from recserve.training.run import open_run
 from recserve.training.text_labels import filled, judge, mean_by, read_texts, with_means
@@ -82,6 +84,34 @@ def test_the_sentiment_of_an_item_leaves_out_the_newest_reviews() -> None:
     ordered = found[0].sort("item")["sentiment"].to_numpy()
     assert np.corrcoef(ordered, np.arange(10))[0, 1] > 0.9
     assert ((ordered > 0) & (ordered < 1)).all()
+
+
+def test_the_split_of_all_rows_decides_what_counts_not_that_of_those_with_a_label() -> None:
+    # Most of the old rows have no label: four fifths of the labelled ones reach into what is held out.
+    table = reviews().with_columns(
+        pl.when((pl.int_range(pl.len()) % 4 > 0) & (pl.int_range(pl.len()) < 300))
+        .then(None)
+        .otherwise("rating")
+        .alias("rating")
+    )
+    events, _ = clean(table, ColumnMap())
+    dataset = Dataset.from_events("reviews", events, report=CleaningReport(400, 400), source="test")
+    last = int(temporal_split(dataset).train.timestamp.max())
+    later = pl.col("timestamp") > last
+    turned = table.with_columns(
+        text=pl.when(later).then(pl.lit("awful")).otherwise("text"),
+        rating=pl.when(later).then(2).otherwise("rating"),
+    )
+    found = [mean_by(read_texts(one, "text", "rating", 4), "item", "sentiment") for one in (table, turned)]
+    assert found[0].equals(found[1])
+    # The last second of training itself counts.
+    awful = table.with_columns(
+        rating=pl.when(pl.col("timestamp") == last).then(7 - pl.col("rating")).otherwise("rating")
+    )
+    assert not found[0].equals(mean_by(read_texts(awful, "text", "rating", 4), "item", "sentiment"))
+    # Without users it is no table of events: its rows are what is split.
+    alone = [read_texts(one.drop("user"), "text", "rating", 4) for one in (table, turned)]
+    assert mean_by(alone[0], "item", "sentiment").equals(mean_by(alone[1], "item", "sentiment"))
 
 
 def test_reviews_become_a_feature_that_a_ranker_reads(

@@ -11,6 +11,8 @@ from recserve.training.data.histories import Histories
 
 MIN_LEAVE_ONE_OUT = 3
 MIN_RANDOM = 5
+# Of all interactions, for validation and for test, where a temporal split is not told.
+HELD_OUT_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +70,9 @@ def leave_one_out(dataset: Dataset) -> Split:
     return Split(whole.gather(starts, stops - held_out), validation=last_but(1), test=last_but(0))
 
 
-def temporal_split(dataset: Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.1) -> Split:
+def temporal_split(
+    dataset: Dataset, validation_fraction: float = HELD_OUT_FRACTION, test_fraction: float = HELD_OUT_FRACTION
+) -> Split:
     """Holds out the newest interactions of all users: the last part for test, the one before for validation.
 
     The fractions are of the number of interactions. Interactions of one second are never parted: they go
@@ -94,6 +98,11 @@ def temporal_split(dataset: Dataset, validation_fraction: float = 0.1, test_frac
         validation=_window(whole, train_stops, validation_stops),
         test=_window(whole, validation_stops, whole.indptr[1:]),
     )
+
+
+def last_training_second(timestamp: npt.NDArray[np.int64]) -> int:
+    """Returns the last second that :func:`temporal_split` trains on, of interactions at these times (n,)."""
+    return _cut_times(np.sort(timestamp), HELD_OUT_FRACTION, HELD_OUT_FRACTION)[0]
 
 
 def random_split(dataset: Dataset, seed: int = 0) -> Split:
