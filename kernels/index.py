@@ -13,7 +13,7 @@ from recserve.kernels import snapshot as versions
 from recserve.kernels.calibration import Calibration, measure
 from recserve.kernels.checks import FLOAT32, INT32, Exclude, read_only
 from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
-from recserve.kernels.helpers import search_together
+from recserve.kernels.helpers import MIN_PART, search_together
 from recserve.kernels.isa import PORTABLE, Isa, choose
 from recserve.kernels.metrics import Metric
 from recserve.kernels.search import search_forms
@@ -259,22 +259,21 @@ class ItemIndex:
         queries = checks.check_queries(queries, self._dim)
         k = checks.check_k(k)
         table: Table = snapshot.table
-        held: tuple[npt.NDArray[Any], ...] = ()
+        _held: tuple[npt.NDArray[Any], ...] = ()
         if exclude is not None or allow is not None or bias is not None:
             # The arrays must live until the kernel returns: a table keeps nothing alive.
-            table, held = _with_masks_and_bias(snapshot, len(queries), exclude, allow, bias)
+            table, _held = _with_masks_and_bias(snapshot, len(queries), exclude, allow, bias)
         if self._metric == "cosine":
             _norms(read_only(queries), "queries")
             queries = metrics.prepare(self._metric, queries)
         scores = np.empty((len(queries), k), FLOAT32)
         indices = np.empty((len(queries), k), INT32)
+        arguments = table, queries, reach, scores, indices, counters
         search = self._search_few if len(queries) <= MAX_FEW else self._search_many
-        if threads == 1:
-            refused = search(table, queries, reach, scores, indices, counters)
+        if threads != 1 and checks.check_k(threads, "threads") > 1 and len(queries) >= 2 * MIN_PART:
+            refused = search_together(threads, self._isa, search, *arguments)
         else:
-            threads = checks.check_k(threads, "threads")
-            arguments = queries, reach, scores, indices, counters
-            refused = search_together(threads, search, (snapshot, held), table, *arguments)
+            refused = search(*arguments)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
         return scores, indices

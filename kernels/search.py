@@ -25,7 +25,7 @@ from recserve.kernels.topk import NO_KEY, write_answer
 
 SearchForm = Callable[..., int]
 
-_ARGUMENTS = (
+ARGUMENTS = (
     types.int64[:, ::1],
     types.float32[:, ::1],
     types.float64,
@@ -43,7 +43,7 @@ def search_forms(isa: Isa | None) -> tuple[SearchForm, SearchForm]:
     9 µs where other work has filled the caches meanwhile; so the caller answers for the types.
     """
     if isa is None:
-        form = search_rows if config.DISABLE_JIT else search_rows.compile(_ARGUMENTS)
+        form = search_rows if config.DISABLE_JIT else search_rows.compile(ARGUMENTS)
         return form, form
     return (
         _bind(search_planes, isa.single, isa.query_limit),
@@ -52,7 +52,7 @@ def search_forms(isa: Isa | None) -> tuple[SearchForm, SearchForm]:
 
 
 def _bind(search: Any, blocking: Blocking, query_limit: int) -> SearchForm:
-    compiled = search.compile((typeof(blocking), types.int64, *_ARGUMENTS))
+    compiled = search.compile((typeof(blocking), types.int64, *ARGUMENTS))
     return functools.partial(compiled, blocking, query_limit)
 
 

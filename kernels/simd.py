@@ -6,6 +6,8 @@ same result to the last bit.
 """
 
 import platform
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from numba.extending import intrinsic
 X86 = platform.machine() in ("x86_64", "AMD64")
 DOT_LANES = 16
 CACHE_LINE_BYTES = 64
+NAP_MICROSECONDS = 20
 
 I1, _I8, I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 F32 = ir.FloatType()
@@ -136,10 +139,9 @@ def _atomic_add_compiled(typing_context: Any, array: Any, position: Any, value: 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         element = builder.gep(builder.bitcast(data, POINTER), [arguments[1]], source_etype=_I64)
-        builder.atomic_rmw("add", element, arguments[2], "monotonic")
-        return context.get_dummy_value()
+        return builder.atomic_rmw("add", element, arguments[2], "monotonic")
 
-    return types.void(array, types.int64, types.int64), codegen
+    return types.int64(array, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -158,6 +160,31 @@ def _wait_for_change_compiled(typing_context: Any, array: Any, position: Any, va
     return types.void(array, types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _compare_exchange_compiled(
+    typing_context: Any, array: Any, position: Any, expected: Any, value: Any
+) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        element = builder.gep(builder.bitcast(data, POINTER), [arguments[1]], source_etype=_I64)
+        found = builder.cmpxchg(element, arguments[2], arguments[3], "seq_cst", "seq_cst")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(array, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _nap_compiled(typing_context: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.call(declare(builder, "usleep", I32, [I32]), [ir.Constant(I32, NAP_MICROSECONDS)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+_one_at_a_time = threading.Lock()  # of the threads that exchange a value in plain Python
+
+
 def _dot_python(left: Any, left_row: int, right: Any, right_row: int) -> Any:
     products = left[left_row] * right[right_row]
     lanes = np.zeros(DOT_LANES, np.float32)
@@ -173,12 +200,26 @@ def _prefetch_row_python(matrix: Any, row: int) -> None:
     pass
 
 
-def _atomic_add_python(array: Any, position: int, value: int) -> None:
-    array[position] += value
+def _atomic_add_python(array: Any, position: int, value: int) -> Any:
+    with _one_at_a_time:
+        array[position] += value
+        return array[position] - value
 
 
 def _wait_for_change_python(array: Any, position: int, value: int, turns: int) -> None:
     pass
+
+
+def _compare_exchange_python(array: Any, position: int, expected: int, value: int) -> bool:
+    with _one_at_a_time:
+        found = bool(array[position] == expected)
+        if found:
+            array[position] = value
+    return found
+
+
+def _nap_python() -> None:
+    time.sleep(NAP_MICROSECONDS * 1e-6)
 
 
 def _trailing_zeros_python(word: int) -> int:
@@ -198,10 +239,17 @@ trailing_zeros: Any = _trailing_zeros_python if config.DISABLE_JIT else _trailin
 prefetch_row: Any = _prefetch_row_python if config.DISABLE_JIT else _prefetch_row_compiled
 
 # atomic_add(array, position, value): array[position] += value of a flat int64 array, also where other threads
-# add to it meanwhile (in plain Python, which is for debugging, one thread may undo what another has added).
+# add to it meanwhile; returns what was there before.
 atomic_add: Any = _atomic_add_python if config.DISABLE_JIT else _atomic_add_compiled
 
 # wait_for_change(array, position, value, turns): returns when array[position] of a flat int64 array, which
 # another thread writes, is not ``value`` any more, at the latest after so many turns of some 20 to 50 ns (in
 # plain Python, which would hold the interpreter lock, at once).
 wait_for_change: Any = _wait_for_change_python if config.DISABLE_JIT else _wait_for_change_compiled
+
+# compare_exchange(array, position, expected, value): writes ``value`` to array[position] of a flat int64
+# array if ``expected`` is there, at once for all threads; returns whether it was.
+compare_exchange: Any = _compare_exchange_python if config.DISABLE_JIT else _compare_exchange_compiled
+
+# nap(): lets the core go for some 0.1 ms, without the interpreter.
+nap: Any = _nap_python if config.DISABLE_JIT else _nap_compiled

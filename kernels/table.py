@@ -73,13 +73,15 @@ def put(table: Table, row: int, array: npt.NDArray[Any]) -> None:
     table[row, 1 : 1 + array.ndim] = array.shape
 
 
-def of_queries(table: Table, start: int, end: int) -> Table:
+@kernel
+def of_queries(table, start, end):
     """The table of a search for some of the queries: words of its own for each, if there are such."""
-    n_rows, n_words = table[WORDS, 1:]
+    n_rows, n_words = table[WORDS, 1], table[WORDS, 2]
     if n_rows == 1:
         return table
     part = table.copy()
-    part[WORDS] = table[WORDS, 0] + 4 * n_words * start, end - start, n_words
+    part[WORDS, 0] += 4 * n_words * start
+    part[WORDS, 1] = end - start
     return part
 
 

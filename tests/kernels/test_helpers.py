@@ -1,18 +1,23 @@
 """A search that is shared out among threads gives the answer of one thread, and fails as one thread does."""
 
+import ctypes
 import os
 import subprocess
 import sys
 import threading
+import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import config
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import ItemIndex, helpers
+from recserve.kernels import ItemIndex, helpers, parts
 from recserve.kernels.helpers import MIN_PART, part_ends
+from recserve.kernels.isa import choose
 
 N_ITEMS, DIM = 900, 20
 
@@ -24,6 +29,12 @@ def index() -> ItemIndex:
 
 def queries_of(n: int, seed: int = 1) -> Any:
     return np.random.default_rng(seed).standard_normal((n, DIM), dtype=np.float32)
+
+
+def same_together(index: ItemIndex, threads: int = 2) -> bool:
+    queries = queries_of(64)
+    together, alone = index.search(queries, 6, threads=threads), index.search(queries, 6)
+    return all(np.array_equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 2 * MIN_PART - 1, 2 * MIN_PART, 3 * MIN_PART + 1, 101])
@@ -40,6 +51,11 @@ def test_the_answer_is_that_of_one_thread(index: ItemIndex, batch: int, threads:
         together = index.search(queries, 9, threads=threads, **rules)  # type: ignore[arg-type]
         alone = index.search(queries, 9, **rules)  # type: ignore[arg-type]
         assert all(np.array_equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_the_portable_form_is_shared_as_well() -> None:
+    vectors = np.random.default_rng(0).standard_normal((100, DIM), dtype=np.float32)
+    assert same_together(ItemIndex.build(vectors, isa="portable"))
 
 
 @pytest.mark.parametrize("n_queries", [1, 31, 32, 33, 64, 100, 1000])
@@ -64,24 +80,126 @@ def test_the_row_that_is_refused_is_named_wherever_it_is(index: ItemIndex) -> No
         index.search(queries_of(96), 5, threads=0)
 
 
-def test_what_a_helper_raises_the_caller_raises_and_the_helper_goes_on(index: ItemIndex) -> None:
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The idle helpers of this test alone."""
+    of_forms: Any = defaultdict(list)
+    monkeypatch.setattr(helpers, "_idle", of_forms)
+    return of_forms[choose(None)]
+
+
+def replace_forms(patch: pytest.MonkeyPatch, post: Any = None, serve: Any = None) -> None:
+    """Gives searches another ``post`` or ``serve``, made from the true one."""
+
+    def forms(isa: Any) -> Any:
+        posting, serving = parts.forms(isa)
+        return post(posting) if post else posting, serve(serving) if serve else serving
+
+    patch.setattr(helpers, "forms", forms)
+
+
+def wait_for(condition: Any) -> None:
+    for _ in range(60_000):
+        if condition():
+            return
+        time.sleep(0.001)
+    pytest.fail("a minute was not enough")
+
+
+def test_where_no_thread_can_be_started_the_search_goes_on_and_says_so(
+    index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    assert same_together(index)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.warns(RuntimeWarning, match="with 2 of 4 threads"):
+            assert same_together(index, threads=4)
+    assert len(idle) == 1
+    assert same_together(index, threads=4)
+    assert len(idle) == 3
+
+
+@pytest.mark.parametrize("posted", [False, True])
+def test_an_interrupt_leaves_no_helper_at_work_and_loses_none(
+    index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch, posted: bool
+) -> None:
+    def interrupted(post: Any) -> Any:
+        def interrupt(*arguments: Any) -> None:
+            if posted:
+                post(*arguments)
+            raise KeyboardInterrupt
+
+        return interrupt
+
+    with monkeypatch.context() as patch:
+        replace_forms(patch, post=interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.search(queries_of(64), 6, threads=3)
+    assert [helper._box[parts.STATE] for helper in idle] == [parts.FREE] * 2
+    assert same_together(index, threads=3)
+    assert len(idle) == 2
+
+
+def test_what_a_helper_has_no_memory_for_the_caller_does(
+    index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller, failed = threading.get_ident(), threading.Event()
+
+    def failing(serve: Any) -> Any:
+        def begin_and_fail(box: Any, turns: int) -> None:
+            if threading.get_ident() == caller or failed.is_set():
+                failed.wait(60)
+                serve(box, turns)
+                return
+            wait_for(lambda: box[parts.STATE] == parts.POSTED)
+            box[parts.STATE] = parts.TAKEN
+            ctypes.c_int64.from_address(int(box[parts.JOB])).value += 1  # a part is begun
+            failed.set()
+            raise MemoryError
+
+        return begin_and_fail
+
+    replace_forms(monkeypatch, serve=failing)
+    assert same_together(index)
+    assert failed.is_set()
+    assert same_together(index)
+    assert len(idle) == 1
+
+
+def test_a_helper_that_does_not_begin_is_not_waited_for(
+    index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caller = threading.get_ident()
 
-    def search(table: Any, queries: Any, *rest: Any) -> int:
-        if threading.get_ident() != caller:
-            raise MemoryError("no room")
-        return -1
+    def lazy(serve: Any) -> Any:
+        return lambda box, turns: serve(box, turns) if threading.get_ident() == caller else None
 
-    scores, items = np.empty((64, 3), np.float32), np.empty((64, 3), np.int32)
-    table = index._snapshot.table
-    arguments = queries_of(64), 1.0, scores, items, np.zeros(3, np.int64)
-    with pytest.raises(MemoryError, match="no room"):
-        helpers.search_together(2, search, None, table, *arguments)
-    test_the_answer_is_that_of_one_thread(index, 64, 2)
+    replace_forms(monkeypatch, serve=lazy)
+    assert same_together(index, threads=3)
+
+
+def test_a_helper_that_sleeps_is_woken(index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers, "TURNS", 0)
+    assert same_together(index)
+    helper = idle[0]
+    wait_for(lambda: helper._sleeps)
+
+    def patient(serve: Any) -> Any:
+        def serve_after_the_helper(box: Any, turns: int) -> None:
+            wait_for(lambda: helper._box[parts.STATE] != parts.POSTED)
+            serve(box, turns)
+
+        return serve_after_the_helper
+
+    replace_forms(monkeypatch, serve=patient)
+    assert same_together(index)
 
 
 def test_callers_side_by_side_get_helpers_of_their_own(index: ItemIndex) -> None:
-    asked = [queries_of(64, seed) for seed in range(8)]
+    asked = [queries_of(64, seed) for seed in range(2 if config.DISABLE_JIT else 8)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda queries: index.search(queries, 6, threads=2), asked * 4))
     for queries, (scores, items) in zip(asked * 4, found, strict=True):
