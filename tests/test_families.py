@@ -22,6 +22,7 @@ SERVED = {
     "lightgcn": ["--embedding-size", "8", "--epochs", "2", "--layers", "2"],
     "tfidf": ["--embedding-size", "16"],
     "item2vec": ["--embedding-size", "8", "--epochs", "2", "--window", "3"],
+    "glove": ["--embedding-size", "8", "--epochs", "2", "--window", "3"],
     "clusters": ["--clusters", "4"],
     "popularity": [],
     "svd": ["--embedding-size", "8", "--epochs", "3"],

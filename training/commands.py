@@ -114,7 +114,7 @@ def train(
     ] = None,
     clusters: Annotated[int | None, typer.Option(help="Clusters of users (clusters).")] = None,
     window: Annotated[
-        int | None, typer.Option(help="Items before and after one that are its neighbours (item2vec).")
+        int | None, typer.Option(help="Items before and after one that are its neighbours (item2vec, glove).")
     ] = None,
     neighbours: Annotated[int | None, typer.Option(help="Neighbours of an item (item-knn).")] = None,
     shrinkage: Annotated[

@@ -52,13 +52,14 @@ def test_what_stands_together_is_alike_and_what_nobody_had_is_nowhere() -> None:
     assert scores[0, :10].min() > scores[0, 10:20].max()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["item2vec", "glove"])
+def test_a_resumed_run_equals_an_uninterrupted_one(model: str, tmp_path: Path) -> None:
     weights = []
     for stops in ([4], [2, 4]):
-        config = run_config("item2vec", "random", {"embedding_size": 8, "epochs": 4, "validate_every": 1})
+        config = run_config(model, "random", {"embedding_size": 8, "epochs": 4, "validate_every": 1})
         run = create_run(tmp_path / str(len(stops)), config, load_dataset(SHOP))
         for epochs in stops:
-            loop = run_config("item2vec", "random", {"epochs": epochs, "validate_every": 1}).loop
+            loop = run_config(model, "random", {"epochs": epochs, "validate_every": 1}).loop
             torch.manual_seed(0)
             trainer = Trainer(run.new_model(), run.split(), run.folder, loop)
             trainer.resume()

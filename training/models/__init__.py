@@ -25,6 +25,7 @@ MODULES = {
     "item-knn": "item_knn",
     "tfidf": "tfidf",
     "item2vec": "item2vec",
+    "glove": "glove",
     "clusters": "clusters",
     "popularity": "popularity",
     "lr": "lr",

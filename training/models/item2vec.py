@@ -5,6 +5,7 @@ arXiv:1310.4546), an item being a word and a history a sentence. Negatives are d
 power 3/4. What is served are the item vectors, of length 1; a user is the history folded in.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from recserve.training.models.base import EPOCH_OPTIONS, Family
 from recserve.training.models.tables import ItemTable
 
 POPULARITY_POWER = 0.75
+# Interactions whose pairs are made at once: two arrays of twice the window times as many.
+PAIRED_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +63,26 @@ class Item2Vec(ItemTable):
     def fit_epoch(self, train: Histories, *, epoch: int, seed: int) -> float:
         """Makes a pass over the pairs of neighbours in random order; returns the mean loss."""
         rng = np.random.default_rng([seed, epoch])
-        words, neighbours = neighbour_pairs(train, self.config.window)
         counts = np.bincount(train.item_index, minlength=self.n_items) ** POPULARITY_POWER
         upto = np.cumsum(counts / counts.sum())
-        order = rng.permutation(len(words))
-        total = 0.0
-        for start in range(0, len(order), self.config.batch_size):
-            rows = order[start : start + self.config.batch_size]
-            drawn = np.searchsorted(upto, rng.random((len(rows), self.config.n_negatives)) * upto[-1])
-            others = np.concatenate([neighbours[rows, None], drawn], axis=1)
-            loss = self._loss(torch.from_numpy(words[rows]), torch.from_numpy(others))
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            total += loss.item() * len(rows)
+        total, n_pairs = 0.0, 0
+        for part in parts_of(train, rng):
+            words, neighbours = neighbour_pairs(part, self.config.window)
+            order = rng.permutation(len(words))
+            n_pairs += len(order)
+            for start in range(0, len(order), self.config.batch_size):
+                rows = order[start : start + self.config.batch_size]
+                drawn = np.searchsorted(upto, rng.random((len(rows), self.config.n_negatives)) * upto[-1])
+                others = np.concatenate([neighbours[rows, None], drawn], axis=1)
+                loss = self._loss(torch.from_numpy(words[rows]), torch.from_numpy(others))
+                self.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                total += loss.item() * len(rows)
         with torch.no_grad():
             known = torch.from_numpy(counts > 0).unsqueeze(1)
             self.item_embeddings.copy_(F.normalize(self.words) * known)
-        return total / max(1, len(order))
+        return total / max(1, n_pairs)
 
     def _loss(self, words: Tensor, others: Tensor) -> Tensor:
         """``words`` (n,), ``others`` (n, 1 + n_negatives): the neighbour first, then what is none."""
@@ -86,18 +91,34 @@ class Item2Vec(ItemTable):
         return F.softplus(-scores[:, 0]).mean() + F.softplus(scores[:, 1:]).sum(1).mean()
 
 
+def parts_of(histories: Histories, rng: np.random.Generator | None = None) -> Iterator[Histories]:
+    """Yields the histories some at a time, where they are many; ``rng`` shuffles those."""
+    n_parts = -(-len(histories.item_index) // PAIRED_AT_ONCE)
+    if n_parts <= 1:
+        yield histories
+        return
+    rows = np.arange(len(histories)) if rng is None else rng.permutation(len(histories))
+    for part in np.array_split(rows, n_parts):
+        yield histories.take(part)
+
+
 def neighbour_pairs(histories: Histories, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns an item and one at most ``window`` places before or after it in a history, (n,) each."""
-    row = np.repeat(np.arange(len(histories)), histories.lengths)
-    items = histories.item_index.astype(np.int64)
     pairs = []
     for apart in range(1, window + 1):
-        same = row[apart:] == row[:-apart]
-        earlier, later = items[:-apart][same], items[apart:][same]
+        earlier, later = neighbours_apart(histories, apart)
         pairs += [np.stack([earlier, later]), np.stack([later, earlier])]
     words, neighbours = np.concatenate(pairs, axis=1)
-    different = words != neighbours
-    return words[different], neighbours[different]
+    return words, neighbours
+
+
+def neighbours_apart(histories: Histories, apart: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the items that stand ``apart`` places before others in a history, and those, (n,) each."""
+    row = np.repeat(np.arange(len(histories)), histories.lengths)
+    items = histories.item_index.astype(np.int64)
+    earlier, later = items[:-apart], items[apart:]
+    chosen = (row[apart:] == row[:-apart]) & (earlier != later)
+    return earlier[chosen], later[chosen]
 
 
 FAMILY = Family(
