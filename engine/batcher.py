@@ -125,6 +125,11 @@ class Batcher(Generic[E]):
         """Entries that wait, those that are done already included."""
         return self._inbox.qsize() + sum(map(len, self._classes))
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits or is being answered."""
+        return self._crew.is_busy or self.n_waiting > 0
+
     def submit(self, request: Any, entry: E) -> None:
         """Queues ``entry``; a handler of the service seam. Raises :class:`Overloaded` when too many wait."""
         if self._closed:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import structlog
 
+from recserve.engine.batcher import Batcher
 from recserve.engine.bundle import Bundle
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.registry import Registry
@@ -107,6 +109,11 @@ class Remembering:
         """Lets the service be NOT_SERVING once nothing is written any more."""
         if self._state is not None:
             self._state.on_failed = lambda: health.set(NOT_SERVING, SERVICE)
+
+    def give_way_to(self, batcher: Batcher[Any]) -> None:
+        """Lets events wait a little while slates are computed."""
+        if self._state is not None:
+            self._state.log.is_pressed = lambda: batcher.is_busy
 
     def load(self) -> None:
         """Builds the histories in memory from the log, and begins what goes on beside it."""

@@ -65,6 +65,7 @@ class ServeBundle:
                 http=self.http,
             )
             remembering.tell(server.health)
+            remembering.give_way_to(server.batcher)
 
             def load() -> Engine:
                 remembering.load()
@@ -118,6 +119,7 @@ class ServeRepository:
                 http=self.http,
             )
             remembering.tell(server.health)
+            remembering.give_way_to(server.batcher)
 
             def start() -> None:
                 remembering.load()

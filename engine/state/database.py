@@ -11,6 +11,13 @@ from recserve.errors import ConfigError, StorageFailed, StorageFull
 MIN_SQLITE = (3, 51, 3)
 SYNCHRONOUS = {"power": "FULL", "process": "NORMAL", "memory": "OFF"}
 JOURNAL_BYTES = 64 << 20
+# Pages of the write-ahead log (32 MB) that go into the file together: one that many commits wrote goes once.
+CHECKPOINT_PAGES = 8000
+WRITING = (
+    "journal_mode=WAL",
+    f"journal_size_limit={JOURNAL_BYTES}",
+    f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+)
 CACHE_KIB = 64 << 10
 BUSY_MS = 5000
 # Of the tables, in each file: another one is refused.
@@ -56,7 +63,7 @@ def open_database(
             f"cache_size=-{CACHE_KIB}",
             "cell_size_check=ON",
             "mmap_size=0",
-            *(() if read_only else ("journal_mode=WAL", f"journal_size_limit={JOURNAL_BYTES}")),
+            *(() if read_only else WRITING),
         ):
             database.execute(f"PRAGMA {pragma}").fetchall()
         if not read_only:

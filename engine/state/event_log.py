@@ -48,6 +48,10 @@ T = TypeVar("T")
 MAX_COMMIT_SECONDS = 1.0
 # How often a server that has nothing to write looks for what others wrote.
 FOLLOW_SECONDS = 0.02
+# Events that are closed in one go; while slates are computed, the next ones wait so long, at most so often.
+# Closing holds the interpreter, for which who asks for a slate would wait several times.
+IN_ONE_GO = 16
+PAUSE_SECONDS, MAX_PAUSES = 0.001, 3
 # Bytes before an event's action: its timestamp, which the server may have set.
 TIMESTAMP_BYTES = 8
 
@@ -70,7 +74,7 @@ class Outcome:
 class Entry(NamedTuple):
     """A call that waits. ``events`` makes them on the writer's thread; an error stands for a bad one."""
 
-    events: Callable[[], Sequence[Event | RecserveError]]
+    events: Callable[[], Iterable[Event | RecserveError]]
     n_events: int
     done: Callable[[Outcome | Exception], None]
 
@@ -104,6 +108,8 @@ class EventLog:
         self._config = config
         self._default_purposes = 0 if config.require_consent else EVERY_PURPOSE
         self._on_failed = on_failed
+        # Whether slates are being computed, which go first; set by the server.
+        self.is_pressed: Callable[[], bool] = lambda: False
         self._clock = clock
         self._queue: SimpleQueue[Entry | Callable[[], None] | None] = SimpleQueue()
         self._n_waiting = 0
@@ -118,7 +124,7 @@ class EventLog:
 
     def append(
         self,
-        events: Callable[[], Sequence[Event | RecserveError]],
+        events: Callable[[], Iterable[Event | RecserveError]],
         n_events: int,
         done: Callable[[Outcome | Exception], None],
     ) -> None:
@@ -248,13 +254,20 @@ class EventLog:
     def _prepare(self, entry: Entry, candidates: list[Candidate]) -> Outcome | Exception:
         """Checks and closes the events of a call; adds those that can be written to ``candidates``."""
         outcome = Outcome(self._store.durability)
+        n_before = len(candidates)
         try:
-            events = entry.events()
+            self._prepare_each(entry, outcome, candidates)
         except Exception as error:  # noqa: BLE001 - this caller gets it, the others are not to blame
+            del candidates[n_before:]
             return error
+        return outcome
+
+    def _prepare_each(self, entry: Entry, outcome: Outcome, candidates: list[Candidate]) -> None:
         received = int(self._clock())
-        nonces = os.urandom(NONCE_BYTES * len(events))
-        for position, event in enumerate(events):
+        nonces = os.urandom(NONCE_BYTES * entry.n_events)
+        for position, event in enumerate(entry.events()):
+            if candidates and len(candidates) % IN_ONE_GO == 0:
+                self._give_way()
             if isinstance(event, RecserveError):
                 outcome.refused.append((position, event))
                 continue
@@ -269,7 +282,12 @@ class EventLog:
                 outcome.refused.append((position, error))
             else:
                 candidates.append(Candidate(outcome, position, event, purposes, plain, row))
-        return outcome
+
+    def _give_way(self) -> None:
+        for _ in range(MAX_PAUSES):
+            if not self.is_pressed():
+                return
+            time.sleep(PAUSE_SECONDS)
 
     def _close_event(
         self, event: Event, purposes: int, received: int, nonce: bytes

@@ -32,9 +32,11 @@ EVERY_PURPOSE = SERVE | LEARN | EXPORT
 _HEADER = struct.Struct("<qBBHdHHH")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Event:
     """What one user did with one item; checked by :func:`check_event`, not when made.
+
+    Nobody changes one; a frozen one takes three times as long to make.
 
     ``timestamp``: seconds since the epoch. ``value``: a rating, seconds of dwelling, a price; None for none.
     ``slate_id``, ``rank``: of the slate that showed the item, and its 1-based place there; "" and 0 for none.

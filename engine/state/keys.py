@@ -39,6 +39,8 @@ class KeyStore:
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.hmac import HMAC
 
         self._cipher, self._invalid = AESGCM, InvalidTag
         self._table = table
@@ -46,8 +48,9 @@ class KeyStore:
         self.use_masters(read_masters())
         # The secret behind the pseudonyms stays the same when the master key is rotated.
         secret = self._open_pseudonym_secret(read_only)
-        self._user_secret = hmac.digest(secret, USER_NAME, "sha256")
-        self._id_secret = hmac.digest(secret, ID_NAME, "sha256")
+        self._user_mac, self._id_mac = (
+            HMAC(hmac.digest(secret, name, "sha256"), SHA256()) for name in (USER_NAME, ID_NAME)
+        )
         self._ciphers: OrderedDict[bytes, Any] = OrderedDict()
         self._pending: list[KeyRow] = []
         self.erased: set[bytes] = set()
@@ -56,13 +59,11 @@ class KeyStore:
 
     def user_key(self, user_id: str) -> bytes:
         """Returns the pseudonym of a user, 16 bytes: HMAC-SHA-256 under a secret of this store."""
-        data = user_id.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._user_secret, data, "sha256")[:USER_KEY_BYTES]
+        return _mac(self._user_mac, user_id)
 
     def event_key(self, event_id: str) -> bytes:
         """Returns what stands for an event id in the log, 16 bytes."""
-        data = event_id.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._id_secret, data, "sha256")[:USER_KEY_BYTES]
+        return _mac(self._id_mac, event_id)
 
     def is_erased(self, user_key: bytes) -> bool:
         """Returns whether the user was erased: nothing of them is kept any more."""
@@ -204,6 +205,13 @@ class KeyStore:
         if row is None:
             raise ConfigError(f"keys {self._table.name}", found="empty", expected="the keys of a log")
         return self._unwrap(PSEUDONYM_NAME, *row)
+
+
+def _mac(keyed: Any, text: str) -> bytes:
+    # A copy of what has its key: a third of the time of a new one.
+    mac = keyed.copy()
+    mac.update(text.encode("utf-8", "surrogatepass"))
+    return bytes(mac.finalize()[:USER_KEY_BYTES])
 
 
 def _bound(user_key: bytes, event_key: bytes, received: int) -> bytes:

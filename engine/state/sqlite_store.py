@@ -19,7 +19,10 @@ CREATE TABLE IF NOT EXISTS events (
     received INTEGER NOT NULL,
     body BLOB NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS events_by_user ON events (user_key, seq);
+DROP INDEX IF EXISTS events_by_user;
+CREATE TABLE IF NOT EXISTS rows_of_users (
+    user_key BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (user_key, seq)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL
 ) STRICT;
@@ -32,6 +35,14 @@ CREATE TABLE IF NOT EXISTS erased (user_key BLOB PRIMARY KEY, time INTEGER NOT N
     STRICT, WITHOUT ROWID;
 """
 COLUMNS = "seq, event_key, user_key, received, body"
+INSERT = "INSERT OR IGNORE INTO events (event_key, user_key, received, body) VALUES (?, ?, ?, ?)"
+# Rows of one statement: SQLite runs without the interpreter meanwhile.
+TOGETHER = 32
+INSERT_TOGETHER = INSERT + ", (?, ?, ?, ?)" * (TOGETHER - 1)
+# Rows that wait for their place among those of their user. Each alone would write a page of the index with
+# every event; as many as these, in the order of the users, share pages: half the work of a commit.
+INDEXED_TOGETHER = 16_384
+INDEXED = "rows of users"
 
 
 class SqliteStore:
@@ -49,28 +60,68 @@ class SqliteStore:
             durability=durability,
             read_only=read_only,
         )
+        # At most so many rows, all of them new, are not yet among those of their users.
+        self._n_to_index = self._newest() - self.cursor(INDEXED)
 
     def append(self, rows: Sequence[EventRow]) -> list[bool]:
         """As :meth:`EventStore.append`."""
         database, added = self._database, []
         with storage_errors():
-            execute, changes = database.cursor().execute, database.changes
-            execute("BEGIN IMMEDIATE")
+            # Before the rows: an error of it must say that none was added.
+            if self._n_to_index >= INDEXED_TOGETHER:
+                self._index()
+            database.execute("BEGIN IMMEDIATE")
             try:
-                for row in rows:
-                    execute(
-                        "INSERT INTO events (event_key, user_key, received, body) VALUES (?, ?, ?, ?)"
-                        " ON CONFLICT DO NOTHING",
-                        row,
-                    )
-                    added.append(changes() == 1)
-                execute("COMMIT")
+                for start in range(0, len(rows), TOGETHER):
+                    added += self._insert(rows[start : start + TOGETHER])
+                database.execute("COMMIT")
             except BaseException:
                 # SQLite has rolled back by itself after some errors.
                 if database.in_transaction:
-                    execute("ROLLBACK")
+                    database.execute("ROLLBACK")
                 raise
+        self._n_to_index += len(rows)
         return added
+
+    def _insert(self, rows: Sequence[EventRow]) -> list[bool]:
+        """Inserts at most ``TOGETHER`` rows of a transaction; returns which were new."""
+        execute, changes = self._database.execute, self._database.changes
+        if len(rows) < TOGETHER:
+            added = []
+            for row in rows:
+                execute(INSERT, row)
+                added.append(changes() == 1)
+            return added
+        before = self._newest()
+        execute(INSERT_TOGETHER, [value for row in rows for value in row])
+        if changes() == TOGETHER:
+            return [True] * TOGETHER
+        # The first of equal ones is new unless its row was there before.
+        keys = [row[0] for row in rows]
+        seq_of = {key: execute("SELECT seq FROM events WHERE event_key = ?", (key,)).get for key in {*keys}}
+        return [seq_of[key] > before and key not in keys[:i] for i, key in enumerate(keys)]
+
+    def _newest(self) -> int:
+        """Returns the largest number of a row, 0 where there is none."""
+        return self._database.execute("SELECT max(seq) FROM events").get or 0
+
+    def _index(self) -> bool:
+        """Gives the next rows their place among those of their users; returns whether there were any."""
+        execute, done = self._database.execute, self.cursor(INDEXED)
+        with storage_errors(), self._database:
+            last = execute(
+                "SELECT max(seq) FROM (SELECT seq FROM events WHERE seq > ? ORDER BY seq LIMIT ?)",
+                (done, INDEXED_TOGETHER),
+            ).get
+            if last is not None:
+                execute(
+                    "INSERT OR IGNORE INTO rows_of_users SELECT user_key, seq FROM events"
+                    " WHERE seq > ? AND seq <= ? ORDER BY user_key, seq",
+                    (done, last),
+                )
+                self.move_cursor(INDEXED, last)
+        self._n_to_index = 0 if last is None else self._newest() - last
+        return last is not None
 
     def get(self, event_key: bytes) -> Row | None:
         """As :meth:`EventStore.get`."""
@@ -90,28 +141,41 @@ class SqliteStore:
 
     def rows_of(self, user_key: bytes, *, after: int, limit: int) -> list[Row]:
         """As :meth:`EventStore.rows_of`."""
+        while self._index():
+            pass
         with storage_errors():
             found: Sequence[Any] = self._database.execute(
-                f"SELECT {COLUMNS} FROM events WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
+                f"SELECT {COLUMNS} FROM rows_of_users JOIN events USING (seq, user_key)"
+                " WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
                 (user_key, after, limit),
             ).fetchall()
         return [Row(*row) for row in found]
 
     def delete_user(self, user_key: bytes) -> int:
         """As :meth:`EventStore.delete_user`."""
-        with storage_errors():
-            self._database.execute("DELETE FROM events WHERE user_key = ?", (user_key,)).fetchall()
-            return int(self._database.changes())
+        while self._index():
+            pass
+        with storage_errors(), self._database:
+            self._database.execute(
+                "DELETE FROM events WHERE seq IN (SELECT seq FROM rows_of_users WHERE user_key = ?)",
+                (user_key,),
+            )
+            n_deleted = int(self._database.changes())
+            self._database.execute("DELETE FROM rows_of_users WHERE user_key = ?", (user_key,))
+        return n_deleted
 
     def delete_before(self, received: int) -> int:
         """As :meth:`EventStore.delete_before`: looks at the oldest rows only."""
-        with storage_errors():
-            self._database.execute(
+        while self._index():
+            pass
+        with storage_errors(), self._database:
+            gone = self._database.execute(
                 "DELETE FROM events WHERE received < ?1 AND seq <= (SELECT max(seq) FROM"
-                " (SELECT seq FROM events ORDER BY seq LIMIT ?2))",
+                " (SELECT seq FROM events ORDER BY seq LIMIT ?2)) RETURNING user_key, seq",
                 (received, PAGE),
             ).fetchall()
-            return int(self._database.changes())
+            self._database.executemany("DELETE FROM rows_of_users WHERE user_key = ? AND seq = ?", gone)
+        return len(gone)
 
     def cursor(self, name: str) -> int:
         """As :meth:`EventStore.cursor`."""

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Iterator
 
 from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
@@ -14,10 +15,10 @@ DURABILITIES = {"power": pb.POWER, "process": pb.PROCESS, "memory": pb.MEMORY}
 DURABILITY_NAMES = {number: name for name, number in DURABILITIES.items()}
 
 
-def events_from_message(message: pb.RecordRequest) -> list[Event]:
-    """Reads the events of a call; values are checked by the log, not here."""
+def events_from_message(message: pb.RecordRequest) -> Iterator[Event]:
+    """Reads the events of a call one by one; values are checked by the log, not here."""
     now = int(time.time())
-    return [
+    return (
         Event(
             user_id=event.user_id,
             item_id=event.item_id,
@@ -35,7 +36,7 @@ def events_from_message(message: pb.RecordRequest) -> list[Event]:
             explored=event.explored,
         )
         for event in message.events
-    ]
+    )
 
 
 def event_to_message(event: Event) -> pb.Event:
