@@ -30,7 +30,8 @@ class Linear(nn.Module):
 
     def __init__(self, space: FeatureSpace, n_targets: int, config: RankerConfig) -> None:
         super().__init__()
-        self.weights = Fields(space.schema, n_targets, history=config.max_history > 0)
+        # To be liked and to say what else is liked are two things: a weight for each.
+        self.weights = Fields(space.schema, n_targets, history=config.max_history > 0, shared=False)
         self.bias = nn.Parameter(torch.zeros(n_targets))
 
     def user(self, history: Tensor, columns: Tensor) -> Tensor:

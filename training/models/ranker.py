@@ -24,7 +24,8 @@ from recserve.training.ranking.examples import LISTWISE, Labels, labels_of
 from recserve.training.ranking.space import FeatureSpace, Schema, fit_space, moments
 
 LABEL_SOURCES = ("auto", "ratings", "sampled", LISTWISE)
-EMBEDDING_STD = 0.05
+# Near 0: what few examples teach stays small, instead of being noise from the start.
+EMBEDDING_STD = 0.001
 LOOP_OPTIONS = EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay"}
 BUDGET = {"epochs": 30, "learning_rate": 2e-3, "validate_every": 1, "patience": 3}
 
@@ -196,13 +197,15 @@ class Fields(nn.Module):
     """A vector of ``size`` for each field: columns of the user and the moment, history, features of items.
 
     A feature without a value gives the vector of its unknown bucket, a number its value times a vector.
+    ``shared``: an item has one vector, whether it is met now or was met before.
     """
 
-    def __init__(self, schema: Schema, size: int, *, history: bool) -> None:
+    def __init__(self, schema: Schema, size: int, *, history: bool, shared: bool = True) -> None:
         super().__init__()
         sizes = schema.user_sizes + schema.context_sizes
         self.user_columns = _embeddings(sizes, size)
-        self.history = _embeddings([schema.n_items + 1], size)[0] if history else None
+        self.has_history = history
+        self.history = None if shared or not history else _embeddings([schema.n_items + 1], size)[0]
         self.item_id = _embeddings([schema.n_items + 1], size)[0]
         self.categories = _embeddings([feature.n for feature in schema.categories], size)
         self.lists = _embeddings([feature.n for feature in schema.lists], size)
@@ -213,8 +216,9 @@ class Fields(nn.Module):
     def user(self, history: Tensor, columns: Tensor) -> Tensor:
         """Returns (batch, n_user, size): each column's vector, then the history's."""
         vectors = [table(columns[:, i]) for i, table in enumerate(self.user_columns)]
-        if self.history is not None:
-            vectors.append(pooled(self.history(history), history > 0))
+        if self.has_history:
+            met = self.item_id if self.history is None else self.history
+            vectors.append(averaged(met(history), history > 0))
         return torch.stack(vectors, dim=1)
 
     def item(self, items: ItemFeatures) -> Tensor:
@@ -223,7 +227,7 @@ class Fields(nn.Module):
         vectors += [table(items.categories[..., i]) for i, table in enumerate(self.categories)]
         for i, table in enumerate(self.lists):
             values = items.lists[..., i, :]
-            vectors.append(pooled(table(values), values > 0))
+            vectors.append(averaged(table(values), values > 0))
         stacked = torch.stack(vectors, dim=-2)
         return torch.cat([stacked, items.numbers.unsqueeze(-1) * self.numbers], dim=-2)
 
@@ -235,6 +239,12 @@ class FirstLayer(nn.Module):
         super().__init__()
         self.of_user = nn.Linear(user_width, out)
         self.of_item = nn.Linear(item_width, out, bias=False)
+
+
+def averaged(vectors: Tensor, real: Tensor) -> Tensor:
+    """Returns the mean of the real ones of ``vectors`` (*S, n, size): (*S, size), 0 where none is."""
+    weights = real.unsqueeze(-1).to(vectors.dtype)
+    return (vectors * weights).sum(dim=-2) / weights.sum(dim=-2).clamp(min=1)
 
 
 def pooled(vectors: Tensor, real: Tensor) -> Tensor:

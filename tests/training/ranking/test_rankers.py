@@ -89,6 +89,16 @@ def test_every_input_has_a_say(name: str, make_run: MakeRun) -> None:
             assert not torch.equal(before, model(history, user, torch.zeros_like(context), candidates))
 
 
+@pytest.mark.parametrize("name", ["lr", "fm", "deepfm", "dcn", "dlrm"])
+def test_how_long_a_history_is_says_nothing(name: str, make_run: MakeRun) -> None:
+    model = model_of(make_run(name))
+    history, user, context, candidates = some_inputs(model, 1)
+    with torch.inference_mode():
+        once = model(history, user, context, candidates)
+        twice = model(torch.cat([history, history], dim=1), user, context, candidates)
+    torch.testing.assert_close(twice, once, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", RANKERS)
 def test_training_learns_the_labels(name: str, make_run: MakeRun) -> None:
     run = make_run(name, epochs=3, batch_size=256, learning_rate=0.01, labels="ratings", click_at=2.0)
