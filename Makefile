@@ -91,8 +91,9 @@ fuzz: $(VENV)/.dev  ## a million wrong inputs on every way into the server: make
 bench-smoke: $(VENV)/.dev  ## ratios that should not move, in two minutes; tells changes, never fails on them
 	$(BIN)/python -m recserve.benchmarks.smoke
 
-bench-variants: $(VENV)/.bench  ## forms of encoders next to torch and a plain export (RUNS="RUN BUNDLE …")
-	$(BIN)/python -m recserve.benchmarks.encoder_forms $(RUNS) --out benchmarks/results/variants.json --html benchmarks/results/variants.html $(ARGS)
+bench-variants: $(VENV)/.bench  ## forms of encoders (RUNS="RUN BUNDLE …") and rankers (RANKERS="RUN …") next to torch and a plain export
+	$(if $(RUNS),$(BIN)/python -m recserve.benchmarks.encoder_forms $(RUNS) --out benchmarks/results/variants.json --html benchmarks/results/variants.html $(ARGS))
+	$(if $(RANKERS),$(BIN)/python -m recserve.benchmarks.ranker_forms $(RANKERS) --out benchmarks/results/variants_rankers.json $(ARGS))
 
 bench-tables: $(VENV)/.dev  ## write the tables of docs/performance.md from benchmarks/results
 	$(BIN)/python -m recserve.benchmarks.tables

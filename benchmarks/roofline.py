@@ -76,7 +76,9 @@ def cost_of(graph: bytes, folder: Path, inputs: Mapping[str, Array], parts: Mapp
     moved = []
     operations = {FP32_PRODUCTS: 0.0, INT8_PRODUCTS: 0.0}
     for node in model.graph.node:
-        moved.append(sum(sizes.get(name, 0) for name in (*node.input, *node.output)))
+        # Of a table it reads the rows that it gathers.
+        read = (node.output[0], *node.input[1:]) if node.op_type == "Gather" else node.input
+        moved.append(sum(sizes.get(name, 0) for name in (*read, *node.output)))
         for kinds in operations:
             if node.op_type in kinds:
                 left = weights.get(node.input[0]) or found[node.input[0]].shape

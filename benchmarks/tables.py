@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from recserve.benchmarks.compare import read_result
-from recserve.benchmarks.forms_table import forms_tables
+from recserve.benchmarks.forms_table import forms_tables, ranker_tables
 from recserve.benchmarks.served_tables import overload, serving
 from recserve.benchmarks.slate_tables import slate_quality, slates
 from recserve.benchmarks.speed_tables import (
@@ -197,6 +197,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "quality": _bars,
     "smoke": smoke,
     "encoder_forms": forms_tables,
+    "ranker_forms": ranker_tables,
     "slates": slates,
     "slate_quality": slate_quality,
     "alone": client,

@@ -143,10 +143,7 @@ def _exported(
         )
     if program is None:
         raise CheckFailed("ONNX export", found="empty", expected="a graph")
-    # Slices of weights are computed here, not at every load; the exporter itself folds small tensors only.
-    with quiet_exporter():
-        fold_constants(program.model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED)
-        RemoveUnusedNodesPass()(program.model)
+    fold(program)
     proto = program.model_proto
     table = np.ascontiguousarray(model.item_embeddings.detach().numpy())
     _refer_to_item_table(proto, table)
@@ -168,6 +165,13 @@ def quiet_exporter() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def fold(program: torch.onnx.ONNXProgram) -> None:
+    """Computes slices of weights here, not at every load; the exporter itself folds small tensors only."""
+    with quiet_exporter():
+        fold_constants(program.model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED)
+        RemoveUnusedNodesPass()(program.model)
 
 
 def _refer_to_item_table(proto: onnx.ModelProto, table: NDArray[np.float32]) -> None:

@@ -8,8 +8,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recserve.engine.bundle import BundleWriter, layout
 from recserve.engine.bundle.ranker_entry import (
@@ -23,9 +21,9 @@ from recserve.engine.bundle.ranker_entry import (
 )
 from recserve.engine.bundle.request_features import ID, RequestFeature
 from recserve.errors import CheckFailed, InvalidRequest
-from recserve.exporters.onnx_graph import OPSET, forget_the_exporter, quiet_exporter
 from recserve.exporters.parity import MAX_ABS_ERROR
 from recserve.exporters.ranker_forms import FORMS, judge, require_pass
+from recserve.exporters.ranker_graph import export_graph, open_graph
 from recserve.exporters.request_features import write_features
 from recserve.exporters.variant import VARIANT
 from recserve.training.models.ranker import Ranker
@@ -49,29 +47,6 @@ class RankerParity:
     max_abs_error: float
 
 
-class _Graph(nn.Module):
-    """What is exported: the items' side is a table of the whole catalogue, gathered by candidate."""
-
-    def __init__(self, model: Ranker) -> None:
-        super().__init__()
-        self.model = model
-        with torch.inference_mode():
-            tables = [table.clone() for table in model.item_tables()]
-        self.n_tables = len(tables)
-        for i, table in enumerate(tables):
-            self.register_buffer(f"item_table_{i}", table)
-
-    def forward(
-        self, user: Tensor, candidates: Tensor, history: Tensor | None = None, context: Tensor | None = None
-    ) -> Tensor:
-        # Not by brackets, whose operator is several times as slow.
-        items = tuple(F.embedding(candidates, getattr(self, f"item_table_{i}")) for i in range(self.n_tables))
-        # What the model does not read is no input: a graph would ask for it to know the size of the batch.
-        history = torch.full_like(user[:, :1], -1) if history is None else history
-        context = user[:, :0] if context is None else context
-        return self.model.combine(self.model.user_side(history, user, context), items)
-
-
 def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool, form: str = VARIANT) -> RankerEntry:
     """Writes the best model of ``run``: graph, vocabularies, records and, if wanted, its users.
 
@@ -92,7 +67,7 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool, form: str 
     gate = {name: float(value) for name, value in asdict(parity).items()}
     graph, tolerance = FORMS[form](exact), MIN_GOLDEN_TOLERANCE
     if form != VARIANT:
-        measured = judge(model, exact, graph, examples, open_graph)
+        measured = judge(model, exact, graph, examples)
         require_pass(form, measured)
         gate |= measured.as_dict()
         tolerance = float(np.clip(measured.max_logit_error, MIN_GOLDEN_TOLERANCE, MAX_GOLDEN_TOLERANCE))
@@ -121,49 +96,6 @@ def write_ranker(writer: BundleWriter, run: Run, *, with_users: bool, form: str 
         form=form,
         golden_tolerance=tolerance,
     )
-
-
-def export_graph(model: Ranker) -> bytes:
-    """Exports ``model`` with free batch, history length and number of candidates, and the inputs it uses."""
-    model.eval()
-    dim = torch.export.Dim
-    batch, length, n = (dim(name, min=1, max=1 << 20) for name in ("batch", "length", "n_candidates"))
-    candidates = torch.arange(8).reshape(2, 4) % model.n_items
-    arguments: dict[str, tuple[Tensor, dict[int, Any]] | None] = {
-        layout.USER_INPUT: (model.user_rows[:2], {0: batch}),
-        layout.CANDIDATES_INPUT: (candidates, {0: batch, 1: n}),
-        layout.HISTORY_INPUT: (candidates[:, :3], {0: batch, 1: length})
-        if model.config.max_history
-        else None,
-        layout.CONTEXT_INPUT: (torch.zeros((2, len(model.schema.context)), dtype=torch.int64), {0: batch})
-        if model.schema.context
-        else None,
-    }
-    with quiet_exporter():
-        program = torch.onnx.export(
-            _Graph(model),
-            tuple(given and given[0] for given in arguments.values()),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[name for name, given in arguments.items() if given],
-            output_names=[layout.LOGITS_OUTPUT],
-            dynamic_shapes=tuple(given and given[1] for given in arguments.values()),
-        )
-    if program is None:
-        raise CheckFailed("ONNX export", found="empty", expected="a graph")
-    proto = program.model_proto
-    forget_the_exporter(proto)
-    data: bytes = proto.SerializeToString()
-    return data
-
-
-def open_graph(graph: bytes) -> ort.InferenceSession:
-    """Returns a session on one CPU thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def check_ranker_parity(model: Ranker, session: ort.InferenceSession, examples: Examples) -> RankerParity:

@@ -16,6 +16,7 @@ from recserve.errors import CheckFailed, InvalidRequest, nearest
 from recserve.exporters.gate import MARGIN
 from recserve.exporters.measure import Timing, timings
 from recserve.exporters.quantise import Inputs, fp16_tensors, int8_linear
+from recserve.exporters.ranker_graph import open_graph
 from recserve.exporters.variant import VARIANT
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import CLICK
@@ -68,13 +69,7 @@ def check_form(name: str) -> None:
         )
 
 
-def judge(
-    model: Ranker,
-    exact: bytes,
-    form: bytes,
-    examples: Examples,
-    open_graph: Callable[[bytes], ort.InferenceSession],
-) -> RankerMeasured:
+def judge(model: Ranker, exact: bytes, form: bytes, examples: Examples) -> RankerMeasured:
     """Measures ``form`` beside ``exact``, the graph of ``model``."""
     sessions = {"exact": open_graph(exact), "form": open_graph(form)}
     clicks = model.labels.clicks(examples.value)
@@ -145,32 +140,37 @@ def _logits(model: Ranker, session: ort.InferenceSession, examples: Examples) ->
     parts = []
     for start in range(0, len(examples), STEP):
         rows = np.arange(start, min(start + STEP, len(examples)))
-        given = _inputs(model, session, examples, rows, examples.item_index[rows, None].astype(np.int64))
-        parts.append(session.run([layout.LOGITS_OUTPUT], given)[0][:, 0, CLICK])
+        given = _inputs(model, examples, rows, examples.item_index[rows, None].astype(np.int64))
+        parts.append(session.run([layout.LOGITS_OUTPUT], graph_inputs(session, given))[0][:, 0, CLICK])
     return np.concatenate(parts)
 
 
 def _timed(
     model: Ranker, sessions: dict[str, ort.InferenceSession], examples: Examples, batch: int
 ) -> dict[str, Timing]:
-    rows = np.resize(np.arange(len(examples)), batch)
-    candidates = np.random.default_rng(0).integers(0, model.n_items, (batch, N_CANDIDATES))
-    given = _inputs(model, sessions["exact"], examples, rows, candidates)
+    given = graph_inputs(sessions["exact"], some_candidates(model, examples, batch))
     return timings(sessions, given, layout.LOGITS_OUTPUT)
 
 
+def some_candidates(model: Ranker, examples: Examples, batch: int) -> Inputs:
+    """Returns the model's inputs for ``batch`` requests of 500 drawn candidates each."""
+    rows = np.resize(np.arange(len(examples)), batch)
+    candidates = np.random.default_rng(0).integers(0, model.n_items, (batch, N_CANDIDATES))
+    return _inputs(model, examples, rows, candidates)
+
+
+def graph_inputs(session: ort.InferenceSession, inputs: Inputs) -> Inputs:
+    """Returns those of ``inputs`` that the graph reads."""
+    return {node.name: inputs[node.name] for node in session.get_inputs()}
+
+
 def _inputs(
-    model: Ranker,
-    session: ort.InferenceSession,
-    examples: Examples,
-    rows: NDArray[np.int64],
-    candidates: NDArray[np.int64],
+    model: Ranker, examples: Examples, rows: NDArray[np.int64], candidates: NDArray[np.int64]
 ) -> Inputs:
     history, user, context = (tensor.numpy() for tensor in inputs_of(model, examples, rows))
-    every: Inputs = {
+    return {
         layout.HISTORY_INPUT: history,
         layout.USER_INPUT: user,
         layout.CONTEXT_INPUT: context,
         layout.CANDIDATES_INPUT: candidates,
     }
-    return {node.name: every[node.name] for node in session.get_inputs()}

@@ -16,7 +16,8 @@ from recserve.engine.bundle.manifest import MANIFEST_NAME
 from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, SIGMOID, CalibrationEntry
 from recserve.engine.ranker import calibrated
 from recserve.exporters.assemble import export_run
-from recserve.exporters.ranker_entry import check_ranker_parity, export_graph, open_graph
+from recserve.exporters.ranker_entry import check_ranker_parity
+from recserve.exporters.ranker_graph import export_graph, open_graph
 from recserve.training.commands import run_config
 from recserve.training.data import load_dataset
 from recserve.training.loop import Trainer

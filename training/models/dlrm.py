@@ -5,6 +5,7 @@ The numbers of an item pass a perceptron of their own (the paper's bottom one) a
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recserve.training.models.ranker import (
     Fields,
@@ -52,11 +53,13 @@ class DLRM(Ranker):
         return self.first.of_item(inputs), fields.flatten(-2)
 
     def combine(self, user: Side, item: Side) -> Tensor:
-        size = self.config.embedding_size
-        fields = item[1].reshape(*item[1].shape[:-1], self.n_item_vectors + 1, size)
-        # (batch, 1, n_user, size) · (…, n, size, n_item) → (batch, n, n_user, n_item)
-        products = (user[1] @ fields.transpose(-1, -2)).flatten(-2)
-        logits: Tensor = self.rest(user[0] + item[0] + self.between(products))
+        n, n_user, n_item = item[1].shape[1], user[1].shape[2], self.n_item_vectors + 1
+        fields = item[1].reshape(item[1].shape[0], n * n_item, self.config.embedding_size)
+        # One product for all candidates of a user, (…, n · n_item, size) · (batch, size, n_user), gives the
+        # pairs item by item; the layer's columns have them user by user.
+        products = (fields @ user[1].squeeze(1).transpose(-1, -2)).view(-1, n, n_item * n_user)
+        weight = self.between.weight.view(-1, n_user, n_item).transpose(1, 2).flatten(1)
+        logits: Tensor = self.rest(user[0] + item[0] + F.linear(products, weight))
         return logits
 
 

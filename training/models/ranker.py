@@ -5,6 +5,7 @@ and from the two together (``combine``). Training, evaluation and the exported g
 the graph the items' part is a table, computed when it is exported.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,6 +128,10 @@ class Ranker(RankingModel):
 
         ``item`` is (batch or 1, n_candidates, width): with 1 every user has the same candidates.
         """
+
+    def for_many_candidates(self) -> "Ranker":
+        """Returns a copy that gives the same logits and costs least for one user and many candidates."""
+        return copy.deepcopy(self)
 
     def forward(self, history: Tensor, user: Tensor, context: Tensor, candidates: Tensor) -> Tensor:
         """Returns logits (batch, n_candidates, n_targets).

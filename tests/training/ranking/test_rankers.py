@@ -73,6 +73,21 @@ def test_a_request_alone_and_in_a_batch_and_by_tables_is_the_same(name: str, mak
         torch.testing.assert_close(model.combine(side, items), together, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("crosses", [1, 2, 3])
+def test_what_serves_many_candidates_gives_the_same_logits(crosses: int, make_run: MakeRun) -> None:
+    model = model_of(make_run("dcn", crosses=crosses))
+    for weight in model.parameters():
+        # Far from where training starts, where crosses add little.
+        torch.nn.init.normal_(weight, std=0.3)
+    served = model.for_many_candidates()
+    assert (type(served) is type(model)) == (crosses != 2)
+    with torch.inference_mode():
+        expected = model(*some_inputs(model))
+        torch.testing.assert_close(served(*some_inputs(model)), expected, atol=1e-4, rtol=1e-4)
+        linear = model.rest(model.user_side(*some_inputs(model)[:3])[2])
+        assert (expected - linear).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("name", BY_IDS)
 def test_every_input_has_a_say(name: str, make_run: MakeRun) -> None:
     model = model_of(make_run(name, **({} if name == "neumf" else {"context": True})))
