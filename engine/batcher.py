@@ -7,20 +7,21 @@ the clock, the threads, and the promise that each entry is answered exactly once
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import structlog
 
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide, surplus
+from recserve.engine.batch_run import BatchRun, E, abort
 from recserve.engine.breaker import Breakers
 from recserve.engine.brownout import Brownout, normal_wait
 from recserve.engine.counters import Counters
-from recserve.engine.threads import Crew
-from recserve.errors import Overloaded, RecserveError, Unavailable
+from recserve.engine.threads import Crew, this_crew
+from recserve.errors import Overloaded, Unavailable
 
 log = structlog.get_logger("recserve.batcher")
 
@@ -30,28 +31,6 @@ LOOK_SECONDS = 0.0005
 LOOKS = 8
 # How often the thread that gives cheaper answers looks who waits: in a brown-out, and else.
 RELIEF_SECONDS, IDLE_SECONDS = 0.01, 0.1
-
-
-class Entry(Protocol):
-    """One call that waits; ``priority`` 0 is the most urgent; times are those of ``time.monotonic``."""
-
-    deadline: float
-    received_at: float
-    priority: int
-    stage_ns: dict[str, int]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the entry is answered already."""
-
-    def fail(self, error: BaseException) -> bool:
-        """Answers with an error."""
-
-    def expire(self) -> bool:
-        """Answers that its deadline cannot be met."""
-
-
-E = TypeVar("E", bound=Entry)
 
 
 class Batcher(Generic[E]):
@@ -87,8 +66,14 @@ class Batcher(Generic[E]):
         self._config = config
         self._clock = clock
         # Filled by any thread without a lock; emptied by the one that forms a batch.
-        self._inbox: SimpleQueue[E | None] = SimpleQueue()
-        # Held by the one thread that waits for and forms the next batch; guards the fields below.
+        self._inbox: deque[E] = deque()
+        # One for each thread that may compute now. Who finds none goes: who computes looks again who waits.
+        self._places: deque[None] = deque([None] * config.threads)
+        # Held by all threads that sleep until there is something to do; released to wake one.
+        self._asleep = threading.Lock()
+        # What a thread knows of itself: whether it ``lends`` itself to compute what it submits.
+        self._own = threading.local()
+        # Held by the one thread that forms the next batch; guards the fields below.
         self._forming = threading.Lock()
         self._classes: tuple[deque[E], ...] = tuple(deque() for _ in range(PRIORITIES))
         self._rates = Rates()
@@ -101,29 +86,33 @@ class Batcher(Generic[E]):
             *("batches", "rows", "degraded_rows", "late_rows", "gone_rows"),
             *("failed_batches", "failed_rows", "stuck_batches"),
         )
+        self._run = BatchRun[E](self._counters, model_of, clock)
         # Who is to get a cheaper answer, which does not wait for the batch that is computed; None at the end.
         self._cheap: SimpleQueue[list[E] | None] = SimpleQueue()
-        self._crew = Crew(
-            "recserve-batcher",
-            config.threads,
-            self._work,
-            on_exhausted=on_exhausted,
-            stuck_seconds=config.stuck_seconds,
-            on_stuck=self._give_up,
+        self._on_exhausted = on_exhausted
+        self._crew = self._new_crew("batcher", config.threads, self._work, self._give_up)
+        self._relief = self._new_crew(
+            "relief", int(self._brownout is not None), self._relieve, self._fail_stuck
         )
-        self._relief = Crew(
-            "recserve-relief",
-            int(self._brownout is not None),
-            self._relieve,
-            on_exhausted=on_exhausted,
-            stuck_seconds=config.stuck_seconds,
-            on_stuck=self._give_up,
+
+    def _new_crew(
+        self, name: str, n_threads: int, work: Callable[[], None], on_stuck: Callable[[int, list[E]], None]
+    ) -> Crew:
+        return Crew(
+            f"recserve-{name}",
+            n_threads,
+            work,
+            # What waits is for another one.
+            on_death=lambda error: self._wake_one(),
+            on_exhausted=self._on_exhausted,
+            stuck_seconds=self._config.stuck_seconds,
+            on_stuck=on_stuck,
         )
 
     @property
     def n_waiting(self) -> int:
         """Entries that wait, those that are done already included."""
-        return self._inbox.qsize() + sum(map(len, self._classes))
+        return len(self._inbox) + sum(map(len, self._classes))
 
     @property
     def is_busy(self) -> bool:
@@ -131,9 +120,12 @@ class Batcher(Generic[E]):
         return self._crew.is_busy or self.n_waiting > 0
 
     def submit(self, request: Any, entry: E) -> None:
-        """Queues ``entry``; a handler of the service seam. Raises :class:`Overloaded` when too many wait."""
-        if self._closed:
-            raise Unavailable("server", found="shutting down", expected="serving", cure="Ask another one.")
+        """Queues ``entry``; a handler of the service seam.
+
+        Raises :class:`Overloaded` when too many wait, :class:`Unavailable` when the batcher closes.
+        """
+        if self._closing:
+            raise _closed()
         if self.n_waiting >= self._config.max_waiting:
             raise Overloaded(
                 "waiting requests",
@@ -141,7 +133,26 @@ class Batcher(Generic[E]):
                 expected=f"below {self._config.max_waiting}",
                 cure="Try again after a pause.",
             )
-        self._inbox.put(entry)
+        self._inbox.append(entry)
+        if self._closed:
+            self._refuse_the_rest()  # Nobody is left who would look.
+        elif not getattr(self._own, "lends", False):
+            self._wake_one()
+
+    def receive(self, receive: Callable[[], bool]) -> Crew:
+        """Starts threads that call ``receive`` again and again, until it returns False; returns them.
+
+        ``receive`` waits for calls and submits those that came. Its thread then computes them, unless as many
+        do as may: who asks alone is answered without a change of threads. There is one thread more than may
+        compute: whatever is computed, somebody receives.
+        """
+
+        def work() -> None:
+            self._own.lends = True
+            while receive() and self._help():
+                pass
+
+        return self._new_crew("receiver", self._config.threads + 1, work, self._give_up)
 
     def stats(self) -> dict[str, int]:
         """Returns counts since the start.
@@ -153,45 +164,82 @@ class Batcher(Generic[E]):
         return self._counters.read()
 
     def close(self) -> None:
-        """Computes what waits, then ends the threads."""
+        """Refuses further entries, computes what waits, then ends the threads."""
         self._closing = True
-        for _ in range(self._config.threads):
-            self._inbox.put(None)
+        self._wake_one()
         self._crew.join()
         self._cheap.put(None)
         self._relief.join()
+        self._closed = True
+        self._refuse_the_rest()
+
+    def _refuse_the_rest(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._inbox.popleft().fail(_closed())
+
+    def _wake_one(self) -> None:
+        if self._asleep.locked():
+            with suppress(RuntimeError):  # Another thread was faster.
+                self._asleep.release()
 
     def _work(self) -> None:
-        while (decision := self._next()) is not None:
-            if decision.degrade:
-                self._cheap.put(decision.degrade)
-            self._crew.begins([*decision.take, *decision.late])
-            try:
-                if decision.take:
-                    self._compute(decision.take)
-            finally:
-                # After the others, whom it would make late as well.
-                self._refuse(decision.late)
-            if not self._crew.ends():
+        while self._help():
+            if self._closing and not self.n_waiting:
+                self._wake_one()  # It is the others' end as well.
                 return
+            # At the end a thread that receives may still be at work.
+            self._asleep.acquire(timeout=LOOK_SECONDS if self._closing else -1)
+
+    def _help(self) -> bool:
+        """Computes what waits, unless as many threads do as may; False: this one was given up, so it ends."""
+        crew = this_crew()
+        while self.n_waiting:
+            try:
+                self._places.pop()
+            except IndexError:
+                return True
+            crew.begins([])
+            try:
+                if (decision := self._next()) is not None:
+                    crew.begins([*decision.take, *decision.late])
+                    self._carry_out(decision)
+            finally:
+                # In place of who was given up another one computes already.
+                if is_kept := crew.ends():
+                    self._places.append(None)
+            if not is_kept:
+                return False
+        return True
+
+    def _carry_out(self, decision: Decision[E]) -> None:
+        if decision.degrade:
+            self._cheap.put(decision.degrade)
+        if self._config.threads > 1 and self.n_waiting:
+            self._wake_one()
+        try:
+            if decision.take:
+                self._compute(decision.take)
+        finally:
+            # After the others, whom it would make late as well.
+            self._refuse(decision.late)
 
     def _next(self) -> Decision[E] | None:
+        """Returns what to do next, perhaps after a pause in which others come; None when nobody waits."""
         with self._forming:
             while True:
                 self._drain_inbox()
                 now = self._clock()
                 may_degrade = self._brownout is not None
-                decision = decide(self._classes, now, self._config, self._rates, may_degrade=may_degrade)
+                config = self._config if not self._closing else replace(self._config, max_delay_ms=0.0)
+                decision = decide(self._classes, now, config, self._rates, may_degrade=may_degrade)
                 self._apply(decision)
                 if decision.take or decision.degrade or decision.late:
                     self._watch_the_waiting(decision, now)
                     return decision
-                if decision.wake_at is not None:
-                    self._pause(decision.wake_at - now)
-                elif self._closed:
+                if decision.wake_at is None:
                     return None
-                else:
-                    self._wait(None)
+                self._pause(decision.wake_at - now)
 
     def _relieve(self) -> None:
         """Gives cheaper answers, on a thread of its own: whatever the model does, they are in time."""
@@ -209,7 +257,7 @@ class Batcher(Generic[E]):
                 for start in range(0, len(entries), self._config.max_size):
                     self._degrade(entries[start : start + self._config.max_size])
             except BaseException:
-                _abort(entries)
+                abort(entries)
                 raise
             if not self._relief.ends():
                 return
@@ -245,12 +293,6 @@ class Batcher(Generic[E]):
         if self._brownout.is_on != before:
             log.warning("brown-out ends" if before else "brown-out begins", waiting=self.n_waiting)
 
-    def _wait(self, seconds: float | None) -> None:
-        try:
-            self._take_in(self._inbox.get(timeout=seconds))
-        except Empty:
-            return
-
     def _pause(self, seconds: float) -> None:
         """Lets others come; not woken by each of them, which would hold up the thread that brings them."""
         for _ in range(LOOKS):
@@ -260,14 +302,8 @@ class Batcher(Generic[E]):
             seconds -= LOOK_SECONDS
 
     def _drain_inbox(self) -> None:
-        for _ in range(self._inbox.qsize()):
-            self._take_in(self._inbox.get_nowait())
-
-    def _take_in(self, entry: E | None) -> None:
-        if entry is None:
-            self._closed = True
-            self._config = replace(self._config, max_delay_ms=0.0)  # Nobody else will come.
-        else:
+        for _ in range(len(self._inbox)):
+            entry = self._inbox.popleft()
             self._classes[min(max(entry.priority, 0), PRIORITIES - 1)].append(entry)
 
     def _apply(self, decision: Decision[E]) -> None:
@@ -284,8 +320,13 @@ class Batcher(Generic[E]):
             self._counters.add(late_rows=len(late))
 
     def _give_up(self, thread: int, batch: list[E]) -> None:
-        self._counters.add(stuck_batches=1)
         self._note(batch, {self._model_of(entry) for entry in batch})
+        self._fail_stuck(thread, batch)
+        self._places.append(None)
+        self._wake_one()
+
+    def _fail_stuck(self, thread: int, batch: list[E]) -> None:
+        self._counters.add(stuck_batches=1)
         for entry in batch:
             entry.fail(
                 Unavailable("batch", found="stuck", expected="computed", cure="Try again after a moment.")
@@ -315,8 +356,8 @@ class Batcher(Generic[E]):
             if not batch:
                 return
         is_pressed = self._brownout is not None and self._brownout.is_on
-        failed = self._run(self._answer_smaller if is_pressed else self._answer, batch)
-        if self._crew.has_given_up():
+        failed = self._run.run(self._answer_smaller if is_pressed else self._answer, batch)
+        if this_crew().has_given_up():
             return
         self._note(batch, failed)
         end = self._clock()
@@ -325,61 +366,16 @@ class Batcher(Generic[E]):
         self._counters.add(batches=1, rows=len(batch))
 
     def _without_failing(self, batch: list[E], now: float) -> list[E]:
-        """Gives the cheaper answer to the entries of models that are left alone; returns the others."""
+        """Has the cheaper answer given to the entries of models that are left alone; returns the others."""
         alone = {model for model in map(self._model_of, batch) if self._breakers.is_open(model, now)}
         if resting := [entry for entry in batch if self._model_of(entry) in alone]:
-            self._degrade(resting)
+            self._cheap.put(resting)
         return [entry for entry in batch if self._model_of(entry) not in alone]
 
     def _degrade(self, batch: list[E]) -> None:
-        self._run(self._answer_degraded, batch)
+        self._run.run(self._answer_degraded, batch)
         self._counters.add(degraded_rows=len(batch))
 
-    def _run(self, answer: Callable[[list[E]], None], batch: list[E]) -> set[str]:
-        """Has every entry of ``batch`` answered; returns the models that could do it for none of theirs."""
-        failed: set[str] = set()
-        now = self._clock()
-        for entry in batch:
-            entry.stage_ns["queue"] = max(0, int((now - entry.received_at) * 1e9))
-        try:
-            try:
-                answer(batch)
-            except Exception as error:  # noqa: BLE001 - each caller gets a status for whatever it is
-                failed = self._one_by_one(answer, batch, error)
-            for entry in batch:
-                if not entry.is_done:
-                    entry.fail(RuntimeError("the batch ended without an answer for one of its entries"))
-        except BaseException:
-            _abort(batch)
-            raise
-        return failed
 
-    def _one_by_one(self, answer: Callable[[list[E]], None], batch: list[E], error: Exception) -> set[str]:
-        if len(batch) == 1:
-            self._counters.add(failed_batches=1, failed_rows=int(batch[0].fail(error)))
-            # Of ours each says what is to do.
-            return set() if isinstance(error, RecserveError) else {self._model_of(batch[0])}
-        log.warning("batch failed, trying its rows one by one", rows=len(batch), error=type(error).__name__)
-        n_failed = 0
-        # Whose time is not over was answered before the error.
-        now = self._clock()
-        could = {self._model_of(entry) for entry in batch if entry.is_done and entry.deadline > now}
-        could_not: set[str] = set()
-        for entry in batch:
-            if not entry.is_done:
-                could_it = could
-                try:
-                    answer([entry])
-                except Exception as own:  # noqa: BLE001 - as above
-                    n_failed += entry.fail(own)
-                    could_it = could if isinstance(own, RecserveError) else could_not
-                could_it.add(self._model_of(entry))
-        self._counters.add(failed_batches=1, failed_rows=n_failed)
-        return could_not - could
-
-
-def _abort(batch: Sequence[Entry]) -> None:
-    for entry in batch:
-        entry.fail(
-            Unavailable("batch", found="aborted", expected="computed", cure="Try again after a moment.")
-        )
+def _closed() -> Unavailable:
+    return Unavailable("server", found="shutting down", expected="serving", cure="Ask another one.")

@@ -19,6 +19,15 @@ MAX_DEATHS = 3
 DEATHS_WITHIN_SECONDS = 60.0
 
 
+_own = threading.local()
+
+
+def this_crew() -> "Crew":
+    """Returns the crew that the calling thread is of; it must be of one."""
+    crew: Crew = _own.crew
+    return crew
+
+
 class Crew:
     """``n_threads`` threads that each run ``work`` until it returns.
 
@@ -110,11 +119,13 @@ class Crew:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        # Who joins finds none that has not begun.
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+            thread.start()
 
     def _run(self) -> None:
+        _own.crew = self
         try:
             self._work()
         except BaseException as error:

@@ -113,7 +113,7 @@ class Server:
         # What ends the server, as a signal does, with the reason.
         self.on_end: Callable[[RecserveError], None] = lambda reason: None
         self.binds_when_warm = reuse_port
-        self._transports = new_transports(self.chain, config, reuse_port=reuse_port)
+        self._transports = new_transports(self.chain, config, self.batcher.receive, reuse_port=reuse_port)
         self._http = self._new_http(http, metrics, manager) if metrics else None
         # By name, "http" and "metrics"; of the ports that are open.
         self.urls: dict[str, str] = {}

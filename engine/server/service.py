@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from recserve.engine.batcher import Batcher, Entry
+from recserve.engine.batch_run import Entry
+from recserve.engine.batcher import Batcher
 from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.models.router import Router, for_arm
 from recserve.engine.ranked import Ranked, slates

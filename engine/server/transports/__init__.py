@@ -1,9 +1,14 @@
 """What carries calls to the chain: one module per way, all behind :class:`Transport`."""
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from recserve.engine.addresses import UNIX_PREFIX
+from recserve.engine.threads import Crew
+
+# Starts threads that call a function, which waits for calls and dispatches them, until it returns False.
+Receivers = Callable[[Callable[[], bool]], Crew]
 
 
 class Transport(Protocol):
@@ -23,3 +28,13 @@ def guard_socket(address: str) -> None:
     """Makes a Unix socket its owner's own: who may write to it may connect."""
     if address.startswith(UNIX_PREFIX):
         os.chmod(address.removeprefix(UNIX_PREFIX), 0o600)
+
+
+def one_receiver(receive: Callable[[], bool]) -> Crew:
+    """Starts one thread that does nothing but receive."""
+
+    def work() -> None:
+        while receive():
+            pass
+
+    return Crew("recserve-receiver", 1, work)

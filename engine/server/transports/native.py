@@ -5,7 +5,6 @@ over the limit is refused after it has been received, and connections are not co
 with the proxy. The names of trailers that start with "grpc-" are its own, so no pushback is sent.
 """
 
-import threading
 import time
 from typing import Any
 
@@ -16,7 +15,8 @@ from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Chain
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.methods import Method, MethodTable, Shape
-from recserve.engine.server.transports import guard_socket
+from recserve.engine.server.transports import Receivers, guard_socket, one_receiver
+from recserve.engine.threads import Crew
 from recserve.engine.wire.status import trailer_of
 from recserve.errors import ConfigError, Overloaded
 
@@ -25,6 +25,8 @@ log = structlog.get_logger("recserve.server")
 CARRIED = frozenset({Shape.UNARY, Shape.SERVER_STREAM})
 # Calls that come to Python with one crossing of the interpreter lock.
 RECEIVE_BATCH = 64
+# Of several threads that wait for calls the front wakes one when it closes; the others see it so much later.
+RECEIVE_MS = 100
 # More keep a core from the engine without making a server of few cores faster.
 IO_THREADS = 1
 # A peer that is gone without a word is noticed by a ping that nobody answers.
@@ -35,8 +37,15 @@ class NativeTransport:
     """Unary and server-streaming methods on one address, without a thread or a task per call."""
 
     def __init__(
-        self, chain: Chain, config: ServerConfig, methods: MethodTable, *, reuse_port: bool = False
+        self,
+        chain: Chain,
+        config: ServerConfig,
+        methods: MethodTable,
+        *,
+        reuse_port: bool = False,
+        receivers: Receivers = one_receiver,
     ) -> None:
+        """``receivers``: starts the threads that receive."""
         methods.check_shapes("native", CARRIED)
         if not config.is_local:
             raise ConfigError(
@@ -53,7 +62,8 @@ class NativeTransport:
         # By the front's id; a call leaves when it is answered or cancelled.
         self._calls: dict[int, _NativeCall] = {}
         self._front: Any = None
-        self._thread = threading.Thread(target=self._receive, name="recserve-native", daemon=True)
+        self._receivers = receivers
+        self._crew: Crew | None = None
 
     def start(self) -> str:
         """Binds and accepts calls; returns the address."""
@@ -74,12 +84,12 @@ class NativeTransport:
                 "server address", found=address, expected="free to bind", cure="Choose another --port."
             ) from error
         guard_socket(address)
-        self._thread.start()
+        self._crew = self._receivers(self._receive)
         return self._config.address(self._front.bound_port)
 
     def stop(self, grace_seconds: float) -> None:
         """Gives open calls the seconds, closes."""
-        if not self._thread.is_alive():
+        if self._crew is None:
             return
         for seconds in self._chain.admission.pauses_until_quiet():
             time.sleep(seconds)
@@ -87,24 +97,28 @@ class NativeTransport:
         while self._calls and time.monotonic() < deadline:
             time.sleep(0.01)
         self._front.close()
-        self._thread.join()
+        self._crew.join()
+        self._crew = None
         for call in list(self._calls.values()):
             call.cancel()
 
-    def _receive(self) -> None:
-        receive, calls, dispatch = self._front.recv_batch_details, self._calls, self._chain.dispatch
-        methods, event_call = self._methods, self._native.EVENT_CALL
-        while (events := receive(RECEIVE_BATCH)) is not None:
-            for kind, call_id, method_id, payload, _, details in events:
-                try:
-                    if kind == event_call:
-                        call = calls[call_id] = _NativeCall(methods[method_id], self, call_id, details)
-                        dispatch(call, payload)
-                    elif (gone := calls.pop(call_id, None)) is not None:
-                        gone.cancel()
-                except Exception:
-                    # Of one call; without this thread there would be no others.
-                    log.exception("call failed in the transport", method=methods[method_id].path)
+    def _receive(self) -> bool:
+        """Waits for calls, for a while, and dispatches them; False when the front is closed."""
+        events = self._front.recv_batch_details(RECEIVE_BATCH, RECEIVE_MS)
+        if events is None:
+            return False
+        calls, methods, event_call = self._calls, self._methods, self._native.EVENT_CALL
+        for kind, call_id, method_id, payload, _, details in events:
+            try:
+                if kind == event_call:
+                    call = calls[call_id] = _NativeCall(methods[method_id], self, call_id, details)
+                    self._chain.dispatch(call, payload)
+                elif (gone := calls.pop(call_id, None)) is not None:
+                    gone.cancel()
+            except Exception:
+                # Of one call; without this thread there would be no others.
+                log.exception("call failed in the transport", method=methods[method_id].path)
+        return True
 
     def reply(self, call_id: int, data: bytes, echo: tuple[tuple[str, str], ...]) -> None:
         """Sends the one reply of a call."""
