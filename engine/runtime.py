@@ -71,13 +71,19 @@ class Runtime:
         return devices.get(used.pop(), CPU) if len(used) == 1 else CPU
 
     def open(
-        self, graph: str, initializers: Mapping[str, ort.OrtValue] | None = None
+        self,
+        graph: str,
+        initializers: Mapping[str, ort.OrtValue] | None = None,
+        *,
+        keeps_memory: bool = False,
     ) -> ort.InferenceSession:
         """Opens the file ``graph``; ``initializers``: tensors that are bound instead of the graph's own.
 
+        ``keeps_memory``: for a graph of small tensors, whose allocation counts, whatever the settings say.
         Raises :class:`BundleInvalid`, or :class:`ConfigError` where "cuda" or "tensorrt" does not work.
         """
         options = session_options(self._config)
+        options.enable_cpu_mem_arena |= keeps_memory
         options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(self._bundle.folder.resolve()))
         for name, value in (initializers or {}).items():
             options.add_initializer(name, value)

@@ -187,7 +187,7 @@ class QueryEncoder:
     ) -> IncrementalEncoder:
         """Opens the second graph and has it repeat, in two steps, what was recorded of the first."""
         name = entry.incremental_encoder
-        session = runtime.open(name, self._table)
+        session = runtime.open(name, self._table, keeps_memory=True)
         encoder = IncrementalEncoder(session, name, self.features, self.max_history, cache_bytes)
         recorded = read_golden(
             bundle.read(entry.golden), entry.golden, [*self.features, layout.QUERY_EMBEDDING_OUTPUT]

@@ -107,10 +107,12 @@ class HSTU(IncrementalModel):
         """Returns what the first layer reads: see :meth:`Layer.forward`."""
         positions, distance, mask = self.places(history, memories)
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
-        x = self.input_dropout(x + self.position_embeddings[positions])
-        if memories is None:
-            x = x * (history >= 0).unsqueeze(-1)
         buckets = None if time_gaps is None else time_buckets(time_gaps, history.shape[1])
+        if memories is not None:
+            x = x + F.embedding(positions, self.position_embeddings)
+            return x, mask, distance.clamp(min=0), buckets
+        x = self.input_dropout(x + self.position_embeddings[positions])
+        x = x * (history >= 0).unsqueeze(-1)
         return x, mask.unsqueeze(1), distance.clamp(min=0), buckets
 
 
@@ -141,8 +143,9 @@ class Layer(nn.Module):
     ) -> Tensor:
         """Mixes the positions of ``x`` (batch, length, size) and those before them, of ``memory``.
 
-        ``mask``: (batch, 1, length, n_columns), True where a row may look; ``distance``: (length, n_columns),
-        how many positions back a column is; ``buckets``: (batch, length, n_columns), how long ago it was.
+        ``mask``: ([batch, 1,] length, n_columns), True where a row may look; ``distance``: (length,
+        n_columns), how many positions back a column is; ``buckets``: (batch, length, n_columns), how long ago
+        it was.
         Returns the same shape, with ``newest_only`` (batch, 1, size): the row of the last position.
         """
         batch, length, size = x.shape
@@ -152,7 +155,10 @@ class Layer(nn.Module):
         logits = agreement + self.position_bias[distance[-n_asked:]]
         if self.time_bias is not None and buckets is not None:
             logits = logits + self.time_bias[buckets[:, -n_asked:]].unsqueeze(1)
-        weights = (F.silu(logits) / self.longest).masked_fill(~mask[:, :, -n_asked:], 0.0)
+        weights = F.silu(logits) / self.longest
+        # The newest row may look at all that is remembered.
+        if memory is None or not newest_only:
+            weights = weights.masked_fill(~mask[..., -n_asked:, :], 0.0)
         attended = weights @ value if memory is None else memory.mixture(weights, value)
         attended = attended.transpose(1, 2).reshape(batch * n_asked, size)
         gated = dropout(self.attended_norm(attended) * gate, self.dropout, self.training)

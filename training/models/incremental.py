@@ -91,14 +91,17 @@ class IncrementalModel(SequenceModel):
         """Returns where each row of ``history`` stands; columns are all rows and the positions before them.
 
         Positions: (length,) or (batch, length). How many positions back a column is: (length, n_columns).
-        Which ones a row may look at: (batch, length, n_columns).
+        Which ones a row may look at: (batch, length, n_columns), or (length, n_columns) beside memories.
         """
         length = history.shape[1]
-        n_past = memories[0].n_past if memories else 0
-        steps = torch.arange(n_past + length, device=history.device)
-        distance = steps[n_past:].unsqueeze(1) - steps.unsqueeze(0)
         if memories:
-            return steps[n_past:], distance, (distance >= 0).unsqueeze(0)
+            # As few operators as can be: with one new item each of them costs as much as its work.
+            n_past = memories[0].n_past
+            rows = torch.arange(n_past, n_past + length, device=history.device)
+            distance = rows.unsqueeze(1) - torch.arange(n_past + length, device=history.device)
+            return rows, distance, distance >= 0
+        steps = torch.arange(length, device=history.device)
+        distance = steps.unsqueeze(1) - steps.unsqueeze(0)
         real = history >= 0
         positions = length - 1 - steps
         if self.config.incremental:

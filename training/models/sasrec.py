@@ -101,15 +101,18 @@ class SASRec(IncrementalModel):
         self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the first block's input (batch, length, size), what is added to the attention's logits
-        (batch, 1, length, n_columns; −inf where a row may not look) and the buckets of the gaps."""
+        ([batch, 1,] length, n_columns; −inf where a row may not look) and the buckets of the gaps."""
         positions, distance, mask = self.places(history, memories)
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
+        buckets = None if time_gaps is None else _gap_buckets(time_gaps)
+        if memories is not None:
+            x = x + F.embedding(positions, self.position_embeddings)
+            return x, torch.where(mask, 0.0, float("-inf")), buckets
         x = self.input_dropout(x + self.position_embeddings[positions])
-        if memories is None:
-            x = x * (history >= 0).unsqueeze(-1)
+        x = x * (history >= 0).unsqueeze(-1)
         # A padded row attends to itself: a softmax over nothing would be NaN.
         bias = torch.where(mask | (distance == 0), 0.0, float("-inf")).unsqueeze(1)
-        return x, bias, None if time_gaps is None else _gap_buckets(time_gaps)
+        return x, bias, buckets
 
 
 class Block(nn.Module):
@@ -141,7 +144,7 @@ class Block(nn.Module):
         newest_only: bool = False,
         memory: LayerMemory | None = None,
     ) -> Tensor:
-        """``x``: (batch, length, size); ``bias``: (batch, 1, length, n_columns), added to the logits.
+        """``x``: (batch, length, size); ``bias``: ([batch, 1,] length, n_columns), added to the logits.
 
         ``memory``: the positions before ``x``. Returns the same shape, with ``newest_only`` (batch, 1, size):
         the row of the last position.
@@ -152,8 +155,15 @@ class Block(nn.Module):
         normed = self.attention_norm(x).reshape(batch * length, size)
         query, key, value = self._query_key_value(normed, batch, length, newest_only)
         # Written out: the fused operator, when a bias is learned, does not export with free shapes.
-        agreement = query @ key.transpose(-1, -2) if memory is None else memory.agreement(query, key)
-        logits = agreement / math.sqrt(query.shape[-1]) + bias[:, :, -n_asked:]
+        scale = math.sqrt(query.shape[-1])
+        if memory is None:
+            logits = query @ key.transpose(-1, -2) / scale
+        else:
+            # The runtime makes the division one with the products that follow.
+            logits = memory.agreement(query / scale, key)
+        # The newest row may look at all that is remembered.
+        if memory is None or not newest_only:
+            logits = logits + bias[..., -n_asked:, :]
         if self.gap_bias is not None and gap_buckets is not None:
             logits = logits + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
         weights = dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
@@ -170,12 +180,12 @@ class Block(nn.Module):
         width = self.qkv.out_features // 3
         head = width // self.n_heads
         if not newest_only:
-            qkv = self.qkv(normed).view(batch, length, 3, self.n_heads, head)
-            return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # type: ignore[no-any-return]
+            qkv = self.qkv(normed).view(batch, length, 3 * self.n_heads, head)
+            return qkv.transpose(1, 2).chunk(3, dim=1)  # type: ignore[no-any-return]
         newest = normed.view(batch, length, -1)[:, -1]
         query = F.linear(newest, self.qkv.weight[:width], self.qkv.bias[:width])
         key_value = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
-        key, value = key_value.view(batch, length, 2, self.n_heads, head).permute(2, 0, 3, 1, 4).unbind(0)
+        key, value = key_value.view(batch, length, 2 * self.n_heads, head).transpose(1, 2).chunk(2, dim=1)
         return query.view(batch, 1, self.n_heads, head).transpose(1, 2), key, value
 
 
