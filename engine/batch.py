@@ -22,6 +22,7 @@ from recserve.engine.slate.plan import Planner
 from recserve.engine.slate.quotas import Origins
 from recserve.engine.slate.rerank import Reranker
 from recserve.engine.sources import QuerySource
+from recserve.engine.text_search import TextRanking, TextSearch
 from recserve.engine.time_budget import StageCosts
 from recserve.engine.types import Request
 from recserve.errors import ConfigError, InvalidRequest
@@ -44,6 +45,7 @@ class LoadedBundle:
     online: OnlineStage | None = None
     segments: Segments | None = None
     newest: FixedRanking | None = None
+    texts: TextSearch | None = None
     costs: StageCosts = field(default_factory=StageCosts)
     # Items that no slate may have any more.
     gone: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -135,6 +137,8 @@ class Batch:
     origins: dict[int, Origins] = field(default_factory=dict)
     # The rows that the model can answer; the others are cold starts.
     model_rows: list[int] = field(default_factory=list)
+    # By row: the order of the catalogue by its text; of the rows that have one.
+    by_text: dict[int, TextRanking] = field(default_factory=dict)
     # By row: what the online stage left to chance.
     choices: dict[int, Choice] = field(default_factory=dict)
 
@@ -142,6 +146,11 @@ class Batch:
     def moves(self) -> OnlineStage | None:
         """What moves scores by what was learned online, None where nothing does."""
         return None if self.degraded else self.loaded.online
+
+    @property
+    def n_cold_starts(self) -> int:
+        """How many rows neither the model answers nor a text."""
+        return len(self.requests) - len(self.by_text.keys() | self.model_rows)
 
     def query(self, i: int) -> NDArray[np.float32] | None:
         """Returns the query embedding (d,) of row ``i``, None for a cold start."""

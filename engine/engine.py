@@ -279,7 +279,7 @@ class Engine:
         answers = run(batch, store)
         self._counters.add(
             requests=len(requests),
-            cold_starts=0 if degraded else len(requests) - len(batch.model_rows),
+            cold_starts=0 if degraded else batch.n_cold_starts,
             ignored_items=sum(resolved.n_ignored_items for resolved in batch.resolved),
         )
         return answers

@@ -40,6 +40,10 @@ class FixedRanking:
         kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
         return self.scores[kept], kept
 
+    def scores_of(self, items: Items) -> Scores:
+        """Returns the scores of ``items`` (n,)."""
+        return self.scores[items]
+
     def _best_boosted(
         self, k: int, exclude: Items, allowed: CompiledFilter | None, boosts: Scores
     ) -> tuple[Scores, Items]:

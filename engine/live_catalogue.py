@@ -134,7 +134,8 @@ def _extended(
     }
     retriever = loaded.retriever.extended(bundle)
     extended = LoadedBundle.of(bundle, loaded.runtime, sources, retriever, config)
-    return replace(extended, online=loaded.online, costs=loaded.costs)
+    texts = None if loaded.texts is None else loaded.texts.extended(bundle)
+    return replace(extended, online=loaded.online, costs=loaded.costs, texts=texts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
 from recserve.engine.runtime import Runtime
 from recserve.engine.sources import open_source
+from recserve.engine.text_search import TextSearch, check_text
 from recserve.engine.types import Request
 
 
@@ -32,6 +33,9 @@ def load_bundle(
         ranking = RankStage(bundle, Ranker(bundle, entry, runtime), config.rank_candidates)
     retriever = Retriever(bundle, config.index_folder)
     loaded = LoadedBundle.of(bundle, runtime, sources, retriever, config.pipeline, ranking)
+    if (text_entry := bundle.manifest.text_encoder) is not None:
+        texts = TextSearch(bundle, text_entry, runtime, config.index_folder)
+        loaded = replace(loaded, texts=texts)
     # Last: its thread would outlive a load that fails.
     return loaded if online is None else replace(loaded, online=online(bundle))
 
@@ -41,6 +45,8 @@ def check_for(loaded: LoadedBundle, request: Request, config: EngineConfig) -> N
     check_request(request, loaded.bundle, config, loaded.planner)
     if request.context and loaded.segments is not None:
         loaded.segments.check(request.context)
+    if request.query_text:
+        check_text(request.query_text, loaded.texts)
     if loaded.ranking is not None:
         loaded.ranking.check(request)
     elif request.predict or request.weights:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from recserve.engine.batch import Batch
 from recserve.engine.fixed_ranking import FixedRanking
 from recserve.engine.slate.quotas import Source, merge
+from recserve.engine.text_search import TextRanking
 from recserve.engine.types import (
     SOURCE_EXPLORE,
     SOURCE_MODEL,
     SOURCE_NEW,
     SOURCE_POPULARITY,
+    SOURCE_QUERY_TEXT,
     SOURCE_SEGMENT,
     SOURCE_SIMILAR,
     Request,
@@ -52,8 +54,10 @@ def _mix(batch: Batch, i: int, quotas: dict[str, float]) -> None:
     batch.found[i] = (base, scores_of(batch, i, origins.items), origins.items)
 
 
-def cold_start(batch: Batch, i: int) -> tuple[str, FixedRanking]:
-    """Returns what answers row ``i`` without a model: its segments, or else everybody."""
+def cold_start(batch: Batch, i: int) -> tuple[str, FixedRanking | TextRanking]:
+    """Returns what answers row ``i`` without a model: its text, its segments, or else everybody."""
+    if i in batch.by_text:
+        return SOURCE_QUERY_TEXT, batch.by_text[i]
     segments = batch.loaded.segments
     if segments is not None and not batch.degraded:
         ranking = segments.ranking(batch.requests[i].context, batch.now)
@@ -80,7 +84,11 @@ def _bring(batch: Batch, i: int, name: str, n: int, n_drawn: int) -> Found:
         )
         mask[exclude] = False
         return _draw(np.flatnonzero(mask).astype(np.int32), n_drawn, _random(batch.requests[i]))
-    rankings = {SOURCE_POPULARITY: loaded.retriever.popularity, SOURCE_NEW: loaded.newest}
+    rankings: dict[str, FixedRanking | TextRanking | None] = {
+        SOURCE_POPULARITY: loaded.retriever.popularity,
+        SOURCE_NEW: loaded.newest,
+        SOURCE_QUERY_TEXT: batch.by_text.get(i),
+    }
     if name == SOURCE_SEGMENT and loaded.segments is not None:
         rankings[name] = loaded.segments.ranking(batch.requests[i].context, batch.now)
     ranking = rankings.get(name)
@@ -107,7 +115,7 @@ def scores_of(batch: Batch, i: int, items: NDArray[np.int32]) -> NDArray[np.floa
     query, boosts = batch.query(i), batch.resolved[i].boosts
     scores: NDArray[np.float32]
     if query is None:
-        scores = cold_start(batch, i)[1].scores[items]
+        scores = cold_start(batch, i)[1].scores_of(items)
     else:
         scores = batch.loaded.bundle.item_embeddings[items] @ query
     return scores if boosts is None else scores + boosts[items]

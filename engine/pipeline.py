@@ -34,6 +34,7 @@ from recserve.engine.types import (
     DEGRADED_RERANK,
     SOURCE_EXPLORE,
     SOURCE_MODEL,
+    SOURCE_QUERY_TEXT,
 )
 
 T = TypeVar("T")
@@ -101,17 +102,35 @@ def _resolve(batch: Batch, store: HistoryStore) -> None:
     batch.resolved = resolve(batch.requests, loaded.bundle, store, loaded.planner, loaded.gone, batch.now)
     if not batch.degraded:
         answers = loaded.sources[batch.variant].answers
-        batch.model_rows = [i for i, resolved in enumerate(batch.resolved) if answers(resolved.history)]
+        searches = {i for i, request in enumerate(batch.requests) if request.query_text}
+        searches = {i for i in searches if not _has_quota(batch.resolved[i].plan)}
+        batch.model_rows = [
+            i for i, resolved in enumerate(batch.resolved) if i not in searches and answers(resolved.history)
+        ]
     if loaded.ranking is not None and not batch.degraded:
-        asked = ((i, loaded.ranking.objective(request)) for i, request in enumerate(batch.requests))
+        asked = (
+            (i, loaded.ranking.objective(request))
+            for i, request in enumerate(batch.requests)
+            # Of hundreds of candidates those that are clicked most are not those that were looked for.
+            if i not in searches or request.predict or request.weights
+        )
         batch.objectives = {i: objective for i, objective in asked if objective is not None}
 
 
+def _has_quota(plan: Plan | None) -> bool:
+    """Whether a text has a share of the candidates; else it stands in for the model."""
+    return plan is not None and any(name == SOURCE_QUERY_TEXT for name, _ in plan.recipe.quotas)
+
+
 def _encode(batch: Batch) -> None:
-    rows = batch.model_rows
+    rows, texts = batch.model_rows, batch.loaded.texts
     if rows:
         source = batch.loaded.sources[batch.variant]
         batch.queries = source.encode([batch.resolved[i].history for i in rows], batch.now)
+    if texts is not None and not batch.degraded:
+        asked = {i: request.query_text for i, request in enumerate(batch.requests) if request.query_text}
+        if asked:
+            batch.by_text = dict(zip(asked, texts.rankings(list(asked.values())), strict=True))
 
 
 def retrieve(batch: Batch) -> None:

@@ -10,7 +10,7 @@ import typer
 from recserve.engine.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
-    from recserve.engine.bundle.rules import Boost
+    from recserve.engine.bundle.rules import Boost, Rules
     from recserve.engine.client import RecommenderClient
     from recserve.engine.engine import Engine
 
@@ -32,6 +32,9 @@ def recommend(
         str, typer.Option(help="Item ids, comma-separated, newest last; wins over the stored one.")
     ] = "",
     exclude: Annotated[str, typer.Option(help="Item ids that must not come back, comma-separated.")] = "",
+    query_text: Annotated[
+        str, typer.Option(help="What is looked for, in words, of a bundle with a text encoder.")
+    ] = "",
     filter: Annotated[
         str, typer.Option(help="""Which items may come back: 'price < 50 and category in ("a", "b")'.""")
     ] = "",
@@ -51,6 +54,14 @@ def recommend(
     ] = None,
     quotas: Annotated[
         str, typer.Option(help="Shares of candidates by source: model=7,similar=2,new=1.")
+    ] = "",
+    min_score: Annotated[float | None, typer.Option(help="Leave out what the model scores lower.")] = None,
+    rules: Annotated[
+        str,
+        typer.Option(
+            help="All rules, as JSON of the message Rules, or a file of it; the flags for single rules win: "
+            """'{"frequency": {"impressions": 3, "hours": 24}}'."""
+        ),
     ] = "",
     predict: Annotated[
         str, typer.Option(help="What the score is: context, click, rating or retrieval.")
@@ -91,14 +102,16 @@ def recommend(
     from recserve.engine.show import named_items, show_slate, show_why_not
     from recserve.engine.types import Request
 
-    rules = Rules(
+    flags = Rules(
         caps=_pairs("caps", caps, int),
         diversity=diversity,
         novelty=novelty,
+        min_score=min_score,
         pins=[Pin(item_id, rank) for item_id, rank in _pairs("pins", pins, int).items()],
         boosts=[_boost(text) for text in boost or ()],
         quotas=_pairs("quotas", quotas, float),
     )
+    asked = flags.over(_rules(rules))
     request = Request(
         user_id=user,
         k=k,
@@ -106,13 +119,14 @@ def recommend(
         exclude=exclude.split(",") if exclude else (),
         variant=variant,
         filter=filter,
-        rules=None if NOTHING.over(rules) == NOTHING else rules,
+        rules=None if NOTHING.over(asked) == NOTHING else asked,
         predict=predict,
         weights=_pairs("weights", weights, float),
         context=_pairs("context", context, str),
         seed=seed,
         page_token=page_token,
         budget_ms=budget_ms,
+        query_text=query_text,
         explain=explain,
     )
     if bool(server) == (bundle is not None):
@@ -156,6 +170,20 @@ def _pairs(flag: str, text: str, kind: Callable[[str], T]) -> dict[str, T]:
             word = {int: "NUMBER", float: "NUMBER"}.get(kind, "VALUE")  # type: ignore[call-overload]
             raise typer.BadParameter(f"--{flag} is {part!r}; expected NAME={word},...")
     return pairs
+
+
+def _rules(text: str) -> "Rules":
+    """Reads the message Rules from JSON, or from a file of it."""
+    from google.protobuf import json_format
+
+    from recserve.engine.wire.convert import rules_from_message
+    from recserve.proto import recommender_pb2 as pb
+
+    try:
+        source = text if not text or text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
+        return rules_from_message(json_format.Parse(source or "{}", pb.Rules()))
+    except (OSError, UnicodeDecodeError, json_format.ParseError) as error:
+        raise typer.BadParameter(f"--rules is {text!r}; expected JSON of rules: {error}") from None
 
 
 def _boost(text: str) -> "Boost":

@@ -24,6 +24,8 @@ def rehearsal(bundle: Bundle, config: EngineConfig) -> Iterator[list[Request]]:
     for variant in bundle.manifest.variants:
         requests = [Request(history=[item], variant=variant) for item in items]
         yield [*requests, Request()]
+        if bundle.manifest.text_encoder is not None:
+            yield [Request(query_text=items[0], variant=variant)]
         yield from ([request] for request in requests)
     yield from captured(bundle, config)
 

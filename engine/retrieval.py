@@ -24,8 +24,8 @@ class Retriever:
     def __init__(self, bundle: Bundle, folder: Path | None = None) -> None:
         self._vectors = bundle.item_embeddings
         name = bundle.manifest.item_table_sha256
-        self._index = _prepare(folder and folder / f"{name}.inner", self._vectors, "inner")
-        self._cosine_index = _prepare(folder and folder / f"{name}.cosine", self._vectors, "cosine")
+        self._index = prepare_index(folder and folder / f"{name}.inner", self._vectors, "inner")
+        self._cosine_index = prepare_index(folder and folder / f"{name}.cosine", self._vectors, "cosine")
         total = max(1, int(bundle.popularity.sum()))
         # By the share of all interactions that each item has.
         self.popularity = FixedRanking(
@@ -67,7 +67,7 @@ class Retriever:
         allow: list[ItemFilter | None] | None = None
         if any(filters):
             allow = [None if one is None else one.allow for one in filters]
-        return self._index.search(queries, k, exclude=_to_csr(exclude), allow=allow, bias=boosts)
+        return self._index.search(queries, k, exclude=to_csr(exclude), allow=allow, bias=boosts)
 
     def similar(
         self,
@@ -84,12 +84,12 @@ class Retriever:
         # The mask: the filter's bits are in the order of the other index.
         allow = allowed.allow.mask if allowed else None
         scores, found = self._cosine_index.search(
-            direction, k, exclude=_to_csr([exclude]), allow=allow, bias=boosts
+            direction, k, exclude=to_csr([exclude]), allow=allow, bias=boosts
         )
         return scores[0], found[0]
 
 
-def _prepare(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> ItemIndex:
+def prepare_index(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> ItemIndex:
     """Builds an index; with a folder, the one that another process left there, or for others to find."""
     if folder is None:
         return ItemIndex.build(vectors, metric=metric)
@@ -102,6 +102,7 @@ def _prepare(folder: Path | None, vectors: NDArray[np.float32], metric: str) -> 
     return ItemIndex.open(folder)
 
 
-def _to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Returns ``rows`` as a search takes them: where each ends (batch + 1,), and all of them in one array."""
     indptr = np.array([0, *accumulate(map(len, rows))], np.int64)
     return indptr, np.concatenate(rows) if rows else np.empty(0, np.int32)

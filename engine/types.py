@@ -7,8 +7,9 @@ from recserve.engine.bundle.rules import SOURCES, Rules
 from recserve.engine.explain.explanation import EXPLAIN_NONE, Explanation
 
 # Where items come from: the model's query embedding, what is like the newest of the history, what the users
-# of a segment or all users take, what is new, chance.
-SOURCE_MODEL, SOURCE_SIMILAR, SOURCE_SEGMENT, SOURCE_POPULARITY, SOURCE_NEW, SOURCE_EXPLORE = SOURCES
+# of a segment or all users take, what is new, chance, what is like the request's text.
+SOURCE_MODEL, SOURCE_SIMILAR, SOURCE_SEGMENT, SOURCE_POPULARITY, SOURCE_NEW, *_OTHERS = SOURCES
+SOURCE_EXPLORE, SOURCE_QUERY_TEXT = _OTHERS
 
 # What may be left out of a slate so that it comes in time: "model" means popular items instead of its own,
 # "rank" the order of retrieval, "rerank" no diversity or novelty, "explain" no reasons.
@@ -40,6 +41,8 @@ class Request:
     ``seed``: the same choice again where chance has a part (exploration), 0 to 2^63 - 1; None: a new one.
     ``budget_ms``: what does not fit into these milliseconds is left out of the slate: explanations first,
     then diversity, then the second stage; None: nothing is, but for a deadline of the call.
+    ``query_text``: words in any language of the bundle's text encoder: the items whose texts are the nearest,
+    or, where quotas name the source "query_text", its share of them.
     """
 
     user_id: str = ""
@@ -58,6 +61,7 @@ class Request:
     page_token: str | None = None
     seed: int | None = None
     budget_ms: int | None = None
+    query_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

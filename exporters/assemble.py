@@ -32,6 +32,7 @@ from recserve.exporters.ranker_entry import write_ranker
 from recserve.exporters.ranker_forms import check_form
 from recserve.exporters.segments import write_segments
 from recserve.exporters.table_variant import write_table
+from recserve.exporters.text_encoder import write_text_encoder
 from recserve.exporters.variant import VARIANT, Variant
 from recserve.training.data import Dataset, Histories
 from recserve.training.data.columns import EMBEDDING
@@ -92,6 +93,7 @@ def export_run(
     pipeline: PipelineConfig | None = None,
     segments: Sequence[str] = AUTO_SEGMENTS,
     item_encoder: bool = False,
+    text_encoder: str = "",
     signing_key: SigningKey | None = None,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> Exported:
@@ -100,8 +102,8 @@ def export_run(
     ``histories``: whether the users' interactions go along, so that known users are served at once.
     ``pipeline``: the rules that the bundle brings. ``segments``: by what cold starts are told apart, see
     ``fit_segments``; empty for nothing. ``item_encoder``: whether to fit what makes embeddings of attributes,
-    for items that come later. ``signing_key`` signs it. ``on_progress`` gets the name of each form
-    that is measured.
+    for items that come later. ``text_encoder``: for requests with a text, see ``write_text_encoder``;
+    empty for none. ``signing_key`` signs it. ``on_progress`` gets the name of each form that is measured.
     Raises :class:`CheckFailed` when parity does not hold or a form asked for by name is refused,
     :class:`InvalidRequest` when ``target`` exists; then nothing is left behind.
     """
@@ -121,6 +123,7 @@ def export_run(
         by_segment = write_segments(writer, run.dataset, segments)
         forms = _write_forms(writer, run, model, variant, options, Path(scratch), on_progress)
         entry = None if ranker is None else _write_ranker(writer, run, ranker, known, options.ranker)
+        searched_by = write_text_encoder(writer, run.dataset, text_encoder) if text_encoder else None
         known_by = write_item_encoder(writer, run.dataset, variant.item_embeddings) if item_encoder else None
         manifest = dataclasses.replace(
             _manifest(run, variant, forms, writer, entry),
@@ -129,6 +132,7 @@ def export_run(
             pipeline=pipeline,
             item_table=variant.item_table,
             item_encoder=known_by,
+            text_encoder=searched_by,
         )
         writer.commit(manifest, signing_key)
     return Exported(manifest, variant.parity)

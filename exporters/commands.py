@@ -87,6 +87,13 @@ def export(
             "--item-encoder", help="Fit what makes embeddings of attributes, for items that come later."
         ),
     ] = False,
+    text_encoder: Annotated[
+        str,
+        typer.Option(
+            help="For requests with a text (query_text): a folder that `encoder import` wrote, or hashing, "
+            "which finds the words of titles and descriptions."
+        ),
+    ] = "",
     sign_key: Annotated[
         Path | None, typer.Option(help="File of a private key (`recserve bundle keygen`) to sign with.")
     ] = None,
@@ -124,6 +131,7 @@ def export(
             pipeline=read_pipeline(pipeline) if pipeline is not None else None,
             segments=[] if segments == "none" else segments.split(","),
             item_encoder=item_encoder,
+            text_encoder=text_encoder,
             signing_key=signing_key,
             on_progress=lambda name: update(1, description=f"measuring {name}"),
         )

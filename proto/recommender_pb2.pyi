@@ -87,6 +87,7 @@ class RecommendRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     BUDGET_MS_FIELD_NUMBER: _builtins.int
+    QUERY_TEXT_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -113,7 +114,7 @@ class RecommendRequest(_message.Message):
     page_token: _builtins.str
     """For long lists. Empty, but set: the first page. Then `next_page_token` of the slate before: what comes
     after, nothing of it shown before. `k`, `exclude`, `history`, `context` and `variant` may change on the
-    way; a token of another user, filter, prediction or rules is INVALID_ARGUMENT. Not set: no token comes.
+    way; a token of another user, filter, text, prediction or rules is INVALID_ARGUMENT. Not set: no token comes.
     """
     seed: _builtins.int
     """Where chance has a part (exploration): the same choice for the same seed and user. Not set: a new one."""
@@ -121,6 +122,12 @@ class RecommendRequest(_message.Message):
     """Milliseconds from the arrival of the call, where the call's own deadline is later. What does not fit is left
     out of the slate and named in `degraded`: explanations first, then diversity and novelty, then the second
     stage. Not set: the deadline counts.
+    """
+    query_text: _builtins.str
+    """What the user looks for, in any language of the bundle's text encoder, at most 1000 characters: the items
+    whose texts are the nearest come back, the best first by their cosine (or by `predict` or `weights`). Where
+    `rules.quotas` names the source "query_text", its share of candidates are these. A bundle without a text
+    encoder is INVALID_ARGUMENT.
     """
     @_builtins.property
     def history(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -170,10 +177,11 @@ class RecommendRequest(_message.Message):
         page_token: _builtins.str | None = ...,
         seed: _builtins.int | None = ...,
         budget_ms: _builtins.int | None = ...,
+        query_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "k", b"k", "page_token", b"page_token", "rules", b"rules", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "query_text", b"query_text", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget_ms: _TypeAlias = _typing.Literal["budget_ms"]  # noqa: Y015
     _WhichOneofArgType__budget_ms: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms"]  # noqa: Y015
@@ -284,7 +292,8 @@ class Rules(_message.Message):
     @_builtins.property
     def quotas(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """How the candidates are shared between sources, relative: "model", "similar" (to the newest of the
-        history), "segment" (what users take in the segments of `context`), "popularity", "new", "explore" (chance).
+        history), "segment" (what users take in the segments of `context`), "popularity", "new", "explore" (chance),
+        "query_text" (what is like it).
         """
 
     @_builtins.property
@@ -1218,6 +1227,8 @@ class Reason(_message.Message):
         """Nobody had it yet when the model was trained."""
         FOR_YOU: Reason._Code.ValueType  # 7
         """The model's choice, and nothing more can be said."""
+        MATCHES_TEXT: Reason._Code.ValueType  # 8
+        """Its text is like `query_text`."""
 
     class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
     CODE_UNSPECIFIED: Reason.Code.ValueType  # 0
@@ -1235,6 +1246,8 @@ class Reason(_message.Message):
     """Nobody had it yet when the model was trained."""
     FOR_YOU: Reason.Code.ValueType  # 7
     """The model's choice, and nothing more can be said."""
+    MATCHES_TEXT: Reason.Code.ValueType  # 8
+    """Its text is like `query_text`."""
 
     CODE_FIELD_NUMBER: _builtins.int
     ITEM_IDS_FIELD_NUMBER: _builtins.int

@@ -93,11 +93,13 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
         ("--pins", "item=first", "--pins is 'item=first'; expected NAME=NUMBER"),
         ("--context", "9", "--context is '9'; expected NAME=VALUE"),
         ("--boost", "price < 3", "--boost is 'price < 3'; expected WEIGHT:FILTER"),
+        ("--rules", '{"cap": {}}', "expected JSON of rules"),
+        ("--rules", "no-such-file", "expected JSON of rules"),
     ):
         code, _, err = run("recommend", bundle_folder, flag, text)
         assert code == 2
         assert expected in err
-    pinned = json.loads(out)["item_id"]
+    pinned = history[:8]
     rules = ("--pins", f"{pinned}=2", "--boost", "9:category = 'Kitchen'", "--quotas", "model=1,explore=1")
     others = ("--seed", "3", "--predict", "retrieval", "--context", "hour=9", "--budget-ms", "60000")
     code, out, _ = run("recommend", bundle_folder, "--json", "--page-token", "", *rules, *others)
@@ -113,6 +115,19 @@ def test_reading_verbs_print_json_and_nothing_else(run: Run, bundle_folder: Path
     code, _, err = run("recommend", bundle_folder, "--filter", "price < 30 and")
     assert code == 2
     assert "filter is ending at character 15" in err
+
+
+def test_rules_come_as_json_or_as_a_file_of_it(run: Run, bundle_folder: Path, tmp_path: Path) -> None:
+    every = '{"caps": {"category": 1}, "frequency": {"impressions": 3, "hours": 24}, "rerank": "score"}'
+    (tmp_path / "rules.json").write_text(every)
+    for asked in (every, tmp_path / "rules.json"):
+        code, out, _ = run("recommend", bundle_folder, "--json", "-k", "4", "--rules", asked)
+        assert code == 0
+        assert len({item["attributes"]["category"] for item in json.loads(out)["items"]}) == 4
+    code, out, _ = run(
+        "recommend", bundle_folder, "--json", "--rules", every, "--caps", "category=3", "-k", "4"
+    )
+    assert len({item["attributes"]["category"] for item in json.loads(out)["items"]}) < 4
 
 
 def test_tables_are_for_people(run: Run, bundle_folder: Path) -> None:

@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # The command line starts the server: the one place where the engine's folder looks up.
 MAY_LOOK_UP = {"engine/commands.py", "engine/settings.py"}
-ROOT_MODULES = {"errors", "console", "files", "permissions", "words"}
+ROOT_MODULES = {"errors", "console", "files", "permissions", "texts", "words"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120

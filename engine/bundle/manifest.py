@@ -16,6 +16,7 @@ from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE, RankerEntry
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
+from recserve.engine.bundle.text_encoder import TextEncoderEntry
 from recserve.errors import BundleInvalid, BundleReason, ConfigError, nearest
 
 FORMAT_VERSION = 1
@@ -135,6 +136,7 @@ class Manifest:
     segments: SegmentsEntry | None = None
     item_table: str = FLOAT32
     item_encoder: ItemEncoderEntry | None = None
+    text_encoder: TextEncoderEntry | None = None
 
     @property
     def item_table_sha256(self) -> str:
@@ -200,7 +202,7 @@ class Manifest:
             raise _wrong_field("item_table", found=self.item_table, expected=f"one of {', '.join(FORMS)}")
         for name, variant in self.variants.items():
             self._check_variant(name, variant)
-        for part in (self.ranker, self.segments, self.item_encoder):
+        for part in (self.ranker, self.segments, self.item_encoder, self.text_encoder):
             if part is not None:
                 part.check(self.files)
         for name, value in (

@@ -198,8 +198,9 @@ def _check_graphs(bundle: Bundle) -> None:
     shape = (manifest.n_items, manifest.embedding_size)
     for graph in {graph for variant in manifest.variants.values() for graph in variant.graphs}:
         check_graph(bundle.read(graph), graph, FORMS[manifest.item_table], shape)
-    if manifest.ranker is not None:
-        check_graph(bundle.read(manifest.ranker.graph), manifest.ranker.graph)
+    alone = (manifest.ranker, manifest.text_encoder)
+    for graph in (part.graph for part in alone if part is not None and part.graph):
+        check_graph(bundle.read(graph), graph)
 
 
 def _require(manifest: Manifest, name: str) -> None:

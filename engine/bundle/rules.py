@@ -13,7 +13,7 @@ from recserve.errors import ConfigError, RecserveError, nearest
 SCORE, MMR, DPP, CALIBRATED = "score", "mmr", "dpp", "calibrated"
 METHODS = (SCORE, MMR, DPP, CALIBRATED)
 # What candidates may come from.
-SOURCES = ("model", "similar", "segment", "popularity", "new", "explore")
+SOURCES = ("model", "similar", "segment", "popularity", "new", "explore", "query_text")
 MAX_CANDIDATES = 10_000
 MAX_BOOSTS = 32
 MAX_PINS = 100

@@ -24,6 +24,8 @@ class ReasonCode(StrEnum):
     """An answer without the model: the items that most interactions are with."""
     NEW = "new"
     """Nobody had it yet when the model was trained."""
+    MATCHES_TEXT = "matches_text"
+    """Its text is like that of the request."""
     FOR_YOU = "for_you"
     """The model's choice, and nothing more can be said."""
 

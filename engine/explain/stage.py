@@ -84,6 +84,8 @@ def _marks(batch: Batch, i: int, items: Items, *, popular: bool) -> dict[ReasonC
         marks[ReasonCode.BOOSTED] = plan.recipe.boosts[items] > 0
     if popular:
         marks[ReasonCode.POPULAR] = np.ones(len(items), np.bool_)
+    if i in batch.by_text and i not in batch.model_rows:
+        marks[ReasonCode.MATCHES_TEXT] = np.ones(len(items), np.bool_)
     marks[ReasonCode.NEW] = popularity[items] == 0
     return marks
 

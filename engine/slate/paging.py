@@ -58,8 +58,8 @@ def read_token(request: Request) -> Shown:
         raise InvalidRequest(
             "page_token",
             found="that of another list",
-            expected="one that a request with the same user_id, filter, include_seen, predict, weights and "
-            "rules got",
+            expected="one that a request with the same user_id, filter, query_text, include_seen, predict, "
+            "weights and rules got",
             cure=FIRST_PAGE,
         )
     bundle = data[1 + 2 * HASH_BYTES : HEADER_BYTES]
@@ -101,6 +101,7 @@ def _fingerprint(request: Request) -> bytes:
         request.predict,
         dict(request.weights),
         None if request.rules is None else dataclasses.asdict(request.rules),
+        *([request.query_text] if request.query_text else []),
     )
     return _hash(json.dumps(parts, sort_keys=True, default=float).encode())
 

@@ -24,7 +24,13 @@ from recserve.engine.bundle.rules import (
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.kept import Kept
 from recserve.engine.slate.groups import both_caps, caps_of, categories_of
-from recserve.engine.types import SOURCE_NEW, SOURCE_SEGMENT, SOURCE_SIMILAR, Request
+from recserve.engine.types import (
+    SOURCE_NEW,
+    SOURCE_QUERY_TEXT,
+    SOURCE_SEGMENT,
+    SOURCE_SIMILAR,
+    Request,
+)
 from recserve.errors import InvalidRequest
 from recserve.kernels import Caps, Categories
 
@@ -298,5 +304,6 @@ def _has(bundle: Bundle, source: str) -> bool:
         SOURCE_SIMILAR: manifest.embedding_size > 1,
         SOURCE_SEGMENT: manifest.segments is not None,
         SOURCE_NEW: layout.FIRST_SEEN in manifest.files,
+        SOURCE_QUERY_TEXT: manifest.text_encoder is not None,
     }
     return needs.get(source, True)

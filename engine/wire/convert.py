@@ -61,10 +61,13 @@ def request_to_message(request: Request) -> pb.RecommendRequest:
         page_token=request.page_token,
         seed=request.seed,
         budget_ms=request.budget_ms,
+        query_text=request.query_text,
     )
 
 
-def _rules_from_message(message: pb.Rules) -> Rules:
+def rules_from_message(message: pb.Rules) -> Rules:
+    """Reads rules; what is not set says nothing."""
+
     def given(name: str) -> Any:
         return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
 
@@ -94,7 +97,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "exclude": tuple,
     "context": dict,
     "weights": dict,
-    "rules": _rules_from_message,
+    "rules": rules_from_message,
 }
 
 

@@ -18,15 +18,13 @@ from tokenizers import Tokenizer
 
 from recserve.errors import DataError, InvalidRequest
 from recserve.files import write_whole
-from recserve.training.features.text import unit_rows
+from recserve.texts import POOLINGS, GraphEncoder
 
 GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
-POOLINGS = ("mean", "cls", "none")
 # What sentence-transformers calls them.
 POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 # Of sentence-transformers' modules, what is done here: vectors always have length 1.
 READ_MODULES = ("Transformer", "Pooling", "Normalize")
-TEXTS_PER_STEP = 32
 # Where exporters of Hugging Face models put the graph.
 GRAPH_PLACES = ("model.onnx", "onnx/model.onnx")
 
@@ -59,38 +57,20 @@ class OnnxTextEncoder:
         self.settings = _read_settings(folder)
         if _sha256(folder) != self.settings.sha256:
             raise _refusal(folder, "changed since it was imported")
-        self._session = ort.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
-        self._inputs = [one.name for one in self._session.get_inputs()]
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.enable_truncation(self.settings.max_length)
-        self._tokenizer.enable_padding()
+        session = ort.InferenceSession(folder / GRAPH, providers=["CPUExecutionProvider"])
+        self._dim = session.get_outputs()[0].shape[-1]
+        self._encoder = GraphEncoder(
+            Tokenizer.from_file(str(folder / TOKENIZER)),
+            lambda arrays: session.run(None, arrays)[0],
+            [one.name for one in session.get_inputs()],
+            pooling=self.settings.pooling,
+            max_length=self.settings.max_length,
+            prefix=self.settings.prefix,
+        )
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Returns one vector per text, (n, d) float32, of length 1, or 0 for a text without a word."""
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        parts = [self._encode([texts[row] for row in rows]) for rows in _steps(order)]
-        if not parts:
-            return np.zeros((0, self._session.get_outputs()[0].shape[-1]), np.float32)
-        vectors = np.empty((len(texts), parts[0].shape[1]), np.float32)
-        vectors[order] = np.concatenate(parts)
-        vectors[[not text.strip() for text in texts]] = 0
-        return unit_rows(vectors)
-
-    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """Texts of like length are computed together: what is padded costs as much as what is not."""
-        encoded = self._tokenizer.encode_batch([self.settings.prefix + text for text in texts])
-        arrays = {
-            "input_ids": np.array([one.ids for one in encoded], np.int64),
-            "attention_mask": np.array([one.attention_mask for one in encoded], np.int64),
-            "token_type_ids": np.array([one.type_ids for one in encoded], np.int64),
-        }
-        pieces = self._session.run(None, {name: arrays[name] for name in self._inputs})[0]
-        if self.settings.pooling == "none":
-            return np.asarray(pieces, np.float32)
-        if self.settings.pooling == "cls":
-            return np.asarray(pieces[:, 0], np.float32)
-        mask = arrays["attention_mask"][:, :, None].astype(np.float32)
-        return np.asarray((pieces * mask).sum(1) / np.maximum(mask.sum(1), 1), np.float32)
+        return self._encoder.encode(texts) if texts else np.zeros((0, self._dim), np.float32)
 
 
 def import_encoder(
@@ -218,7 +198,3 @@ def _refusal(folder: Path, found: str) -> DataError:
         expected="a folder that `recserve encoder import` wrote",
         cure="Import it again.",
     )
-
-
-def _steps(rows: list[int]) -> list[list[int]]:
-    return [rows[start : start + TEXTS_PER_STEP] for start in range(0, len(rows), TEXTS_PER_STEP)]

@@ -1,0 +1,1 @@
+../../engine/_root/texts.py
