@@ -4,29 +4,27 @@
 
 BUNDLE is an export of RUN with ``--variants all``, whose gate measured the quality. Contenders are asked in
 turns, one thread each: the trained model in torch; the graph that torch exports of it, which encodes every
-position of a history padded to the maximum, with three products for query, key and value; and each form as
-the engine runs it.
+position of a history padded to the maximum, with three products for query, key and value (both with HSTU's
+layer as most code writes it, ``plain_encoder``); and each form as the engine runs it.
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recserve import console
 from recserve.benchmarks.environment import describe
 from recserve.benchmarks.kernels import limits
 from recserve.benchmarks.output import Output
 from recserve.benchmarks.pages import check_paths, write
+from recserve.benchmarks.plain_encoder import as_exported, as_written
 from recserve.benchmarks.roofline import cost_of
 from recserve.benchmarks.scale.measure import Point, time_points
 from recserve.engine import EngineConfig
@@ -35,9 +33,7 @@ from recserve.engine.bundle.histories import History
 from recserve.engine.runtime import Runtime
 from recserve.engine.session import QueryEncoder
 from recserve.errors import InvalidRequest
-from recserve.exporters.onnx_graph import OPSET, quiet_exporter
 from recserve.kernels.isa import choose
-from recserve.training.models.sasrec import Block, SASRec
 from recserve.training.models.sequence import SequenceModel
 from recserve.training.run import open_run
 
@@ -101,7 +97,10 @@ def measure(
     for case, batch in CASES.items():
         asked = _stored(bundle, batch) if "come" in case else None
         inputs = _inputs(bundle, batch, asked)
-        contenders: dict[str, Encode] = {TORCH: _torch(model, inputs), EXPORTED: _session(plain, inputs)}
+        contenders: dict[str, Encode] = {
+            TORCH: _torch(as_written(model), inputs),
+            EXPORTED: _session(plain, inputs),
+        }
         for form, encoder in forms.items():
             contenders[form] = _form(encoder, inputs, asked)
         timed = time_points(
@@ -124,56 +123,6 @@ def measure(
                 }
             )
     return rows
-
-
-class _EveryPosition(nn.Module):
-    """What is exported plainly: all encodings, of which the caller takes the last."""
-
-    def __init__(self, model: SequenceModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
-        return cast(Tensor, self.model(history, time_gaps))[:, -1]
-
-
-class _ThreeProducts(Block):
-    """A block whose query, key and value are linear layers of their own, as most code has it."""
-
-    def _query_key_value(
-        self, normed: Tensor, batch: int, length: int, newest_only: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        head = self.qkv.out_features // 3 // self.n_heads
-        query, key, value = (
-            F.linear(normed, weight, bias).view(batch, length, self.n_heads, head).transpose(1, 2)
-            for weight, bias in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        )
-        return query, key, value
-
-
-def as_exported(model: SequenceModel) -> bytes:
-    """Returns the graph that torch makes of ``model`` by itself, with the item table inside."""
-    plain = copy.deepcopy(model).eval()
-    if isinstance(plain, SASRec):
-        for block in plain.blocks:
-            block.__class__ = _ThreeProducts
-    length = model.config.max_history
-    history = (torch.arange(2 * length, dtype=torch.int32) % model.n_items).view(2, length)
-    gaps = (torch.ones(2, length),) if model.config.time_gaps else ()
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            _EveryPosition(plain),
-            (history, *gaps),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[layout.HISTORY_INPUT, layout.TIME_GAPS_INPUT][: 1 + len(gaps)],
-            output_names=[layout.QUERY_EMBEDDING_OUTPUT],
-            dynamic_shapes=tuple({0: batch} for _ in range(1 + len(gaps))),
-        )
-    data: bytes = cast(Any, program).model_proto.SerializeToString()
-    return data
 
 
 def _one_thread() -> ort.SessionOptions:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from recserve.benchmarks.encoder_forms import CASES, EXPORTED, TORCH, as_exported, measure
+from recserve.benchmarks.encoder_forms import CASES, EXPORTED, TORCH, measure
 from recserve.benchmarks.kernels.limits import Limits
+from recserve.benchmarks.plain_encoder import as_exported, as_written
 from recserve.benchmarks.roofline import Cost, cost_of
 from recserve.benchmarks.tables import tables_of
 from recserve.engine.bundle import layout
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.exporters.quantise import int8_dynamic
+from recserve.training.models.hstu import HSTU, HSTUConfig
 from recserve.training.models.sasrec import Block, SASRec, SASRecConfig
 from recserve.training.run import open_run
 
@@ -64,6 +66,21 @@ def test_the_plain_export_answers_as_the_model(model: SASRec) -> None:
         expected = model.encode(torch.from_numpy(history)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert type(model.blocks[0]) is Block, "the model itself was changed"
+
+
+def test_hstu_as_written_is_the_model() -> None:
+    torch.manual_seed(0)
+    config = HSTUConfig(embedding_size=16, n_blocks=2, n_heads=2, max_history=8)
+    hstu = HSTU(config, n_items=50).eval()
+    for weight in hstu.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    history = torch.tensor([[-1, -1, -1, 4, 1, 2, 3, 9], [1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.int32)
+    gaps = torch.full(history.shape, 3600.0)
+    plain = as_written(hstu)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain.encode(history, gaps), hstu.encode(history, gaps), atol=1e-5, rtol=0)
+        torch.testing.assert_close(plain(history, gaps)[:, -1], hstu.encode(history, gaps), atol=1e-5, rtol=0)
+    assert type(plain.layers[0]) is not type(hstu.layers[0])
 
 
 def test_every_case_has_all_contenders_in_turns(run_folder: Path, gated_folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recserve.training.models.sequence import SequenceModel
+from recserve.training.models.sequence import SequenceConfig, SequenceModel
 
 
 class LayerMemory:
@@ -43,7 +43,17 @@ class LayerMemory:
 
 
 class IncrementalModel(SequenceModel):
-    """A causal encoder of layers of attention; with ``config.incremental`` it has :meth:`encode_new`."""
+    """A causal encoder of layers of attention; with ``config.incremental`` it has :meth:`encode_new`.
+
+    ``distances``: (max_history, max_history), how many positions the column is before the row.
+    """
+
+    distances: Tensor
+
+    def __init__(self, config: SequenceConfig, n_items: int) -> None:
+        super().__init__(config, n_items)
+        steps = torch.arange(config.max_history)
+        self.register_buffer("distances", steps.unsqueeze(1) - steps, persistent=False)
 
     def past_shape(self, n: int) -> tuple[int, int, int, int]:
         """Returns the shape of the keys and values of ``n`` items, those of a layer side by side."""
@@ -100,10 +110,10 @@ class IncrementalModel(SequenceModel):
             rows = torch.arange(n_past, n_past + length, device=history.device)
             distance = rows.unsqueeze(1) - torch.arange(n_past + length, device=history.device)
             return rows, distance, distance >= 0
-        steps = torch.arange(length, device=history.device)
-        distance = steps.unsqueeze(1) - steps.unsqueeze(0)
+        # A slice of a table is one operator of the exported graph.
+        distance = self.distances[:length, :length]
         real = history >= 0
-        positions = length - 1 - steps
+        positions = length - 1 - torch.arange(length, device=history.device)
         if self.config.incremental:
             positions = (real.to(torch.int64).cumsum(1) - 1).clamp(min=0)
         return positions, distance, (distance >= 0) & real.unsqueeze(1)
