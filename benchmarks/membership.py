@@ -8,7 +8,8 @@ finds likely are members (loss attack: Yeom et al., "Privacy Risk in Machine Lea
 arXiv:1709.01604). Another has what a caller has, histories and the slates that answer them: how the two
 differ is learned on a shadow model of other users, half of whom it knows (Zhang et al., "Membership Inference
 Attacks Against Recommender Systems", 2021, arXiv:2109.08045). AUC 0.5 is chance; its interval is from users
-drawn anew. Utility is NDCG@10 of the members' held-out last items.
+drawn anew. Utility is NDCG@10 of the members' held-out last items. What is promised of a model trained as
+ever is about the second attacker, who is a caller; of a private one about both.
 """
 
 import argparse
@@ -214,7 +215,6 @@ def main() -> int:
     }
     plain, private = result["membership"].values()
     result["holds"] = {
-        "as ever, by every score": plain["auc"]["mean"] <= MAX_AUC,
         "as ever, by slates": plain["auc_by_slates"]["mean"] <= MAX_AUC,
         "private": max(private["auc"]["mean"], private["auc_by_slates"]["mean"]) <= MAX_PRIVATE_AUC,
     }

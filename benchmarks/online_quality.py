@@ -10,9 +10,9 @@ from them online. Gains are differences of HR@10 by event, their intervals from 
 both.
 
 The attack is bandwagon: accounts as many as 3 % of the users come, each twice at random moments of the
-replay. First they view popular items and one unpopular target; then they ask for slates and click on whatever
-they are shown of these, which mostly is another day, when it counts again. What matters is what genuine users
-get. Each target is one whole replay; the promises are about ftrl and linucb.
+replay. First they view half of the popular items; then they ask for slates and click on whatever they are
+shown of the other half and of one target, from the more popular half of the other items. What matters is what
+genuine users get. Each target is one whole replay; the promises are about ftrl and linucb.
 """
 
 import argparse
@@ -57,8 +57,11 @@ LEARNERS = {
     "ftrl, strength 0.1": OnlineConfig(algorithm="ftrl", strength=0.1),
     "linucb": OnlineConfig(algorithm="linucb"),
 }
-ATTACKED, ALSO_ATTACKED = "ftrl", "linucb"
-MAX_TARGET_RISE, MAX_GENUINE_LOSS = 0.005, 0.01
+PROMISED = ("ftrl", "linucb")
+# Of HR@10 over the frozen model; of the target's share of slates, and how many times as often where it was in
+# some; of NDCG@10.
+MIN_GAIN, MAX_TARGET_RISE, MAX_TARGET_TIMES, MAX_GENUINE_LOSS = 0.02, 0.005, 3.0, 0.01
+SEEN_TARGET = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ class Replay:
                 self.learn([new_event(item_id=item, action="view", **about)], time)
             return
         for _ in range(SLATES):
-            slate = self._engine.recommend(Request(user_id=user, k=K, include_seen=True))
+            slate = self._engine.recommend(Request(user_id=user, k=K))
             wanted = {item.item_id for item in slate.items} & set(views)
             clicks = [new_event(item_id=item, slate_id=slate.slate_id, **about) for item in sorted(wanted)]
             for item in sorted(wanted):
@@ -195,7 +198,7 @@ def replay(bundle: Path, later: Later, arm: str, attack: "Attack | None" = None)
 
 
 class Visit(NamedTuple):
-    """One of the two of an attacker, who views ``items`` first and clicks on them then."""
+    """One of the two of an attacker, who views ``items`` first and clicks on others then."""
 
     attacker: str
     items: list[str]
@@ -217,9 +220,11 @@ class Attack:
         found: dict[int, list[Visit]] = {}
         for attacker in range(self.n_attackers):
             steps = np.sort(rng.integers(n_steps, size=2)).tolist()
-            items = [*rng.permutation(self.popular).tolist(), self.target]
-            for step, is_first in zip(steps, (True, False), strict=True):
-                found.setdefault(step, []).append(Visit(f"attacker-{attacker}", items, is_first))
+            items = rng.permutation(self.popular).tolist()
+            # Clicks on what they viewed would teach nothing.
+            viewed, clicked = items[: len(items) // 2], [*items[len(items) // 2 :], self.target]
+            for step, visit in zip(steps, ((viewed, True), (clicked, False)), strict=True):
+                found.setdefault(step, []).append(Visit(f"attacker-{attacker}", *visit))
         return found
 
 
@@ -242,8 +247,8 @@ def measure(dataset: Dataset, model: str, seed: int, n_targets: int, n_later: in
         gains = {arm: np.array(one.gains) for arm, one in seen.items()}
         attacks = [
             attacked(bundle, known, later, arm, seen[arm], seed + i)
-            for arm, n in ((ATTACKED, n_targets), (ALSO_ATTACKED, min(1, n_targets)))
-            for i in range(n)
+            for arm in PROMISED
+            for i in range(n_targets)
         ]
     pairs = [(LIVE, FROZEN), *((arm, FROZEN) for arm in LEARNERS), *((arm, LIVE) for arm in LEARNERS)]
     return {
@@ -264,13 +269,14 @@ def _users_of(known: Dataset) -> set[str]:
 
 
 def attacked(bundle: Path, known: Dataset, later: Later, arm: str, before: Seen, seed: int) -> dict[str, Any]:
-    """Returns how often genuine slates have an unpopular target without (``before``) and with the attack."""
+    """Returns how often genuine slates have a target without (``before``) and with the attack; its cost."""
     counts = np.bincount(known.interactions[ITEM_INDEX].to_numpy(), minlength=known.n_items)
     ids, order = known.items[:, 0], np.argsort(-counts, kind="stable")
     n_known = int((counts > 0).sum())
-    # Somebody had it, and few did; four in a hundred items are the filler.
-    target = int(order[np.random.default_rng(seed).integers(n_known // 2, n_known)])
-    popular = tuple(ids[int(item)] for item in order[: known.n_items // 25])
+    # Four in a hundred items are the filler.
+    n_popular = known.n_items // 25
+    target = int(order[np.random.default_rng(seed).integers(n_popular, n_known // 2)])
+    popular = tuple(ids[int(item)] for item in order[:n_popular])
     attack = Attack(ids[target], popular, round(ATTACKERS * known.n_users), seed)
     after = replay(bundle, later, arm, attack)
     return {
@@ -287,17 +293,26 @@ def attacked(bundle: Path, known: Dataset, later: Later, arm: str, before: Seen,
 
 def holds(models: dict[str, Any]) -> dict[str, bool]:
     """Returns which promises the replays keep, for every model."""
-    gains = [one["hr_gain"][f"{ATTACKED} over {FROZEN}"] for one in models.values()]
+    gains = [one["hr_gain"] for one in models.values()]
     attacks = [attack for one in models.values() for attack in one["attacks"]]
     return {
-        "online learning and live history beat the frozen model": all(gain["low"] > 0 for gain in gains),
-        "an attacked target gains 0.5 percentage points at most": all(
-            one["target_hr_attacked"] - one["target_hr"] <= MAX_TARGET_RISE for one in attacks
+        f"online learning and live history gain {MIN_GAIN:g} of HR@10 over the frozen model": all(
+            gain[f"{arm} over {FROZEN}"]["low"] >= MIN_GAIN for gain in gains for arm in PROMISED
         ),
+        "online learning gains over live history": all(
+            gain[f"{arm} over {LIVE}"]["low"] > 0 for gain in gains for arm in PROMISED
+        ),
+        "an attacked target gains 0.5 percentage points and threefold at most": all(map(_is_held, attacks)),
         "genuine users lose 1 % of NDCG@10 at most": all(
             one["genuine_ndcg_loss"] <= MAX_GENUINE_LOSS for one in attacks
         ),
     }
+
+
+def _is_held(attack: dict[str, Any]) -> bool:
+    before, after = attack["target_hr"], attack["target_hr_attacked"]
+    many_times = before >= SEEN_TARGET and after > MAX_TARGET_TIMES * before
+    return bool(after - before <= MAX_TARGET_RISE and not many_times)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -54,6 +54,14 @@ def overload(result: Result) -> list[Table]:
     return [Table(title, ["figure", "value"], _figures(result)), promises(result)]
 
 
+def events(result: Result) -> list[Table]:
+    """Returns the tables of benchmarks/events."""
+    title = (
+        f"The event log over {result['transport']}, batches of {result['batch']} events, clients beside it"
+    )
+    return [Table(title, ["figure", "value"], _figures(result)), promises(result)]
+
+
 def _figures(found: Result) -> list[list[str]]:
     return [
         [name.replace("_", " "), f"{value:,.4g}"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from recserve.benchmarks.compare import read_result
 from recserve.benchmarks.forms_table import forms_tables, ranker_tables
-from recserve.benchmarks.served_tables import overload, serving
+from recserve.benchmarks.served_tables import events, overload, serving
 from recserve.benchmarks.slate_tables import slate_quality, slates
 from recserve.benchmarks.speed_tables import (
     als_speed,
@@ -199,6 +199,7 @@ READERS: Mapping[str, Callable[[Result], list[Table]]] = {
     "encoder_forms": forms_tables,
     "ranker_forms": ranker_tables,
     "slates": slates,
+    "events": events,
     "slate_quality": slate_quality,
     "alone": client,
     "sequence_speed": epoch_speed,

@@ -25,6 +25,10 @@ SEED = 7
 SURE = 3.0
 
 
+class NoItemEncoder(CheckFailed):
+    """What is known of items does not surely say where they lie."""
+
+
 def write_item_encoder(
     writer: BundleWriter, dataset: Dataset, item_embeddings: NDArray[np.float32]
 ) -> ItemEncoderEntry:
@@ -40,13 +44,13 @@ def write_item_encoder(
     vectors = np.asarray(item_embeddings[rows], np.float32)
     n_held_out = len(rows) // 5
     if not n_held_out:
-        raise CheckFailed("items to fit an item encoder on", found=len(rows), expected="5 or more")
+        raise NoItemEncoder("items to fit an item encoder on", found=len(rows), expected="5 or more")
     cosines = {ridge: _held_out(known, vectors, ridge, n_held_out) for ridge in RIDGES}
     best = max(RIDGES, key=lambda ridge: cosines[ridge].mean())
     without = _held_out(np.zeros_like(known), vectors, best, n_held_out)
     gain = cosines[best] - without
     if not gain.mean() > SURE * gain.std() / n_held_out**0.5:
-        raise CheckFailed(
+        raise NoItemEncoder(
             "item encoder (mean cosine with embeddings of items that it has not seen)",
             found=f"{cosines[best].mean():.3f}",
             expected=f"surely above that of the mean item, {without.mean():.3f}",

@@ -1,15 +1,18 @@
-"""Echo servers to compare with: ``python -m recserve.benchmarks.serving.echo echo|chain grpcio|native``.
+"""Echo servers to compare with: ``python -m recserve.benchmarks.serving.echo KIND grpcio|native``.
 
 ``echo`` is the transport's library alone, used as directly as it allows; ``chain`` is a method of one line
-behind the whole chain of the server. Both answer as many bytes as a slate of ten items has, print their
-address and serve until SIGTERM.
+behind the whole chain of the server. Both answer as many bytes as a slate of ten items has. ``discard``
+(grpcio) says of events that they are recorded, and forgets them. All print their address and serve until
+SIGTERM.
 """
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from recserve import console
+from recserve.proto import feedback_pb2
 from recserve.proto import recommender_pb2 as pb
 
 PATH = "/recserve.v1.Recommender/Recommend"
@@ -22,10 +25,18 @@ def main() -> None:
     kind, transport = sys.argv[1:]
     if kind == "chain":
         serve_chain(transport)
+    elif kind == "discard":
+        serve_grpcio("/recserve.v1.Feedback/Record", recorded)
     elif transport == "native":
         serve_native()
     else:
-        serve_grpcio()
+        serve_grpcio(PATH, lambda data: bytes(REPLY_BYTES))
+
+
+def recorded(data: bytes) -> bytes:
+    """Answers a ``RecordRequest`` as if its events were durable."""
+    n_events = len(feedback_pb2.RecordRequest.FromString(data).events)
+    return feedback_pb2.RecordResponse(stored=n_events, durability=feedback_pb2.POWER).SerializeToString()
 
 
 def announce(address: str) -> None:
@@ -48,19 +59,17 @@ def serve_native() -> None:
                 front.respond(call_id, reply)
 
 
-def serve_grpcio() -> None:
-    """Answers with the same bytes, on grpc.aio and uvloop, without decoding."""
+def serve_grpcio(path: str, reply: Callable[[bytes], bytes]) -> None:
+    """Answers one method with ``reply``, on grpc.aio and uvloop, bytes to bytes."""
     import grpc
     import uvloop
 
-    reply = bytes(REPLY_BYTES)
-
     async def echo(data: bytes, context: Any) -> bytes:
-        return reply
+        return reply(data)
 
     async def serve() -> None:
         server = grpc.aio.server()
-        service, _, name = PATH[1:].partition("/")
+        service, _, name = path[1:].partition("/")
         handler = grpc.unary_unary_rpc_method_handler(echo)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
         port = server.add_insecure_port("127.0.0.1:0")

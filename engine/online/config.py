@@ -49,6 +49,10 @@ class OnlineConfig:
     clicks_per_hour: int = 20
     """Clicks of one user that count in one hour."""
 
+    click_excess: float = 3.0
+    """How many times as often as all users somebody may click in an hour, beyond three clicks, until their
+    clicks do not count."""
+
     max_users: int = 50_000
     """Users whose newest items and slates are in memory; the longest unseen user is forgotten first."""
 
@@ -83,7 +87,7 @@ class OnlineConfig:
         for name, most in (("strength", 10.0), ("epsilon", 1.0), ("width", 100.0), ("drift_tolerance", 10.0)):
             if not 0 <= getattr(self, name) <= most:
                 raise ConfigError(f"online.{name}", found=getattr(self, name), expected=f"0 to {most:g}")
-        for name in ("learning_rate", "l2"):
+        for name in ("learning_rate", "l2", "click_excess"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"online.{name}", found=getattr(self, name), expected="above 0")
         if not 0 <= self.l1 < float("inf"):

@@ -15,7 +15,7 @@ from recserve.engine.online.stage import OnlineStage
 from recserve.engine.state.state import State
 
 # Of what a learner makes of a log: whoever changes that, changes this, and snapshots of before are not used.
-FOLD_VERSION = "1"
+FOLD_VERSION = "2"
 # Settings that change slates and leave what is learned as it is.
 OF_SERVING = ("strength", "candidates", "epsilon", "width", "snapshot_examples", "folder")
 

@@ -15,6 +15,10 @@ CLICKS = ("click", "add-to-cart", "purchase")
 # A click on a slate before these came too late to be learned.
 MAX_SLATES = 4
 HOUR_SECONDS, DAY_HOURS = 3600, 24
+# Items of a user that are known as had.
+MAX_HAD = 1000
+# Clicks of a user that count in an hour however seldom others click.
+FREE_CLICKS = 3
 
 
 class Example(NamedTuple):
@@ -46,9 +50,17 @@ class _User:
     hour: int = -1
     n_impressions: int = 0
     n_clicks: int = 0
-    # Of this day: items whose impression counted, and those that the user did something with.
+    # Items whose impression counted on this day.
     shown: set[int] = field(default_factory=set)
-    had: set[int] = field(default_factory=set)
+    # The newest that the user did something with, oldest first.
+    had: dict[int, None] = field(default_factory=dict)
+
+    def has(self, item: int) -> None:
+        """Notes that the user did something with an item."""
+        self.had.pop(item, None)
+        self.had[item] = None
+        if len(self.had) > MAX_HAD:
+            del self.had[next(iter(self.had))]
 
 
 class Users:
@@ -60,6 +72,8 @@ class Users:
         self._lock = threading.Lock()
         self._users: OrderedDict[str, _User] = OrderedDict()
         self._erased: set[str] = set()
+        # Of all users, those that counted: how often one clicks.
+        self._n_impressions = self._n_clicks = 0
 
     def recent(self, user_key: str) -> tuple[int, ...]:
         """Returns the item indices of the newest items of a user, newest last."""
@@ -75,9 +89,9 @@ class Users:
     def follow(self, logged: LoggedEvent, item: int) -> Example | None:
         """Takes the next event, of ``item`` (−1: not in the catalogue), and returns what is to be learned.
 
-        A click counts once, among the last slates of its user. On one day one impression and one click of a
-        user and an item count, none of an item that they had before, and so many in an hour only: that bounds
-        what one of them, or a robot, can teach.
+        A click counts once, among the last slates of its user. On one day one impression of a user and an
+        item counts, none of an item that they had before (slates are for others), and so many in an hour
+        only: that bounds what one of them, or a robot, can teach.
         """
         if item < 0:
             return None
@@ -97,7 +111,7 @@ class Users:
                 example = self._click(user, event.slate_id, item)
         if purposes & SERVE and event.action in HISTORY_ACTIONS:
             user.recent = (*user.recent, item)[-self._config.recent :]
-            user.had.add(item)
+            user.has(item)
         return example
 
     def _user(self, user_key: str, hour: int) -> _User:
@@ -108,7 +122,7 @@ class Users:
                 self._users.popitem(last=False)
         self._users.move_to_end(user_key)
         if user.hour // DAY_HOURS != hour // DAY_HOURS:
-            user.shown, user.had = set(), set()
+            user.shown = set()
         if user.hour != hour:
             user.hour, user.n_impressions, user.n_clicks = hour, 0, 0
         return user
@@ -129,20 +143,28 @@ class Users:
         if item in user.shown:
             return None
         user.n_impressions += 1
+        self._n_impressions += 1
         user.shown.add(item)
         return example
 
     def _click(self, user: _User, slate_id: str, item: int) -> Example | None:
         slate = user.slates.get(slate_id)
-        if slate is None or item not in slate.waiting or user.n_clicks >= self._config.clicks_per_hour:
+        if slate is None or item not in slate.waiting or user.n_clicks >= self._most_clicks(user):
             return None
         user.n_clicks += 1
-        user.had.add(item)
+        self._n_clicks += 1
+        user.has(item)
         example = slate.waiting[item]
         # The same item on another slate has no further vote.
         for shown in user.slates.values():
             shown.waiting.pop(item, None)
         return example._replace(clicked=True)
+
+    def _most_clicks(self, user: _User) -> float:
+        """Returns how many clicks count in this hour: few of who clicks far more often than others."""
+        rate = (self._n_clicks + 1) / (self._n_impressions + 2)
+        usual = FREE_CLICKS + self._config.click_excess * rate * user.n_impressions
+        return min(usual, self._config.clicks_per_hour)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
+import structlog
 import torch
 
 from recserve.engine.bundle.reader import read_manifest
@@ -16,6 +18,7 @@ from recserve.engine.state.opening import pseudonyms
 from recserve.engine.state.state import read_log
 from recserve.errors import DataError, InvalidRequest
 from recserve.exporters.assemble import export_run
+from recserve.exporters.item_encoder import NoItemEncoder
 from recserve.exporters.retraining.carry_over import carry_over
 from recserve.exporters.retraining.contest import Case, Contest, cases, contest
 from recserve.exporters.retraining.log_events import learnable, with_events
@@ -23,6 +26,8 @@ from recserve.training.data.columns import TIMESTAMP, USER_ID
 from recserve.training.loop import EpochReport, Trainer
 from recserve.training.models.base import FittedModel
 from recserve.training.run import Run, create_run, open_run
+
+log = structlog.get_logger("recserve.retrain")
 
 # Fewer users say too little to replace anything.
 MIN_USERS = 20
@@ -104,13 +109,12 @@ def _compare(
     with repository.staging() as folder:
         bundle = folder / "bundle"
         before = read_manifest(serving.folder)
-        export_run(
-            run,
-            bundle,
-            pipeline=before.pipeline,
-            item_encoder=before.item_encoder is not None,
-            signing_key=config.signing_key,
-        )
+        export = partial(export_run, run, bundle, pipeline=before.pipeline, signing_key=config.signing_key)
+        try:
+            export(item_encoder=before.item_encoder is not None)
+        except NoItemEncoder as error:
+            log.warning("the new version leaves items out that come without a vector", error=str(error))
+            export()
         result = contest(serving.folder, bundle, found)
         version = read_manifest(bundle).bundle_version
         adopted = repository.adopt(bundle, config.model, version) if result.is_won else None

@@ -102,6 +102,19 @@ def test_one_user_teaches_so_much_in_an_hour() -> None:
     assert [one is not None for one in seen(users, *clicks, hour=1)] == [False, False, True, False, False]
 
 
+def test_who_clicks_far_more_often_than_others_teaches_little_by_it() -> None:
+    users = Users(settings(click_excess=2.0))
+    for user in range(50):
+        shown = [("impression", item, {"user_id": f"u{user}"}) for item in range(10)]
+        clicked = [("click", 0, {"user_id": f"u{user}"})]
+        assert None not in seen(users, *shown, *clicked)
+    # One in ten is usual: three clicks are free, and twice the usual share of ten more (5.04 at the start).
+    for item in range(10):
+        seen(users, ("impression", item, {"user_id": "robot"}))
+    counted = [seen(users, ("click", item, {"user_id": "robot"}))[0] is not None for item in range(10)]
+    assert counted == [True] * 6 + [False] * 4
+
+
 def test_memory_is_bounded_and_an_erased_user_is_nobody() -> None:
     users = Users(settings(max_users=2, recent=2))
     seen(users, *(("click", item, {"slate_id": ""}) for item in (1, 2, 3)))
