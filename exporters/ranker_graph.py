@@ -55,7 +55,7 @@ class _JoinedFields(Fields):
         if self.met is None:
             return vectors
         total = F.embedding(history, self.met).sum(dim=1, keepdim=True)
-        return torch.cat([vectors, total[..., :-1] / total[..., -1:].clamp(min=1).sqrt()], dim=1)
+        return torch.cat([vectors, total[..., :-1] / total[..., -1:].clamp(min=1)], dim=1)
 
 
 def _join(fields: Fields) -> None:
@@ -65,8 +65,9 @@ def _join(fields: Fields) -> None:
     starts = [0, *itertools.accumulate(len(table) for table in tables[:-1])]
     fields.register_buffer("starts", torch.tensor(starts))
     met = None
-    if fields.history is not None:
-        vectors = cast(nn.Embedding, fields.history).weight.detach()
+    if fields.has_history:
+        own = fields.item_id if fields.history is None else fields.history  # None: shared with the items
+        vectors = cast(nn.Embedding, own).weight.detach()
         real = torch.ones(len(vectors), 1)
         real[0] = 0
         met = torch.cat([vectors * real, real], dim=1)
