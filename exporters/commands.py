@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recserve import console
-from recserve.exporters.encoder_commands import embed, import_folder
+from recserve.exporters.encoder_commands import embed, import_folder, train_words
 from recserve.exporters.retraining import commands as retraining
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def register(add: Callable[..., Any]) -> None:
     add(export, needs=NEEDS, extra="train")
     retraining.register(add, needs=NEEDS)
     add(import_folder, group="encoder", needs=("tokenizers",), extra="text")
+    add(train_words, group="encoder", needs=(*NEEDS, "tokenizers"), extra="text,train")
     add(embed, group="encoder", needs=("tokenizers", "polars"), extra="text")
 
 

@@ -21,6 +21,7 @@ from recserve.files import write_whole
 from recserve.texts import POOLINGS, GraphEncoder
 
 GRAPH, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "encoder.json"
+SENTENCE_SETTINGS = "sentence_bert_config.json"
 # What sentence-transformers calls them.
 POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 # Of sentence-transformers' modules, what is done here: vectors always have length 1.
@@ -80,14 +81,15 @@ def import_encoder(
     pooling: str | None = None,
     prefix: str = "",
     make_graph: Callable[[Path, Path], None] | None = None,
+    sample: str = "a red mug",
 ) -> EncoderSettings:
     """Makes an encoder's folder of a Hugging Face folder with an ONNX graph; returns its settings.
 
     ``pooling``: None takes that of the folder's ``1_Pooling/config.json``, else the mean. Raises
     :class:`DataError` for a folder without graph or tokenizer, with another pooling, with layers after it, or
     with a graph that reads something else than a text, :class:`InvalidRequest` where ``target`` exists.
-    ``make_graph``: (``source``, file) writes the graph of a folder that has none. The graph runs once before
-    anything is written.
+    ``make_graph``: (``source``, file) writes the graph of a folder that has none. ``sample``: the text
+    that the graph is tried with before anything is written.
     """
     if target.exists():
         raise InvalidRequest(f"encoder folder {target}", found="there already", expected="a new folder")
@@ -112,21 +114,21 @@ def import_encoder(
         shutil.copyfile(source / TOKENIZER, partial / TOKENIZER)
         settings = EncoderSettings(
             pooling=pooling,
-            max_length=_json(source / "sentence_bert_config.json").get("max_seq_length") or 256,
+            max_length=_json(source / SENTENCE_SETTINGS).get("max_seq_length") or 256,
             prefix=prefix,
             sha256=_sha256(partial),
         )
         write_whole(partial / SETTINGS, json.dumps(asdict(settings), indent=2).encode())
-        _try_out(partial)
+        _try_out(partial, sample)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return settings
 
 
-def _try_out(folder: Path) -> None:
+def _try_out(folder: Path, sample: str) -> None:
     try:
-        vectors = OnnxTextEncoder(folder).encode(["a red mug"])
+        vectors = OnnxTextEncoder(folder).encode([sample])
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise _refusal(folder, "a graph that does not read a text") from error
     if vectors.ndim != 2 or not np.isfinite(vectors).all() or not vectors.any():
