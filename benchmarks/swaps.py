@@ -39,6 +39,8 @@ N_CHANNELS = 4
 IN_FLIGHT = 32
 TICK_SECONDS = 0.001
 TIMEOUT_SECONDS = 30.0
+# What tries a version has a low priority, and the machine is busy.
+SWAP_SECONDS = 300.0
 # Enough requests for a 99th percentile.
 STEADY_SECONDS = 10.0
 # Until memory of a version that was just replaced is back.
@@ -92,7 +94,7 @@ class Client:
     async def activate(self, version: str) -> None:
         """Swaps to a version; returns when it answers."""
         request = admin_pb2.ActivateRequest(model=MODEL, version=version)
-        await self._admin.Activate(request, timeout=TIMEOUT_SECONDS)
+        await self._admin.Activate(request, timeout=SWAP_SECONDS)
 
     async def capacity(self, seconds: float) -> float:
         """Returns requests per second with ``IN_FLIGHT`` callers that never pause."""
@@ -158,7 +160,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             make_version(options.bundle, repository / MODEL / version, version, day=day)
         bundle = open_bundle(options.bundle)
         users = list(bundle.histories.vocabulary[: options.users]) or [""]
-        with serving(repository, options.transport) as (address, admin, pid):
+        with serving(repository, options.transport, trial=options.trial) as (address, admin, pid):
             result = uvloop.run(measure(address, admin, pid, users, options))
     sizes = {"n_items": bundle.manifest.n_items, "embedding_size": bundle.manifest.embedding_size}
     return {**result, "bundle": sizes}
@@ -172,6 +174,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--interval", type=float, default=4.0, help="seconds from swap to swap, at least")
+    parser.add_argument(
+        "--no-trial", dest="trial", action="store_false", help="load in the server alone, as a baseline"
+    )
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -240,7 +245,7 @@ async def _client(address: str, admin: str, users: list[str], k: int) -> AsyncIt
 
 
 @contextlib.contextmanager
-def serving(repository: Path, transport: str) -> Iterator[tuple[str, str, int]]:
+def serving(repository: Path, transport: str, *, trial: bool = True) -> Iterator[tuple[str, str, int]]:
     """Runs the server; yields its address, its admin address and its process id."""
     admin = f"unix:{repository.parent}/admin"
     command = ["serve", "--repository", str(repository), "--port", "0", "--transport", transport]
@@ -259,7 +264,11 @@ def serving(repository: Path, transport: str) -> Iterator[tuple[str, str, int]]:
         stderr=subprocess.DEVNULL,
         text=True,
         # What is measured is latency: a machine that stalls must show there, not as refused requests.
-        env={**os.environ, "RECSERVE__SERVER__MAX_IN_FLIGHT": "8192"},
+        env={
+            **os.environ,
+            "RECSERVE__SERVER__MAX_IN_FLIGHT": "8192",
+            "RECSERVE__REPOSITORY__TRIAL": str(trial).lower(),
+        },
     ) as process:
         try:
             assert process.stdout is not None

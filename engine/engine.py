@@ -11,6 +11,7 @@ from typing import Any
 from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Bundle, Manifest
 from recserve.engine.bundle.ids import check_id, check_timestamp
+from recserve.engine.bundle.stamps import Stamps
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
 from recserve.engine.counters import Counters
@@ -69,20 +70,20 @@ class Engine:
         observed: ObservedEvents | None = None,
         online: Callable[[Bundle], OnlineStage] | None = None,
         live_items: LiveItems | None = None,
+        checked: Stamps | None = None,
     ) -> "Engine":
         """Opens, checks and warms the bundle in ``path``; the first request compiles nothing.
 
         ``observed``: events that engines of several versions share; one's own when not given. ``online``:
         makes what learns from events and moves scores (engine/online); nothing does when not given.
-        ``live_items``: items that engines of several versions serve beside their bundles.
+        ``live_items``: items that several versions serve beside their bundles. ``checked``: see open_bundle.
         Raises :class:`BundleInvalid` when the bundle is damaged or not signed as ``config`` requires,
         :class:`ConfigError` when the machine cannot run it as configured.
 
-        Where a pause of 0.2 s matters, call ``gc.freeze()`` afterwards, as the server does: a full collection
-        looks at all that Numba has loaded.
+        Where a pause of 0.2 s matters, call ``gc.freeze()`` afterwards: a full collection sees all of Numba.
         """
         config = config or EngineConfig()
-        engine = cls(load_bundle(path, config, online), config, observed, live_items)
+        engine = cls(load_bundle(path, config, online, checked), config, observed, live_items)
         engine._warm_up()
         engine._live.follow()
         return engine

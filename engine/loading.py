@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from recserve import kernels
 from recserve.engine.batch import LoadedBundle
 from recserve.engine.bundle import Bundle, open_bundle
+from recserve.engine.bundle.stamps import Stamps
 from recserve.engine.config import EngineConfig
 from recserve.engine.features import check_request
 from recserve.engine.online.stage import OnlineStage
@@ -18,13 +20,19 @@ from recserve.engine.sources import open_source
 from recserve.engine.text_search import TextSearch, check_text
 from recserve.engine.types import Request
 
+# Once a process: of later bundles it would do nothing.
+_warm_kernels = cache(kernels.warmup)
+
 
 def load_bundle(
-    path: str | Path, config: EngineConfig, online: Callable[[Bundle], OnlineStage] | None = None
+    path: str | Path,
+    config: EngineConfig,
+    online: Callable[[Bundle], OnlineStage] | None = None,
+    checked: Stamps | None = None,
 ) -> LoadedBundle:
-    """Opens the bundle in ``path`` and its stages; raises as :meth:`Engine.load`."""
-    bundle = open_bundle(path, config.signature_policy)
-    kernels.warmup()
+    """Opens the bundle in ``path`` and its stages; arguments and errors are those of :meth:`Engine.load`."""
+    bundle = open_bundle(path, config.signature_policy, checked)
+    _warm_kernels()
     runtime = Runtime(bundle, config)
     kept = config.history_cache_mb << 20
     sources = {name: open_source(bundle, name, runtime, kept) for name in bundle.manifest.variants}

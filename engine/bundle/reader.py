@@ -25,6 +25,7 @@ from recserve.engine.bundle.signatures import (
     check_signatures,
 )
 from recserve.engine.bundle.signing_keys import SigningKey
+from recserve.engine.bundle.stamps import Stamps, stamps_of
 from recserve.engine.bundle.vocabulary import LOOKUP_COLUMNS, Vocabulary
 from recserve.errors import BundleInvalid, BundleReason
 
@@ -73,31 +74,45 @@ class Bundle:
         return data
 
 
-def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> Bundle:
+def open_bundle(
+    folder: str | Path, signatures: SignaturePolicy = UNCHECKED, checked: Stamps | None = None
+) -> Bundle:
     """Checks and opens the bundle in ``folder``.
 
+    ``checked``: the stamps of files that this function checked before, in another process perhaps; while
+    they are those of the files now, digests and contents are not looked at again.
     Raises :class:`BundleInvalid` when a file is missing, extra, changed or not consistent with the rest, or
     its signature is not what ``signatures`` requires.
     """
     folder = Path(folder)
+    is_checked = checked is not None and checked == stamps_of(folder)
     data = read_manifest_bytes(folder)
     # Before anything of it is parsed.
     trust = check_signatures(folder, data, signatures)
     manifest = _parse(data)
-    _check_files(folder, manifest)
+    if not is_checked:
+        _check_files(folder, manifest)
+    bundle = _map_bundle(folder, manifest, trust, validate=not is_checked)
+    if not is_checked:
+        _check_content(bundle)
+    return bundle
+
+
+def _map_bundle(folder: Path, manifest: Manifest, trust: Trust, *, validate: bool) -> Bundle:
+    """Maps the files, whose columns, types and shapes must be those of the manifest."""
     table = FORMS[manifest.item_table]
     vectors = (part.file for part in table.values())
     for name in (layout.ITEMS, layout.ITEM_LOOKUP, *vectors, layout.POPULARITY):
         _require(manifest, name)
-    items = _map_table(folder, layout.ITEMS, {ITEM_ID: pa.large_string()})
+    items = _map_table(folder, layout.ITEMS, {ITEM_ID: pa.large_string()}, validate=validate)
     _check_rows(layout.ITEMS, items.num_rows, manifest.n_items)
-    vocabulary = _vocabulary(folder, items.column(ITEM_ID), layout.ITEMS, layout.ITEM_LOOKUP)
+    vocabulary = _vocabulary(folder, items.column(ITEM_ID), layout.ITEM_LOOKUP, validate=validate)
     shape = (manifest.n_items, manifest.embedding_size)
-    histories = _open_histories(folder, manifest)
+    histories = _open_histories(folder, manifest, validate=validate)
     parts = {
         name: _map_array(folder, part.file, part.dtype, part.shape(*shape)) for name, part in table.items()
     }
-    bundle = Bundle(
+    return Bundle(
         folder=folder,
         manifest=manifest,
         catalogue=Catalogue(items, vocabulary),
@@ -109,7 +124,18 @@ def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> 
         trust=trust,
         item_encoder=_open_item_encoder(folder, manifest),
     )
-    check_finite(next(iter(table.values())).file, bundle.item_embeddings)
+
+
+def _check_content(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    bundle.catalogue.vocabulary.check(layout.ITEMS, layout.ITEM_LOOKUP)
+    bundle.histories.vocabulary.check(layout.HISTORIES, layout.USER_LOOKUP)
+    bundle.histories.check(layout.HISTORIES, manifest.n_items)
+    check_finite(next(iter(FORMS[manifest.item_table].values())).file, bundle.item_embeddings)
+    if bundle.user_embeddings is not None:
+        check_finite(layout.USER_EMBEDDINGS, bundle.user_embeddings)
+    if manifest.item_encoder is not None and bundle.item_encoder is not None:
+        check_finite(manifest.item_encoder.file, bundle.item_encoder.weights)
     if bundle.popularity.min() < 0:
         raise BundleInvalid(
             layout.POPULARITY,
@@ -118,7 +144,6 @@ def open_bundle(folder: str | Path, signatures: SignaturePolicy = UNCHECKED) -> 
             reason=BundleReason.VALUE_RANGE,
         )
     _check_graphs(bundle)
-    return bundle
 
 
 def sign_bundle(folder: Path, key: SigningKey) -> None:
@@ -165,9 +190,7 @@ def _open_item_encoder(folder: Path, manifest: Manifest) -> ItemEncoder | None:
     if entry is None:
         return None
     shape = (entry.width + 1, manifest.embedding_size)
-    weights = _map_array(folder, entry.file, np.dtype(np.float32), shape)
-    check_finite(entry.file, weights)
-    return ItemEncoder(entry, weights)
+    return ItemEncoder(entry, _map_array(folder, entry.file, np.dtype(np.float32), shape))
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -225,11 +248,16 @@ def _check_rows(name: str, found: int, expected: int) -> None:
         )
 
 
-def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType]) -> pa.Table:
+def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType], *, validate: bool) -> pa.Table:
     """Maps an Arrow file; ``columns`` must be there, of these types and without nulls."""
     try:
-        table = _validated(folder / name)
+        table = pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all()
+        if validate:
+            # Arrow trusts what it maps: an offset or an index out of range would read foreign memory.
+            table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
+        # A log that shows the variables of a traceback would read foreign memory too.
+        table = None
         raise BundleInvalid(
             f"file {name}",
             found="unreadable",
@@ -271,18 +299,6 @@ def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType]) -> pa.T
     return table
 
 
-def _validated(path: Path) -> pa.Table:
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    try:
-        # Arrow trusts what it maps: an offset or an index out of range would read foreign memory.
-        table.validate(full=True)
-    except pa.ArrowException:
-        # A log that shows the variables of a traceback would read it too.
-        del table
-        raise
-    return table
-
-
 def _has_nulls(column: pa.ChunkedArray) -> bool:
     if column.null_count:
         return True
@@ -321,28 +337,22 @@ def _open_user_embeddings(folder: Path, manifest: Manifest, n_users: int) -> NDA
     if all(variant.query != TABLE for variant in manifest.variants.values()):
         return None
     shape = (n_users, manifest.embedding_size)
-    table = _map_array(folder, layout.USER_EMBEDDINGS, np.dtype(np.float32), shape)
-    check_finite(layout.USER_EMBEDDINGS, table)
-    return table
+    return _map_array(folder, layout.USER_EMBEDDINGS, np.dtype(np.float32), shape)
 
 
-def _vocabulary(folder: Path, ids: pa.ChunkedArray, ids_file: str, lookup_file: str) -> Vocabulary:
-    lookup = _map_table(folder, lookup_file, LOOKUP_COLUMNS)
+def _vocabulary(folder: Path, ids: pa.ChunkedArray, lookup_file: str, *, validate: bool) -> Vocabulary:
+    lookup = _map_table(folder, lookup_file, LOOKUP_COLUMNS, validate=validate)
     _check_rows(lookup_file, lookup.num_rows, len(ids))
-    vocabulary = Vocabulary(
+    return Vocabulary(
         ids.combine_chunks(),
         lookup.column("hash").combine_chunks().to_numpy(),
         lookup.column("row").combine_chunks().to_numpy(),
     )
-    vocabulary.check(ids_file, lookup_file)
-    return vocabulary
 
 
-def _open_histories(folder: Path, manifest: Manifest) -> StoredHistories:
+def _open_histories(folder: Path, manifest: Manifest, *, validate: bool) -> StoredHistories:
     _require(manifest, layout.HISTORIES)
     _require(manifest, layout.USER_LOOKUP)
-    table = _map_table(folder, layout.HISTORIES, HISTORY_COLUMNS)
-    vocabulary = _vocabulary(folder, table.column("user_id"), layout.HISTORIES, layout.USER_LOOKUP)
-    histories = StoredHistories(table, vocabulary)
-    histories.check(layout.HISTORIES, manifest.n_items)
-    return histories
+    table = _map_table(folder, layout.HISTORIES, HISTORY_COLUMNS, validate=validate)
+    user_ids = table.column("user_id")
+    return StoredHistories(table, _vocabulary(folder, user_ids, layout.USER_LOOKUP, validate=validate))

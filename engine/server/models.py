@@ -1,10 +1,13 @@
 """A server over a repository of models: registry, manager, watcher and Admin put together."""
 
+import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from recserve.engine.bundle import Bundle
+from recserve.engine.bundle.stamps import Stamps
 from recserve.engine.config import EngineConfig
 from recserve.engine.engine import Engine
 from recserve.engine.models.config import RepositoryConfig
@@ -14,6 +17,7 @@ from recserve.engine.models.memory import release_memory
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.repository import FoundBundle, Repository
 from recserve.engine.models.router import Router
+from recserve.engine.models.trial import Trials
 from recserve.engine.models.watcher import Watcher
 from recserve.engine.online.stage import OnlineStage
 from recserve.engine.server.admin import AdminService
@@ -37,6 +41,8 @@ class EngineLoader:
         live_items: LiveItems | None = None,
     ) -> None:
         self._config, self._online = config, online
+        # What tries a bundle first, while others answer.
+        self.trials: Trials | None = None
         self._live_items = live_items or LiveItems()
         self._observed = observed or ObservedEvents(
             max_users=config.max_observed_users, max_items=config.max_observed_items
@@ -44,12 +50,21 @@ class EngineLoader:
 
     def __call__(self, bundle: FoundBundle) -> Engine:
         """Loads, checks and warms a bundle of the repository."""
+        if self.trials is None:
+            return self._load(bundle.folder, self._config)
+        # Once the index is mapped its files need no names any more.
+        with tempfile.TemporaryDirectory(prefix="recserve-index-") as scratch:
+            config = replace(self._config, index_folder=self._config.index_folder or Path(scratch))
+            return self._load(bundle.folder, config, self.trials(bundle.folder, config))
+
+    def _load(self, folder: Path, config: EngineConfig, checked: Stamps | None = None) -> Engine:
         return Engine.load(
-            bundle.folder,
-            self._config,
+            folder,
+            config,
             observed=self._observed,
             online=self._online,
             live_items=self._live_items,
+            checked=checked,
         )
 
 
@@ -63,8 +78,9 @@ class Models:
             on_freed=lambda model, version: release_memory(),
             run=lambda work: threading.Thread(target=work, name="recserve-free").start(),
         )
-        loader = EngineLoader(engine, remembering.observed, remembering.online, remembering.live_items)
-        self.manager = ModelManager(Repository(Path(config.folder)), registry, loader)
+        self._trials = Trials(config.trial_seconds) if config.trial else None
+        self._loader = EngineLoader(engine, remembering.observed, remembering.online, remembering.live_items)
+        self.manager = ModelManager(Repository(Path(config.folder)), registry, self._loader)
         self.router = Router(registry, on_rollback=self.manager.rolled_back)
         remembering.router = self.router
         self.admin = AdminService(self.manager, self.router)
@@ -74,9 +90,13 @@ class Models:
     def start(self) -> None:
         """Loads what shall answer, then watches; raises when nothing can answer."""
         self.manager.start()
+        # Not before: until now nobody was answered who could have to wait.
+        self._loader.trials = self._trials
         self.watcher.start()
 
     def close(self) -> None:
-        """Ends the threads; operations under way finish."""
+        """Ends the threads; operations under way finish, those that try a bundle at once."""
+        if self._trials is not None:
+            self._trials.close()
         self.watcher.close()
         self.admin.close()

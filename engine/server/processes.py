@@ -5,7 +5,6 @@ them) and maps the same bundle and the same prepared index, so the vectors are i
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,6 +19,7 @@ from multiprocessing.context import SpawnProcess
 
 import structlog
 
+from recserve.engine.children import follow_parent
 from recserve.engine.server.config import ServerConfig
 from recserve.errors import ConfigError, RecserveError, Unavailable
 
@@ -28,7 +28,6 @@ log = structlog.get_logger("recserve.server")
 # More deaths than this within a minute are no accident: the parent stops the rest and says so.
 MAX_DEATHS = 5
 DEATHS_WITHIN_SECONDS = 60.0
-PR_SET_PDEATHSIG = 1
 
 # What a worker runs: serves until SIGTERM, calls the function with its address when it is warm.
 Serve = Callable[[Callable[[str], None]], None]
@@ -147,9 +146,7 @@ class Supervisor:
 
 def _run_worker(serve: Serve, reports: Connection) -> None:
     # The terminal's Ctrl-C is for the parent, which passes it on once; when it dies we must not stay.
-    os.setpgrp()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    follow_parent(signal.SIGTERM)
     try:
         serve(reports.send)
     except RecserveError as error:

@@ -11,7 +11,17 @@ from recserve.errors import CheckFailed
 
 @pytest.mark.slow
 def test_a_short_run_loses_nothing(bundle_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(bundle_folder), "--swaps", "4", "--rounds", "2", "--interval", "0.25", "--json"]
+    arguments = [
+        str(bundle_folder),
+        "--swaps",
+        "4",
+        "--rounds",
+        "2",
+        "--interval",
+        "0.25",
+        "--no-trial",
+        "--json",
+    ]
     assert swaps.main(arguments) == 0
     result = json.loads(capfd.readouterr().out)
     assert (result["swaps"], result["failed"], result["mixed"]) == (4, 0, 0)

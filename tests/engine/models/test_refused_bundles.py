@@ -75,7 +75,7 @@ def test_the_bundle_before_goes_on(
 
 
 def test_the_cases_cover_what_can_be_wrong() -> None:
-    """What is left over has tests of its own: signatures, sizes, indices, files that cannot be read."""
+    """What is left over has tests of its own: signatures, sizes, indices, trials, unreadable files."""
     covered = {module.CASES[label].reason for module, label in CASES}  # type: ignore[attr-defined]
     assert len(CASES) >= 200
     assert set(BundleReason) - covered == {
@@ -86,6 +86,8 @@ def test_the_cases_cover_what_can_be_wrong() -> None:
         BundleReason.TOO_LARGE,
         BundleReason.FILE_UNREADABLE,
         BundleReason.INDEX,
+        BundleReason.LOAD_CRASHES,
+        BundleReason.LOAD_TOO_LONG,
     }
 
 

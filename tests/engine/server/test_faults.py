@@ -14,7 +14,7 @@ from recserve.engine.client import RecommenderClient
 from recserve.engine.engine import Engine
 from recserve.engine.retry import NO_RETRY
 from recserve.engine.types import Slate
-from recserve.engine.wire.status import RemoteError
+from recserve.engine.wire.status import RemoteError, error_from_call
 from recserve.proto import admin_pb2, admin_pb2_grpc, recommender_pb2_grpc
 from recserve.proto import recommender_pb2 as pb
 from tests.engine.models.versions import make_version
@@ -155,15 +155,38 @@ def test_a_second_sigterm_ends_a_drain_that_waits(bundle_folder: Path, tmp_path:
         assert held.code() is UNAVAILABLE
 
 
-def test_a_load_without_memory_leaves_what_answers(bundle_folder: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    (repository / "shop").mkdir(parents=True)
+@pytest.fixture
+def repository(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A repository of the model ``shop`` with v1 and v2."""
+    folder = tmp_path / "repository"
+    (folder / "shop").mkdir(parents=True)
     for day, version in enumerate(("v1", "v2"), start=1):
-        make_version(bundle_folder, repository / "shop" / version, version, day=day)
+        make_version(bundle_folder, folder / "shop" / version, version, day=day)
+    return folder
+
+
+def test_a_load_that_takes_too_long_is_given_up(repository: Path, tmp_path: Path) -> None:
     admin = f"unix:{tmp_path}/admin"
     arguments = ("--repository", repository, "--admin-address", admin)
     with (
-        faulty("clock-jumps", tmp_path, *arguments) as server,
+        faulty("clock-jumps", tmp_path, *arguments, RECSERVE__REPOSITORY__TRIAL_SECONDS="0.05") as server,
+        RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client,
+        grpc.insecure_channel(admin) as channel,
+    ):
+        activate = admin_pb2_grpc.AdminStub(channel).Activate
+        with pytest.raises(grpc.RpcError) as refused:
+            activate(admin_pb2.ActivateRequest(model="shop", version="v1"), timeout=TIMEOUT_SECONDS)
+        error = error_from_call(refused.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_LOAD_TOO_LONG")
+        assert client.recommend(Request(k=1)).bundle_version == "v2"
+
+
+def test_a_load_without_memory_leaves_what_answers(repository: Path, tmp_path: Path) -> None:
+    admin = f"unix:{tmp_path}/admin"
+    arguments = ("--repository", repository, "--admin-address", admin)
+    with (
+        # A trial would need the memory first.
+        faulty("clock-jumps", tmp_path, *arguments, RECSERVE__REPOSITORY__TRIAL="false") as server,
         RecommenderClient(server.address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client,
         grpc.insecure_channel(admin) as channel,
     ):

@@ -29,7 +29,7 @@ def models(bundle_folder: Path, tmp_path: Path) -> Iterator[Models]:
     for day, version in enumerate(("v1", "v2"), start=1):
         make_version(bundle_folder, folder / MODEL / version, version, day=day)
     remembering = Remembering(StateConfig(), EngineConfig(), ServerConfig())
-    config = RepositoryConfig(folder=str(folder), poll_seconds=60)
+    config = RepositoryConfig(folder=str(folder), poll_seconds=60, trial=False)
     models = Models(config, EngineConfig(), remembering)
     models.start()
     yield models
