@@ -84,7 +84,8 @@ class ServerConfig:
     """PEM file of the authorities of client certificates; with it every client must show one."""
 
     admin_address: str = ""
-    """HOST:PORT or unix:PATH where admin methods and reflection are served, over grpcio. Not set: nowhere."""
+    """HOST:PORT or unix:PATH where admin methods and reflection are served, over grpcio. Not set: nowhere.
+    Of several workers the first one has it."""
 
     audit_log: Path | None = None
     """File that refusals and admin actions are appended to."""
@@ -118,13 +119,6 @@ class ServerConfig:
         self._check_tls()
         if self.admin_address:
             _check_address(self.admin_address)
-            if self.workers > 1:
-                raise ConfigError(
-                    "server.admin_address",
-                    found=f"given with {self.workers} workers",
-                    expected="one worker",
-                    cure="An admin action would reach one of the processes only.",
-                )
         if self.is_exposed and not self.insecure_bind:
             raise ConfigError(
                 "server.host" if not self.is_local else "server.admin_address",

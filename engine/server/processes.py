@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -45,15 +45,14 @@ class Worker:
 
 
 class Supervisor:
-    """Keeps ``n_workers`` processes running until SIGTERM or SIGINT; main thread only.
+    """Keeps one process for each of ``works`` running until SIGTERM or SIGINT; main thread only.
 
-    ``serve`` must be picklable. A worker that dies is restarted; one that fails before any was ready (a
+    They must be picklable. A worker that dies is restarted; one that fails before any was ready (a
     damaged bundle, a busy port) ends all, and its error is raised here.
     """
 
-    def __init__(self, serve: Serve, n_workers: int) -> None:
-        self._serve = serve
-        self._n_workers = n_workers
+    def __init__(self, works: Sequence[Serve]) -> None:
+        self._works = works
         self._context = multiprocessing.get_context("spawn")
         self._workers: dict[int, Worker] = {}
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
@@ -64,7 +63,7 @@ class Supervisor:
     def run(self, announce: Callable[[str], None]) -> None:
         """Starts the workers; ``announce`` gets the address when all are warm for the first time."""
         with _signal_pipe() as signals:
-            for number in range(self._n_workers):
+            for number in range(len(self._works)):
                 self._start(number)
             while self._workers:
                 reports = {worker.reports: worker for worker in self._workers.values()}
@@ -79,7 +78,7 @@ class Supervisor:
     def _start(self, number: int) -> None:
         mine, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(
-            target=_run_worker, args=(self._serve, theirs), name=f"recserve-worker-{number}"
+            target=_run_worker, args=(self._works[number], theirs), name=f"recserve-worker-{number}"
         )
         process.start()
         theirs.close()
@@ -97,7 +96,7 @@ class Supervisor:
             return
         worker.is_ready = True
         ready = [other for other in self._workers.values() if other.is_ready]
-        if len(ready) == self._n_workers and not self._announced:
+        if len(ready) == len(self._works) and not self._announced:
             self._announced = True
             announce(report)
 

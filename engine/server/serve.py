@@ -155,4 +155,6 @@ def serve(work: ServeBundle | ServeRepository, announce: Callable[[str], None]) 
         # The first worker prepares the index, the others map what it wrote.
         engine = work.engine if work.engine.index_folder else replace(work.engine, index_folder=Path(folder))
         shared = replace(work, engine=engine, server=replace(work.server, port=port))
-        Supervisor(shared, work.server.workers).run(announce)
+        # One has the admin address: what it changes in the repository, the others follow.
+        other = replace(shared, server=replace(shared.server, admin_address=""))
+        Supervisor([shared, *[other] * (work.server.workers - 1)]).run(announce)

@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from recserve.engine import Request
@@ -23,17 +25,25 @@ from recserve.engine.server.http.listener import HttpListener
 from recserve.engine.server.processes import reserved_port
 from recserve.engine.wire.status import RemoteError
 from recserve.errors import ConfigError
+from recserve.proto import admin_pb2, admin_pb2_grpc
+from tests.engine.models.versions import make_version
 from tests.engine.server.http_client import HttpCaller
 
 TIMEOUT_SECONDS = 90
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "recserve.engine.cli", "serve", str(bundle), "--port", "0", *arguments]
+def serving(
+    bundle: Path, log: Path, *arguments: str, repository: bool = False, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``bundle``: a folder of models with ``repository``."""
+    command = [sys.executable, "-m", "recserve.engine.cli", "serve", "--port", "0", *arguments]
+    command += ["--repository", str(bundle)] if repository else [str(bundle)]
     with (
         log.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
+        ) as process,
     ):
         try:
             assert process.stdout is not None
@@ -42,7 +52,7 @@ def serving(bundle: Path, log: Path, *arguments: str) -> Iterator[tuple[subproce
             process.kill()
 
 
-def events(log: Path, name: str) -> list[dict[str, int]]:
+def events(log: Path, name: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == name]
 
@@ -63,6 +73,15 @@ def answers(address: str) -> bool:
     # A new channel each time: a new connection, which the kernel gives to any of the workers.
     with RecommenderClient(address, timeout=TIMEOUT_SECONDS) as client:
         return bool(client.recommend(Request(k=1)).items)
+
+
+def versions(address: str, n: int) -> set[str]:
+    """The versions that ``n`` new connections are answered by."""
+    found = set()
+    for _ in range(n):
+        with RecommenderClient(address, timeout=TIMEOUT_SECONDS) as client:
+            found.add(client.recommend(Request(k=1)).bundle_version)
+    return found
 
 
 def test_a_killed_worker_is_replaced_and_sigterm_ends_all(
@@ -88,6 +107,45 @@ def test_a_killed_worker_is_replaced_and_sigterm_ends_all(
     pids = [event["pid"] for event in events(log, "worker started")]
     assert all(map(has_ended, pids))
     assert "Traceback" not in log.read_text()
+
+
+def wait_for(is_there: Callable[[], bool]) -> None:
+    """Waits until something has happened in the server."""
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while not is_there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_one_worker_is_told_all_do(bundle_folder: Path, tmp_path: Path) -> None:
+    repository, log, admin = tmp_path / "repository", tmp_path / "log", f"unix:{tmp_path}/admin"
+    (repository / "shop").mkdir(parents=True)
+    for day, version in enumerate(("v1", "v2"), start=1):
+        make_version(bundle_folder, repository / "shop" / version, version, day=day)
+    settings = {"RECSERVE__REPOSITORY__POLL_SECONDS": "0.05", "RECSERVE__REPOSITORY__TRIAL": "false"}
+    arguments = ("--workers", "2", "--admin-address", admin)
+
+    def ask(method: str, message: Any) -> Any:
+        with grpc.insecure_channel(admin) as channel:
+            stub = admin_pb2_grpc.AdminStub(channel)
+            return getattr(stub, method)(message, timeout=TIMEOUT_SECONDS, wait_for_ready=True)
+
+    def follow(version: str) -> None:
+        wait_for(lambda: sum(event["versions"] == [version] for event in events(log, "route set")) == 2)
+        assert versions(address, 8) == {version}
+
+    with serving(repository, log, *arguments, repository=True, **settings) as (process, address):
+        follow("v2")
+        assert ask("Activate", admin_pb2.ActivateRequest(model="shop", version="v1")).arms[0].version == "v1"
+        follow("v1")
+        first = events(log, "worker started")[0]["pid"]
+        os.kill(first, signal.SIGKILL)
+        assert has_ended(first)
+        # The one in its place has its address, and knows what was told.
+        [model] = ask("ListModels", admin_pb2.ListModelsRequest()).models
+        assert model.route.arms[0].version == "v1"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_workers_do_not_outlive_their_parent(bundle_folder: Path, tmp_path: Path) -> None:
