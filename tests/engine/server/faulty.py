@@ -84,12 +84,20 @@ def clock_jumps(is_on: Callable[[], bool]) -> None:
     time.time = wrong_time
 
 
+def peers_vanish(is_on: Callable[[], bool]) -> None:
+    """No fault of the server's: it asks after a second, not a minute, whether its peers are still there."""
+    from recserve.engine.server.transports import grpcio, native
+
+    grpcio.PING_AFTER_SECONDS = grpcio.PING_TIMEOUT_SECONDS = native.KEEPALIVE_SECONDS = 1
+
+
 FAULTS: dict[str, Callable[[Callable[[], bool]], None]] = {
     "inference-hangs": inference_hangs,
     "inference-fails": inference_fails,
     "threads-die": threads_die,
     "loop-blocks": loop_blocks,
     "clock-jumps": clock_jumps,
+    "peers-vanish": peers_vanish,
 }
 
 

@@ -20,6 +20,7 @@ from recserve.proto import recommender_pb2 as pb
 from tests.engine.models.versions import make_version
 from tests.engine.server.faulty import Faulty, faulty
 from tests.engine.server.http_client import HttpCaller
+from tests.engine.server.raw_http2 import RawConnection
 
 TIMEOUT_SECONDS = 60.0
 UNAVAILABLE, INTERNAL, LATE = (
@@ -131,6 +132,21 @@ def test_a_wall_clock_that_jumps_moves_no_deadline(bundle_folder: Path, tmp_path
         assert is_serving(server)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(TIMEOUT_SECONDS) == 0
+
+
+@pytest.mark.parametrize("transport", ["grpcio", pytest.param("native", marks=pytest.mark.slow)])
+def test_a_peer_that_is_gone_without_a_word_is_let_go(
+    bundle_folder: Path, tmp_path: Path, known: str, transport: str
+) -> None:
+    """Half-open: the connection is there, nobody answers pings; over native that takes 20 s more."""
+    with (
+        faulty("peers-vanish", tmp_path, bundle_folder, "--transport", transport) as server,
+        RawConnection(server.address) as raw,
+    ):
+        raw.send(raw.headers())  # and never a message
+        while raw.sock.recv(1 << 16):
+            pass  # what the server sends, its pings too, until it closes; the socket has a timeout
+        assert source(ask(server, known)) == "model"
 
 
 def test_a_second_sigterm_ends_a_drain_that_waits(bundle_folder: Path, tmp_path: Path, known: str) -> None:
