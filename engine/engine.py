@@ -18,6 +18,7 @@ from recserve.engine.counters import Counters
 from recserve.engine.explain.cause import WhyNot
 from recserve.engine.explain.why_not import why_not
 from recserve.engine.features import check_ids, check_k, check_page, check_variant
+from recserve.engine.life import Life
 from recserve.engine.live_catalogue import LiveCatalogue
 from recserve.engine.loading import check_for, load_bundle
 from recserve.engine.online.stage import OnlineStage
@@ -32,11 +33,13 @@ from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.time_budget import deadlines_of
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
-from recserve.errors import InvalidRequest, Unavailable
+from recserve.errors import InvalidRequest
 
 
 class Engine:
     """Answers requests from one bundle; every method may be called from several threads.
+
+    A process that is forked from the one that loaded it must load its own.
 
     >>> with Engine.load("bundles/movies") as engine:
     ...     slate = engine.recommend(Request(user_id="u42", k=10))
@@ -56,7 +59,7 @@ class Engine:
         )
         self._live = LiveCatalogue(loaded, config.pipeline, self._observed, live_items or LiveItems())
         self._cache = SlateCache(config.cache_slates, config.cache_seconds) if config.cache_slates else None
-        self._closed = False
+        self._life = Life("engine")
         self._counters = Counters(
             "requests", "cached", "cold_starts", "ignored_items", "observed_events", "ignored_events"
         )
@@ -107,7 +110,7 @@ class Engine:
 
     def close(self) -> None:
         """Refuses further calls; calls that are running finish. Closing twice is fine."""
-        self._closed = True
+        self._life.end()
         if self._loaded.online is not None:
             self._loaded.online.close()
 
@@ -126,7 +129,7 @@ class Engine:
 
         Where there is a state, :meth:`State.change_items` also keeps that. Raises :class:`InvalidRequest`.
         """
-        self._check_open()
+        self._life.check()
         self._live.change(changes)
 
     @property
@@ -219,7 +222,7 @@ class Engine:
 
     def _accept(self, requests: Iterable[Request]) -> list[Request]:
         requests = list(requests)
-        self._check_open()
+        self._life.check()
         if len(requests) > self._config.max_requests:
             raise InvalidRequest(
                 "requests", found=f"{len(requests)} long", expected=f"at most {self._config.max_requests}"
@@ -312,7 +315,7 @@ class Engine:
 
         The request is answered several times over: for people who ask, not for every item of every slate.
         """
-        self._check_open()
+        self._life.check()
         self._check(request)
         check_id("item_id", item_id)
         loaded, store = self._live.serving
@@ -335,7 +338,7 @@ class Engine:
         Raises :class:`InvalidRequest` for an item that the catalogue does not have, and where the model has
         no item vectors, as popularity.
         """
-        self._check_open()
+        self._life.check()
         check_k(k, self._config)
         check_id("item_id", item_id)
         check_ids("exclude", exclude, self._config.max_exclude)
@@ -344,7 +347,7 @@ class Engine:
 
     def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
-        self._check_open()
+        self._life.check()
         check_ids("item_ids", item_ids, self._config.max_items)
         return self._loaded.bundle.catalogue.by_id(item_ids)
 
@@ -354,7 +357,7 @@ class Engine:
 
     def timed_history(self, user_id: str) -> tuple[list[str], list[int]]:
         """Returns item ids as :meth:`history` does, and when each happened (seconds, 0: not known)."""
-        self._check_open()
+        self._life.check()
         check_id("user_id", user_id)
         loaded, store = self._live.serving
         history = store.get(user_id)
@@ -372,7 +375,7 @@ class Engine:
         ``timestamp``: seconds since the epoch, now when not given. Returns whether the event entered the
         history: an unknown item and an impression or dislike do not (the first is counted as ignored).
         """
-        self._check_open()
+        self._life.check()
         check_id("user_id", user_id)
         check_id("item_id", item_id)
         check_action(action)
@@ -394,7 +397,3 @@ class Engine:
         and ``_misses``; where events teach, ``online_examples``, and ``online_rollbacks``: that was undone.
         """
         return self._counters.read() | self._loaded.stats()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Unavailable("engine", found="closed", expected="open", cure="Load it again.")

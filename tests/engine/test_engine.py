@@ -229,6 +229,34 @@ def test_hostile_ids_are_byte_exact_and_harmless(engine: Engine) -> None:
         assert slate.source == "popularity"
 
 
+FORKS = """
+import os, sys
+from recserve.engine import Engine, Request, Unavailable
+
+with Engine.load(sys.argv[1]) as engine:
+    child = os.fork()
+    if not child:
+        for call in (lambda: engine.recommend(Request()), lambda: engine.get_items(["1"])):
+            try:
+                call()
+            except Unavailable as error:
+                assert "of the process that this one was forked from" in str(error), error
+            else:
+                os._exit(1)
+        # Its own is another matter.
+        with Engine.load(sys.argv[1]) as own:
+            os._exit(0 if own.recommend(Request(k=1)).items else 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert engine.recommend(Request(k=1)).items
+"""
+
+
+def test_a_forked_process_does_not_use_the_engine_of_its_parent(bundle_folder: Path) -> None:
+    run = [sys.executable, "-c", FORKS, str(bundle_folder)]
+    finished = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_a_closed_engine_says_so(bundle_folder: Path) -> None:
     engine = Engine.load(bundle_folder)
     engine.close()
