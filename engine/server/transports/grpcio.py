@@ -101,6 +101,8 @@ def _options(config: ServerConfig, reuse_port: bool) -> list[tuple[str, int]]:
         "grpc.max_connection_idle_ms": IDLE_SECONDS * 1000,
         "grpc.keepalive_time_ms": PING_AFTER_SECONDS * 1000,
         "grpc.keepalive_timeout_ms": PING_TIMEOUT_SECONDS * 1000,
+        # Of a ping alone; its default of a minute counts where anything else comes within the other one.
+        "grpc.http2.ping_timeout_ms": PING_TIMEOUT_SECONDS * 1000,
         "grpc.keepalive_permit_without_calls": 1,
         # The chain refuses what is over the limit; a byte more lets it see that.
         "grpc.max_receive_message_length": config.max_message_bytes + 1,
