@@ -19,5 +19,6 @@ def configure_logs() -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # A line is one write: several workers share the file.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
     )
