@@ -1,13 +1,16 @@
 """The one table between errors and gRPC statuses, with google.rpc details, read in both directions.
 
 A refusal of ours carries ``google.rpc.Status`` in its trailer: exactly one ``ErrorInfo`` with a reason of
-the table below and domain "recserve", plus ``BadRequest`` where a field is to blame, ``RetryInfo`` where
-trying again helps and ``QuotaFailure`` where the limit is the caller's own. What the gRPC core refuses itself
-(a message over the limit, an unknown method) has none.
+the table below and domain "recserve", with what was found and expected as metadata; ``BadRequest`` where a
+field is to blame, ``ResourceInfo`` where something is not there, ``PreconditionFailure`` where a state does
+not allow it, ``RetryInfo`` where trying again helps and ``QuotaFailure`` where the limit is the caller's own.
+What the gRPC core refuses itself (a message over the limit, an unknown method) has none.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -44,6 +47,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 RETRY_AFTER_SECONDS = 1
 REASON_INTERNAL = "INTERNAL"
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,21 @@ def status_of(error: RecserveError) -> status_pb2.Status:
     row = row_of(type(error))
     if row is None:
         return make_status(grpc.StatusCode.INTERNAL, REASON_INTERNAL, "The server failed; see its log.")
-    status = make_status(row.code, reason_for(error), str(error), field=error.name)
+    status = make_status(
+        row.code,
+        reason_for(error),
+        str(error),
+        field=error.name,
+        metadata={"found": error.found, "expected": error.expected},
+    )
+    if row.code is grpc.StatusCode.NOT_FOUND:
+        missing = error_details_pb2.ResourceInfo(resource_type=error.name, resource_name=error.found)
+        status.details.append(_pack(missing))
+    elif row.code is grpc.StatusCode.FAILED_PRECONDITION:
+        violated = error_details_pb2.PreconditionFailure.Violation(
+            type=reason_for(error), subject=error.name, description=str(error)
+        )
+        status.details.append(_pack(error_details_pb2.PreconditionFailure(violations=[violated])))
     if row.retry:
         delay = duration_pb2.Duration(seconds=RETRY_AFTER_SECONDS)
         if isinstance(error, RateLimited):
@@ -120,10 +138,18 @@ def status_of(error: RecserveError) -> status_pb2.Status:
     return status
 
 
-def make_status(code: grpc.StatusCode, reason: str, message: str, *, field: str = "") -> status_pb2.Status:
+def make_status(
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    *,
+    field: str = "",
+    metadata: Mapping[str, str] = NO_METADATA,
+) -> status_pb2.Status:
     """Returns a rich status with one ErrorInfo, and a BadRequest naming ``field`` for INVALID_ARGUMENT."""
     status = status_pb2.Status(code=code_number(code), message=message)
-    status.details.append(_pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN)))
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    status.details.append(_pack(info))
     if code is grpc.StatusCode.INVALID_ARGUMENT and field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         status.details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))

@@ -50,6 +50,15 @@ def test_every_row_of_the_table_reaches_the_caller(
     assert status.message == error.details() == "the name is wrong; expected right."
     [info] = details_of(status, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == (str(getattr(raised, "reason", row.reason)), "recserve")
+    assert dict(info.metadata) == {"found": "wrong", "expected": "right"}
+    missing = details_of(status, error_details_pb2.ResourceInfo)
+    assert [(one.resource_type, one.resource_name) for one in missing] == (
+        [("the name", "wrong")] if row.code is grpc.StatusCode.NOT_FOUND else []
+    )
+    failures = details_of(status, error_details_pb2.PreconditionFailure)
+    assert [(one.type, one.subject) for failure in failures for one in failure.violations] == (
+        [(info.reason, "the name")] if row.code is grpc.StatusCode.FAILED_PRECONDITION else []
+    )
     pauses = details_of(status, error_details_pb2.RetryInfo)
     assert [pause.retry_delay.seconds > 0 for pause in pauses] == [True] * row.retry
     violations = [
