@@ -16,6 +16,7 @@ from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.batcher import Batcher
 from recserve.engine.engine import Engine
 from recserve.engine.models.manager import ModelManager
+from recserve.engine.models.memory import release_memory
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.router import Router
 from recserve.engine.runtime import end_inference
@@ -219,6 +220,7 @@ class Server:
             for engine in self.router.registry.engines():
                 engine.drop_kept()
             gc.collect()
+            release_memory()
         if level is Pressure.RESTART:
             self._not_ready()
             cure = "Raise server.memory_limit_mb, or lower what it keeps."

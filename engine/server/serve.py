@@ -45,6 +45,7 @@ class ServeBundle:
         """
         # Here, so that the parent of several workers stays small.
         from recserve.engine.engine import Engine
+        from recserve.engine.models.memory import share_one_arena
         from recserve.engine.server.app import Server, run_server
         from recserve.engine.server.remembering import Remembering
         from recserve.engine.server.security.setup import harden_process
@@ -52,6 +53,7 @@ class ServeBundle:
 
         configure_logs()
         harden_process()
+        share_one_arena()
         if self.state.url:
             sys.setswitchinterval(SWITCH_SECONDS)
         with Remembering(self.state, self.engine, self.server, self.online) as remembering:
@@ -95,6 +97,7 @@ class ServeRepository:
 
     def __call__(self, announce: Callable[[str], None]) -> None:
         """Runs in the main thread of a process; ``announce`` gets the addresses when the models are warm."""
+        from recserve.engine.models.memory import share_one_arena
         from recserve.engine.server.app import Server, run_server
         from recserve.engine.server.models import Models
         from recserve.engine.server.remembering import Remembering
@@ -103,6 +106,7 @@ class ServeRepository:
 
         configure_logs()
         harden_process()
+        share_one_arena()
         sys.setswitchinterval(SWITCH_SECONDS)
         with (
             Remembering(self.state, self.engine, self.server, self.online) as remembering,

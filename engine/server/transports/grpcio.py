@@ -21,8 +21,9 @@ from recserve.engine.wire.status import grpc_code, pushback_of, trailer_of
 from recserve.errors import ConfigError
 
 # The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours, with a
-# status that says so, hence these stand far above it.
-MAX_PENDING_REQUESTS = 100_000
+# status that says so, hence these stand above it: it takes more than a second to say so to as many. A
+# pending call takes some 17 kB, also one that was taken back at once.
+MAX_PENDING_REQUESTS = 8_192
 # Who has asked nothing for so long connects again when it does.
 IDLE_SECONDS = 300
 # A peer that is gone without a word is noticed by a ping that nobody answers.
