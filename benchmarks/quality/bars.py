@@ -74,7 +74,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         {"embedding_size": WIDTH, "n_layers": 3, "reg_weight": 1e-4, "learning_rate": 0.002, "eval_step": 5}
     ],
     "neumf": [
-        {"num_factors": 32, "layers": [64, 32, 16], "num_epochs": epochs, "batch_size": 1024, "lr": 2e-3}
+        {"num_factors": 32, "layers": [128, 64, 32], "num_epochs": epochs, "batch_size": 1024, "lr": 2e-3}
         for epochs in (10, 20, 40)
     ],
     "gru4rec": [
