@@ -1,7 +1,9 @@
 """NeuMF: generalised matrix factorisation beside a perceptron, of ids alone (He 2017, arXiv:1708.05031).
 
 Trained on every interaction against items drawn at random unless told to read ratings. A user is its id
-and its history: the paper has no answer for a user unseen in training.
+and its history: the paper has no answer for a user unseen in training. The history is what the user met
+at any time, the example left out (as in FISM, Kabbur 2013), since ids alone know no time: with what came
+before each example a test of interactions held out at random ranks by popularity.
 """
 
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ class NeuMFConfig(RankerConfig):
 
 class NeuMF(Ranker):
     """Two pairs of tables: one multiplied factor by factor, one under the perceptron."""
+
+    order_free = True
 
     def __init__(self, config: NeuMFConfig, space: FeatureSpace, labels: Labels) -> None:
         super().__init__(config, space, labels)

@@ -104,6 +104,9 @@ class Ranker(RankingModel):
         for name in ("user_rows", "item_ids", "item_categories", "item_lists", "item_numbers"):
             self.register_buffer(name, torch.from_numpy(getattr(space, name)))
 
+    order_free = False
+    """Whether training shows what the user met at any time, and not what was met before the example."""
+
     user_rows: Tensor
     item_ids: Tensor
     item_categories: Tensor

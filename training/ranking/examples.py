@@ -17,7 +17,8 @@ class Examples:
     """n examples, oldest first.
 
     user_index, item_index: (n,) int32; timestamp: (n,) int64, seconds; value: (n,) float32, the rating. The
-    history of example i is ``items[start[i]:stop[i]]``: what the user met in an earlier second, oldest first.
+    history of example i is ``items[start[i]:stop[i]]``: what the user met in an earlier second, oldest first;
+    ``items[start[i]:end[i]]`` is all that the user met.
     """
 
     user_index: NDArray[np.int32]
@@ -26,6 +27,7 @@ class Examples:
     value: NDArray[np.float32]
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
+    end: NDArray[np.int64]
     items: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -39,6 +41,17 @@ class Examples:
         if not len(self.items):
             return np.full(real.shape, -1, np.int64)
         return np.where(real, self.items[np.where(real, positions, 0)], -1).astype(np.int64)
+
+    def others(self, rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Returns what the user of each of ``rows`` met at any time but the item of the row, padded with −1.
+
+        (rows, length) int64: all of it, or that many drawn, some of them twice, where it is more.
+        """
+        start, n_met = self.start[rows, None], (self.end[rows] - self.start[rows])[:, None]
+        drawn = rng.integers(0, n_met, (len(rows), length))
+        place = np.where(n_met > length, drawn, np.arange(length))
+        items = self.items[start + np.minimum(place, n_met - 1)].astype(np.int64)
+        return np.where((place < n_met) & (items != self.item_index[rows, None]), items, -1)
 
 
 def training_examples(train: Histories) -> Examples:
@@ -84,6 +97,7 @@ def _examples(user_index: NDArray[np.int32], whole: Histories, chosen: NDArray[n
         whole.value[rows],
         starts[rows],
         stops[rows],
+        whole.indptr[1:][row[rows]],
         whole.item_index,
     )
 

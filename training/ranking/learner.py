@@ -65,7 +65,10 @@ class ExampleLearner:
         items = examples.item_index[rows, None].astype(np.int64)
         if not labels.is_rated:
             items = np.concatenate([items, self._draw(rows, rng)], axis=1)
-        logits = self._model(*inputs_of(self._model, examples, rows), torch.from_numpy(items))
+        history, user, context = inputs_of(self._model, examples, rows)
+        if self._model.order_free:
+            history = torch.from_numpy(examples.others(rows, history.shape[1], rng))
+        logits = self._model(history, user, context, torch.from_numpy(items))
         if self._model.config.labels == LISTWISE:
             return F.cross_entropy(logits[:, :, 0], torch.zeros(len(rows), dtype=torch.int64))
         if not labels.is_rated:

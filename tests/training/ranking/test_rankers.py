@@ -15,6 +15,7 @@ from recserve.training.evaluate_command import evaluate_run
 from recserve.training.loop import Trainer
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import calibrate, evaluate_predictions, validation_auc
+from recserve.training.ranking.examples import training_examples
 from recserve.training.run import Run, create_run, open_run
 
 BY_IDS = ["lr", "fm", "deepfm", "dcn", "dlrm", "din", "neumf"]
@@ -206,3 +207,20 @@ def test_din_needs_a_history(make_run: MakeRun) -> None:
     run = make_run("din", max_history=0)
     with pytest.raises(InvalidRequest, match="max_history"):
         run.new_model()
+
+
+def test_an_order_free_history_is_all_that_the_user_met_but_the_item_itself(make_run: MakeRun) -> None:
+    train = make_run("neumf").split().train
+    examples = training_examples(train)
+    rows = np.arange(len(examples))
+    longest = int(train.lengths.max())
+    for length in (4, longest):
+        found = examples.others(rows, length, np.random.default_rng(0))
+        assert found.shape == (len(rows), length)
+        for row, items in enumerate(found):
+            met, item = train.row(examples.user_index[row])[0], examples.item_index[row]
+            assert item not in items
+            if length == longest:
+                assert sorted(items[items >= 0]) == sorted(met[met != item])
+            else:
+                assert np.isin(items[items >= 0], met).all()
