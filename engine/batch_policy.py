@@ -22,6 +22,10 @@ ESTIMATE_HALF_LIFE_SECONDS = 1.0
 CLOSE_EARLY_SECONDS = 0.001
 # A batch is to be done in this share of the time that its most urgent entry has: some take twice the mean.
 SHARE_OF_TIME_LEFT = 0.5
+# What a row adds to a batch is at least this share of what a row of the usual batch takes altogether.
+MIN_ROW_SHARE = 0.25
+# Batches whose sizes vary by less (rows²) say nothing about it.
+MIN_VARIANCE = 1.0
 DELAYS_MS = MappingProxyType({"grpcio": 3.0, "native": 0.0})
 # An adaptive delay for each row that a batch has had of late: about what a call costs the thread of grpcio.
 DELAY_SECONDS_PER_ROW = 0.0001
@@ -106,11 +110,16 @@ W = TypeVar("W", bound=Waiting)
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What the policy knows of the past: ``batch_seconds`` and the ``rows`` of one, as running means."""
+    """What the policy knows of the past: ``batch_seconds`` and the ``rows`` of one, as running means.
+
+    ``variance`` of the rows (rows²) and ``covariance`` with the seconds: the straight line through batches.
+    """
 
     batch_seconds: float = 0.0
     measured_at: float = 0.0
     rows: float = 0.0
+    variance: float = 0.0
+    covariance: float = 0.0
 
     def expected_seconds(self, now: float) -> float:
         """Returns how long a batch takes, as far as that is still believed."""
@@ -120,8 +129,23 @@ class Rates:
         """Returns the rates after a batch of ``n_rows`` that took ``seconds``."""
         if self.batch_seconds == 0:
             return Rates(seconds, now, n_rows)
-        mean = self.batch_seconds + EWMA_WEIGHT * (seconds - self.batch_seconds)
-        return Rates(mean, now, self.rows + EWMA_WEIGHT * (n_rows - self.rows))
+        more_seconds, more_rows = seconds - self.batch_seconds, n_rows - self.rows
+        old = 1 - EWMA_WEIGHT
+        return Rates(
+            self.batch_seconds + EWMA_WEIGHT * more_seconds,
+            now,
+            self.rows + EWMA_WEIGHT * more_rows,
+            old * (self.variance + EWMA_WEIGHT * more_rows * more_rows),
+            old * (self.covariance + EWMA_WEIGHT * more_rows * more_seconds),
+        )
+
+    def seconds_per_row(self, now: float) -> float:
+        """Returns what one row more than usual adds: no more than in a batch that costs nothing besides."""
+        whole = self.expected_seconds(now) / max(1.0, self.rows)
+        if self.variance < MIN_VARIANCE or self.batch_seconds == 0:
+            return whole
+        share = self.covariance / self.variance * max(1.0, self.rows) / self.batch_seconds
+        return whole * min(max(share, MIN_ROW_SHARE), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +203,13 @@ def in_time(rows: Sequence[W], now: float, rates: Rates) -> int:
     shrink from one to the next, and what a batch costs whatever its size would be paid for every row.
     """
     usual = max(1.0, rates.rows)
-    seconds_per_row = rates.expected_seconds(now) / usual
+    seconds_per_row = rates.seconds_per_row(now)
     left = SHARE_OF_TIME_LEFT * (min(row.deadline for row in rows) - now)
-    if len(rows) * seconds_per_row <= left:
+    # Of the usual batch the time is known; what goes beyond is paid by the row.
+    spare = left - rates.expected_seconds(now)
+    if (len(rows) - usual) * seconds_per_row <= spare:
         return len(rows)
-    return max(math.ceil(usual), int(left / seconds_per_row))
+    return max(math.ceil(usual), int(usual + spare / seconds_per_row))
 
 
 def surplus(classes: Sequence[Sequence[W]], now: float, size: int) -> Decision[W]:

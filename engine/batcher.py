@@ -286,7 +286,8 @@ class Batcher(Generic[E]):
         shortest = (self._config.normal_wait_ms + (self._config.max_delay_ms or 0)) / 1000
         expected = self._rates.expected_seconds(now)
         # Who comes last will wait for the batches of all before.
-        longest = max(now - oldest, expected * self.n_waiting / self._config.max_size)
+        at_once = self._config.max_size * self._config.threads
+        longest = max(now - oldest, expected * self.n_waiting / at_once)
         waited = longest > normal_wait(expected, shortest)
         before = self._brownout.is_on
         self._brownout = self._brownout.after(waited or (before and bool(decision.degrade)), now)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recserve.engine.batch_policy import (
     ESTIMATE_HALF_LIFE_SECONDS,
+    MIN_ROW_SHARE,
     BatcherConfig,
     Rates,
     decide,
@@ -51,6 +52,8 @@ rates = st.builds(
     batch_seconds=st.floats(0, 1),
     measured_at=st.floats(NOW - 2, NOW),
     rows=st.floats(0, 64),
+    variance=st.floats(0, 1000),
+    covariance=st.floats(-10, 10),
 )
 
 
@@ -133,6 +136,28 @@ def test_a_batch_beyond_the_usual_is_no_larger_than_its_most_urgent_entry_has_ti
     known = Rates(batch_seconds=0.08, measured_at=NOW, rows=8.0)
     rows = [Row(), Row(deadline=NOW + seconds_left), *(Row() for _ in range(14))]
     assert len(decide([rows], NOW, BatcherConfig(), known).take) == taken
+
+
+def after(batches: list[tuple[int, float]]) -> Rates:
+    known = Rates()
+    for n_rows, seconds in batches:
+        known = known.after_batch(n_rows, seconds, NOW)
+    return known
+
+
+def test_what_a_batch_costs_besides_its_rows_is_learned() -> None:
+    # 20 ms a batch and 1 ms a row; where all have one size, a row is taken for as dear as it can be.
+    alike = after([(8, 0.028)] * 50)
+    assert alike.seconds_per_row(NOW) == pytest.approx(0.028 / 8)
+    varied = after([(n, 0.02 + 0.001 * n) for n in (4, 12, 7, 9, 5, 11, 8) * 10])
+    assert varied.seconds_per_row(NOW) == pytest.approx(0.001, rel=0.2)
+    # The most urgent has 100 ms left, of which a half is to be used: 30 rows, where 14 would be taken else.
+    rows = [Row(deadline=NOW + 0.1) for _ in range(64)]
+    assert len(decide([rows], NOW, BatcherConfig(), alike).take) == 14
+    assert 26 <= len(decide([rows], NOW, BatcherConfig(), varied).take) <= 34
+    # Noise that says large batches are quicker is not believed.
+    noise = after([(n, 0.03 - 0.001 * n) for n in (4, 12, 7, 9, 5, 11, 8) * 10])
+    assert noise.seconds_per_row(NOW) == pytest.approx(MIN_ROW_SHARE * noise.batch_seconds / noise.rows)
 
 
 @pytest.mark.parametrize("times", [1.2, 3.0, 10.0])

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recserve.engine.batch_policy import DEGRADE_SECONDS, BatcherConfig, Rates, decide, surplus
+from recserve.engine.batch_policy import DEGRADE_SECONDS, BatcherConfig, Decision, Rates, decide, surplus
 from recserve.engine.batcher import Batcher
 from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, normal_wait
 from recserve.errors import Unavailable
@@ -181,3 +182,20 @@ def test_a_server_may_do_without() -> None:
         assert first.result() == "full"
         batcher.submit(None, hasty)
         assert hasty.result() == "expired"
+
+
+@pytest.mark.parametrize(("threads", "is_pressed"), [(1, True), (2, False)])
+def test_those_who_compute_at_once_share_what_waits(threads: int, is_pressed: bool) -> None:
+    batcher = Batcher[Any](
+        lambda rows: None,
+        BatcherConfig(threads=threads, max_size=4, normal_wait_ms=0.0),
+        answer_degraded=lambda rows: None,
+    )
+    with closing(batcher):
+        # Two batches wait besides the one that begins; one and a half times what a batch takes is normal.
+        batcher._classes[1].extend(Entry() for _ in range(8))
+        batcher._rates = Rates(batch_seconds=1.0, measured_at=0.0, rows=4.0)
+        batcher._watch_the_waiting(Decision(take=[Entry()]), 0.0)
+        assert batcher._brownout is not None
+        assert (batcher._brownout.turning_since is not None) == is_pressed
+        batcher._classes[1].clear()
