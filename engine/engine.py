@@ -203,19 +203,18 @@ class Engine:
         """
         requests = self._accept(requests)
         deadlines = deadlines_of(requests, time.monotonic()) if deadlines is None else deadlines
-        answers: list[Ranked | InvalidRequest | None] = []
-        good = []
+        refused: dict[int, InvalidRequest] = {}
         for i, request in enumerate(requests):
             try:
                 self._check(request)
             except InvalidRequest as error:
-                answers.append(error)
-            else:
-                answers.append(None)
-                good.append(i)
+                refused[i] = error
+        if not refused:
+            return [*self._recall(requests, degraded, deadlines)]
+        good = [i for i in range(len(requests)) if i not in refused]
         kept = [deadlines[i] for i in good] if deadlines else ()
         ranked = iter(self._recall([requests[i] for i in good], degraded, kept))
-        return [next(ranked) if answer is None else answer for answer in answers]
+        return [refused[i] if i in refused else next(ranked) for i in range(len(requests))]
 
     def _check(self, request: Request) -> None:
         check_for(self._loaded, request, self._config)
@@ -260,6 +259,8 @@ class Engine:
     def _run(
         self, requests: list[Request], degraded: bool = False, deadlines: Sequence[float] = ()
     ) -> list[Ranked]:
+        if len({request.variant for request in requests}) == 1:
+            return self._run_batch(requests, self._variant(requests[0]), run, degraded, deadlines)
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(self._variant(request), []).append(i)

@@ -235,6 +235,8 @@ def pad_histories(histories: list[NDArray[np.int32]], max_history: int) -> NDArr
     ``length`` is that of the longest history, at most ``max_history``.
     """
     newest = [history[-max_history:] for history in histories]
+    if len(newest) == 1:
+        return np.ascontiguousarray(newest[0])[None]
     length = max((len(history) for history in newest), default=0)
     padded = np.full((len(newest), length), -1, np.int32)
     for row, history in zip(padded, newest, strict=True):

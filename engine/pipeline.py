@@ -192,6 +192,8 @@ def _by_objective(
 
 def _by_boosts(resolved: Sequence[ResolvedRequest]) -> list[list[int]]:
     """Groups rows that one search can answer: it adds the same to the scores of all its queries."""
+    if all(one.plan is None for one in resolved):
+        return [list(range(len(resolved)))] if resolved else []
     groups: dict[int, list[int]] = {}
     for row, one in enumerate(resolved):
         groups.setdefault(id(one.boosts), []).append(row)

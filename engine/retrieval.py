@@ -105,4 +105,6 @@ def prepare_index(folder: Path | None, vectors: NDArray[np.float32], metric: str
 def to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Returns ``rows`` as a search takes them: where each ends (batch + 1,), and all of them in one array."""
     indptr = np.array([0, *accumulate(map(len, rows))], np.int64)
+    if len(rows) == 1:
+        return indptr, rows[0]
     return indptr, np.concatenate(rows) if rows else np.empty(0, np.int32)

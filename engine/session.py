@@ -101,9 +101,10 @@ class QueryEncoder:
         padded = pad_histories([history.items for history in histories], self.max_history)
         with self._counting:
             self._positions += padded.size
-            self._padding += padded.size - sum(
-                min(len(history.items), self.max_history) for history in histories
-            )
+            if len(histories) > 1:
+                self._padding += padded.size - sum(
+                    min(len(history.items), self.max_history) for history in histories
+                )
         gaps = None
         if layout.TIME_GAPS_INPUT in self.features:
             gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], now)

@@ -74,7 +74,15 @@ class StoredHistories:
         """Returns the history of each user, in one lookup."""
         if len(user_ids) == 1:
             return [self.get(user_ids[0])]
-        return [self._of_row(row) for row in self.vocabulary.indices(user_ids).tolist()]
+        rows = self.vocabulary.indices(user_ids)
+        if not len(self):
+            return [EMPTY_HISTORY] * len(rows)
+        # Of all at once; what the unknown ones (−1) find is not looked at.
+        starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        return [
+            EMPTY_HISTORY if row < 0 else History(self._items[start:end], self._timestamps[start:end], row)
+            for row, start, end in zip(rows.tolist(), starts, ends, strict=True)
+        ]
 
     def _of_row(self, row: int) -> History:
         if row < 0:

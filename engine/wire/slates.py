@@ -102,10 +102,14 @@ def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:
     offsets, id_bytes = bundle.catalogue.vocabulary.utf8()
     lengths = np.array([len(answer.items) for answer in answers])
     shape = (len(answers), int(lengths.max(initial=0)))
-    items, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    for i, answer in enumerate(answers):
-        items[i, : lengths[i]] = answer.items
-        scores[i, : lengths[i]] = answer.scores
+    if lengths.sum() == shape[0] * shape[1]:
+        items = np.concatenate([answer.items for answer in answers]).reshape(shape)
+        scores = np.concatenate([answer.scores for answer in answers]).reshape(shape)
+    else:
+        items, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+        for i, answer in enumerate(answers):
+            items[i, : lengths[i]] = answer.items
+            scores[i, : lengths[i]] = answer.scores
     out, ends = kernels.encode_slate_items(offsets, id_bytes, items, scores, lengths)
     data, start, encoded = out.tobytes(), 0, []
     for end in ends.tolist():
