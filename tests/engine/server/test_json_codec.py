@@ -1,14 +1,19 @@
 """JSON ↔ messages: what is no message is refused with the name of the field that is to blame."""
 
 import json
+import random
+from typing import Any
 
+import numpy as np
 import pytest
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recserve.engine.server.http.json_codec import message_from_json, message_to_json
 from recserve.errors import MalformedRequest
 from recserve.proto import recommender_pb2 as pb
+from tests.engine.server.fuzzing import Messages
 
 BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"{", "request is not JSON"),
@@ -54,3 +59,37 @@ def test_any_body_is_a_message_or_malformed(data: bytes) -> None:
         except MalformedRequest:
             continue
         assert message_from_json(kind, message_to_json(message)) == message
+
+
+REPLIES = (
+    pb.Slate,
+    pb.RecommendManyResponse,
+    pb.RecommendPageResponse,
+    pb.RankResponse,
+    pb.WhyNotResponse,
+    pb.GetItemsResponse,
+    pb.RecommendRequest,
+)
+
+
+@pytest.mark.parametrize("kind", REPLIES, ids=lambda kind: kind.DESCRIPTOR.name)
+def test_messages_are_written_as_protobuf_itself_writes_them(kind: Any) -> None:
+    messages = Messages(random.Random(7), ["a", "b"])
+    n_written = 0
+    for _ in range(50):
+        message = messages.new(kind)
+        try:
+            expected = json_format.MessageToDict(message, always_print_fields_with_no_presence=True)
+        except TypeError:  # A google.protobuf.Any of a message that nobody knows.
+            continue
+        assert json.loads(message_to_json(message)) == expected
+        n_written += 1
+    assert n_written >= 10
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=5))
+def test_numbers_come_back_as_they_were(scores: list[float]) -> None:
+    slate = pb.Slate(items=[pb.SlateItem(score=score) for score in scores])
+    written = [item["score"] for item in json.loads(message_to_json(slate))["items"]]
+    assert np.array_equal(np.array(written, np.float32), np.array(scores, np.float32))
+    assert all(len(repr(one)) <= len(repr(score)) for one, score in zip(written, scores, strict=True))
