@@ -90,20 +90,23 @@ def _fields(descriptor: Descriptor) -> tuple[_Field, ...] | None:
     return tuple(map(_field, descriptor.fields))
 
 
-def _is_map(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+def _map_entry(field: FieldDescriptor) -> Descriptor | None:
+    """Returns the message of key and value that a map is made of, None for what is no map."""
+    kind = field.message_type
+    return kind if kind is not None and kind.GetOptions().map_entry else None
 
 
 def _is_plain(field: FieldDescriptor) -> bool:
-    if _is_map(field):
-        key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
-        return bool(key.cpp_type == FieldDescriptor.CPPTYPE_STRING) and _is_plain(value)
+    if (entry := _map_entry(field)) is not None:
+        has_text_keys = entry.fields_by_name["key"].cpp_type == FieldDescriptor.CPPTYPE_STRING
+        return bool(has_text_keys) and _is_plain(entry.fields_by_name["value"])
     return bool(field.type != FieldDescriptor.TYPE_BYTES)
 
 
 def _field(field: FieldDescriptor) -> _Field:
-    is_map = _is_map(field)
-    convert = _conversion(field.message_type.fields_by_name["value"] if is_map else field)
+    entry = _map_entry(field)
+    convert = _conversion(field if entry is None else entry.fields_by_name["value"])
+    is_map = entry is not None
     return _Field(field.name, field.json_name, convert, field.is_repeated, is_map, field.has_presence)
 
 
