@@ -57,8 +57,8 @@ $(VENV)/.cuda: $(PROJECT) | $(VENV)/pyvenv.cfg
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda]'
 	@touch $@
 
-gpu-check: $(VENV)/.cuda  ## check the GPU's answers against the CPU's, and time them; fails without a GPU
-	$(BIN)/python -m recserve.benchmarks.gpu_check
+gpu-check: $(VENV)/.cuda  ## check the GPU's answers against the CPU's, and time them (ARGS="--bundle FOLDER": the engine too); fails without a GPU
+	$(BIN)/python -m recserve.benchmarks.gpu_check $(ARGS)
 
 bench-client: $(VENV)/.dev  ## how far the load generator can be trusted, next to h2load
 	$(BIN)/python -m recserve.benchmarks.load_check

@@ -2,7 +2,8 @@
 
 First the laws (:mod:`recserve.benchmarks.gpu_laws`), each answer against the exact answer of the CPU, bit for
 bit. Then the times, whole searches from host arrays to host arrays, beside the CPU index on one thread and
-torch on the same GPU where it can use it. Every timed method's first answer is checked as well. Without a
+torch on the same GPU where it can use it. Every timed method's first answer is checked as well. Then, with
+``--bundle``, the engine: the slates of the bundle's users with retrieval on the GPU and on the CPU. Without a
 GPU it fails: exit code 3.
 """
 
@@ -11,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", default=["float32", "float16", "int8"])
     parser.add_argument("--seconds", type=float, default=2.0, help="per case")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--bundle", type=Path, help="bundle to check the engine with")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
 
@@ -64,10 +67,18 @@ def run(options: argparse.Namespace) -> int:
         checked.append({"case": str(case), **gpu_laws.check(case)})
         note(f"holds: {case}")
     timed = [row for n_items in options.items for row in time_catalogue(options, n_items)]
+    engine = None
+    if options.bundle is not None:
+        from recserve.benchmarks.gpu_engine import check_engine
+
+        engine = check_engine(options.bundle)
     if options.json:
-        print_json({"environment": machine, "seed": options.seed, "laws": checked, "times": timed})
+        found = {"laws": checked, "times": timed, "engine": engine}
+        print_json({"environment": machine, "seed": options.seed, **found})
         return 0
     show(device, checked, timed)
+    if engine is not None:
+        show_engine(engine)
     return 0
 
 
@@ -82,6 +93,14 @@ def show(device: str, checked: list[dict[str, Any]], timed: list[dict[str, Any]]
         names = list(timed[0]["ms"])
         cells = [[row[name] for name in SHAPE] + [spell(row["ms"][name]) for name in names] for row in timed]
         print_table(f"Times on {device}, ms: median / least", [*SHAPE, *names], cells)
+
+
+def show_engine(engine: dict[str, Any]) -> None:
+    """Prints where graphs ran and how long batches took; their slates are the same."""
+    for graph, provider in engine["graphs"].items():
+        note(f"{graph} ran on {provider}{', a GPU was given up' if engine['graphs_fell_back'] else ''}")
+    rows = [[row["batch"], *(f"{ms:.3f}" for ms in row["ms"].values())] for row in engine["times"]]
+    print_table("The engine, ms by where it searches", ["batch", *engine["times"][0]["ms"]], rows)
 
 
 def spell(times: dict[str, float]) -> str:

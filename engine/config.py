@@ -57,6 +57,10 @@ class EngineConfig:
     provider: str = "auto"
     """Where ONNX graphs run: auto (a GPU, where one works), cpu, cuda or tensorrt (both fail without)."""
 
+    retrieval_device: str = "auto"
+    """Where candidates are searched for: auto (the GPU, where graphs run on it and the extra [cuda] is
+    installed), cpu or cuda (fails without)."""
+
     session: SessionConfig = field(default_factory=SessionConfig)
     """The options of ONNX Runtime; the section [engine.session] of a settings file."""
 
@@ -125,6 +129,10 @@ class EngineConfig:
         if self.provider not in PROVIDERS:
             raise ConfigError(
                 "engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}"
+            )
+        if self.retrieval_device not in (AUTO, CPU, CUDA):
+            raise ConfigError(
+                "engine.retrieval_device", found=self.retrieval_device, expected=f"{AUTO}, {CPU} or {CUDA}"
             )
         if self.explain not in EXPLAIN_LEVELS:
             raise ConfigError(

@@ -16,6 +16,7 @@ from recserve.engine.ranker import Ranker
 from recserve.engine.ranking import RankStage, refuse_without_ranker
 from recserve.engine.retrieval import Retriever
 from recserve.engine.runtime import Runtime
+from recserve.engine.search_device import SearchDevice
 from recserve.engine.sources import open_source
 from recserve.engine.text_search import TextSearch, check_text
 from recserve.engine.types import Request
@@ -39,7 +40,8 @@ def load_bundle(
     ranking = None
     if (entry := bundle.manifest.ranker) is not None:
         ranking = RankStage(bundle, Ranker(bundle, entry, runtime), config.rank_candidates)
-    retriever = Retriever(bundle, config.index_folder)
+    device = SearchDevice(config.retrieval_device, runtime.device)
+    retriever = Retriever(bundle, device, config.index_folder)
     loaded = LoadedBundle.of(bundle, runtime, sources, retriever, config.pipeline, ranking)
     if (text_entry := bundle.manifest.text_encoder) is not None:
         texts = TextSearch(bundle, text_entry, runtime, config.index_folder)

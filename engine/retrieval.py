@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import Bundle
 from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.fixed_ranking import FixedRanking
+from recserve.engine.search_device import SearchDevice
 from recserve.kernels import ItemFilter, ItemIndex
 
 
 class Retriever:
     """Exact top-K over a bundle's catalogue; read-only, safe to call from several threads.
 
-    ``folder``: where the prepared indices are kept, so that other processes map the same memory.
+    ``device``: where queries search; similar items are searched for on the CPU · ``folder``: where the
+    prepared indices are kept, so that other processes map the same memory.
     """
 
-    def __init__(self, bundle: Bundle, folder: Path | None = None) -> None:
+    def __init__(self, bundle: Bundle, device: SearchDevice, folder: Path | None = None) -> None:
+        self.device = device
         self._vectors = bundle.item_embeddings
         name = bundle.manifest.item_table_sha256
-        self._index = prepare_index(folder and folder / f"{name}.inner", self._vectors, "inner")
+        self._index = device.place(prepare_index(folder and folder / f"{name}.inner", self._vectors, "inner"))
         self._cosine_index = prepare_index(folder and folder / f"{name}.cosine", self._vectors, "cosine")
         total = max(1, int(bundle.popularity.sum()))
         # By the share of all interactions that each item has.

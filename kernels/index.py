@@ -93,6 +93,11 @@ class ItemIndex:
             storage.save(versions.rebuild(self._snapshot), self._metric, self._calibration, Path(folder))
 
     @property
+    def snapshot(self) -> Snapshot:
+        """The version that a search which begins now answers from."""
+        return self._snapshot
+
+    @property
     def n_items(self) -> int:
         """The number of items: every item_index is below it."""
         return len(self._snapshot.row_of_item)

@@ -1,7 +1,8 @@
 """Exact top-K on an NVIDIA GPU, through numba-cuda (``pip install 'recserve[cuda]'``).
 
-Nothing else of the package imports this folder: without it numba-cuda is neither needed nor loaded. With
-``NUMBA_ENABLE_CUDASIM=1`` the same kernels run in Numba's simulator, without a GPU and very slowly.
+Only engine/search_device.py imports it, where a GPU is to search: else numba-cuda is neither needed nor
+loaded. With ``NUMBA_ENABLE_CUDASIM=1`` the same kernels run in Numba's simulator, without a GPU and very
+slowly.
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ if importlib.util.find_spec("numba_cuda") is None:
         "numba-cuda", found="not installed", expected="installed", cure="Run pip install 'recserve[cuda]'."
     )
 
-from recserve.kernels.cuda.index import CudaItemIndex
+from recserve.kernels.cuda.index import MAX_K, CudaItemIndex
 from recserve.kernels.cuda.launch import Launch
 
-__all__ = ["CudaItemIndex", "Launch"]
+__all__ = ["MAX_K", "CudaItemIndex", "Launch"]

@@ -1,5 +1,6 @@
 """The item index on a GPU: a catalogue in device memory, made ready for exact top-K search."""
 
+import copy
 import dataclasses
 import threading
 from typing import Any, Literal, Self
@@ -16,7 +17,9 @@ from recserve.kernels.cuda import layout
 from recserve.kernels.cuda.arithmetic import SIMULATED
 from recserve.kernels.cuda.launch import MAX_BATCH, Launch
 from recserve.kernels.cuda.search import Search
-from recserve.kernels.filters import Allow, ItemFilter, Mask, search_words
+from recserve.kernels.filters import Allow, ItemFilter, Mask, Words, search_words
+from recserve.kernels.index import ItemIndex
+from recserve.kernels.isa import choose
 
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
@@ -37,19 +40,36 @@ class CudaItemIndex:
     Bytes per item on the device: about 4·d, and 2·d or d more for "float16" and "int8", d rounded up to 16.
 
     The first search of a process compiles the kernels; :meth:`warmup` does so ahead. Searches of one index
-    wait for each other. A catalogue that has changed needs a new index. Nothing here has been timed yet.
+    wait for each other. An index does not change; :meth:`following` makes the next one of a catalogue that
+    does. Nothing here has been timed yet.
     """
 
     def __init__(self, snapshot: versions.Snapshot, dtype: str, launch: Launch) -> None:
-        """Use :meth:`build`."""
-        self._snapshot = without_vectors(snapshot)
+        """Use :meth:`build` or :meth:`of`."""
         self._dtype = dtype
+        self._launch = launch
         self._stream = cuda.stream()
         catalogue = layout.upload(snapshot, dtype, self._stream) if len(snapshot.base.item_of_row) else None
         self._catalogue = catalogue
         self._search = Search(catalogue, launch, self._stream) if catalogue else None
         self._lock = threading.Lock()  # guards the buffers and the counters of the search
         self._queries = 0
+        self._uploaded_live = snapshot.live
+        self._take(snapshot)
+
+    def _take(self, snapshot: versions.Snapshot) -> None:
+        """Answers from ``snapshot``, whose base is on the device; its tail is searched on the CPU."""
+        self._snapshot = without_vectors(snapshot)
+        self._tail = tail_of(snapshot) if len(snapshot.tail.item_of_row) else None
+        # The device has the words of the base as they were when it was uploaded.
+        self._is_as_uploaded = self._uploaded_live is snapshot.live
+        self._is_whole = bool(self._in_base(np.arange(self.n_items)).all())
+
+    def _in_base(self, item_indices: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Which of these items are searched for on the device."""
+        rows = self._snapshot.row_of_item[item_indices]
+        in_base: npt.NDArray[np.bool_] = (rows >= 0) & (rows < self._snapshot.first_tail_row)
+        return in_base
 
     @classmethod
     def build(
@@ -77,6 +97,31 @@ class CudaItemIndex:
         return cls(
             versions.build(vectors, norms, items, len(vectors), np.empty(0, np.float32)), dtype, launch
         )
+
+    @classmethod
+    def of(
+        cls,
+        index: ItemIndex,
+        *,
+        dtype: Literal["float32", "float16", "int8"] = "float32",
+        launch: Launch | None = None,
+    ) -> Self:
+        """Builds the index of what ``index`` has now, by inner product; they share their filters."""
+        if index.metric != "inner":
+            raise InvalidRequest("metric", found=index.metric, expected="inner on a GPU")
+        return cls(index.snapshot, dtype, launch or Launch.for_device())
+
+    def following(self, index: ItemIndex) -> Self:
+        """Returns the index of what ``index`` has now; this one's searches go on.
+
+        The device's arrays are shared unless ``index`` has been rebuilt since; then all is uploaded anew.
+        """
+        snapshot = index.snapshot
+        if snapshot.base.item_of_row is not self._snapshot.base.item_of_row:
+            return type(self)(snapshot, self._dtype, self._launch)
+        new = copy.copy(self)
+        new._take(snapshot)
+        return new
 
     @property
     def n_items(self) -> int:
@@ -139,7 +184,9 @@ class CudaItemIndex:
         refused = packing.row_norms(queries, norms)
         if refused >= 0:
             raise checks.refuse_row("queries", queries, refused)
-        words = None if allow is None else search_words(self._snapshot, batch, None, allow)
+        words: Words | None = None
+        if allow is not None or not self._is_as_uploaded:
+            words = search_words(self._snapshot, batch, None, allow)[:, : self._snapshot.n_base_words]
         if exclude is not None:
             exclude = checks.check_lists("exclude", exclude, batch)
             checks.check_items("exclude item_indices", exclude[1], self.n_items)
@@ -147,21 +194,39 @@ class CudaItemIndex:
             bias = checks.check_bias(bias, self.n_items)
         scores = np.full((batch, k), -np.inf, np.float32)
         indices = np.full((batch, k), -1, np.int32)
-        with self._lock:
-            self._queries += batch
-            if self._search is not None:
-                n_found = min(k, self.n_items)
-                for start in range(0, batch, MAX_BATCH):
-                    part = slice(start, start + MAX_BATCH)
-                    scores[part, :n_found], indices[part, :n_found] = self._search.run(
-                        queries[part],
-                        norms[part],
-                        n_found,
-                        words if words is None or len(words) == 1 else words[part],
-                        None if exclude is None else part_of_lists(exclude, part),
-                        bias,
-                    )
+        if self._search is not None:
+            self._search_base(self._search, queries, norms, words, exclude, bias, scores, indices)
+        if self._tail is not None:
+            later = self._tail.search(queries, k, exclude=exclude, allow=allow, bias=bias)
+            scores, indices = best_of((scores, indices), later, k)
         return scores, indices
+
+    def _search_base(
+        self,
+        search: Search,
+        queries: Scores,
+        norms: Scores,
+        words: Words | None,
+        exclude: Exclude | None,
+        bias: Scores | None,
+        out_scores: Scores,
+        out_indices: Indices,
+    ) -> None:
+        if exclude is not None and not self._is_whole:
+            exclude = some_of_lists(exclude, self._in_base(exclude[1]))
+        n_found = min(out_scores.shape[1], len(self._snapshot.base.item_of_row))
+        with self._lock:
+            self._queries += len(queries)
+            for start in range(0, len(queries), MAX_BATCH):
+                part = slice(start, start + MAX_BATCH)
+                out_scores[part, :n_found], out_indices[part, :n_found] = search.run(
+                    queries[part],
+                    norms[part],
+                    n_found,
+                    words if words is None or len(words) == 1 else words[part],
+                    None if exclude is None else part_of_lists(exclude, part),
+                    bias,
+                )
 
 
 def without_vectors(snapshot: versions.Snapshot) -> versions.Snapshot:
@@ -176,3 +241,25 @@ def part_of_lists(lists: Exclude, part: slice) -> Exclude:
     indptr, item_indices = lists
     indptr = indptr[part.start : part.stop + 1]
     return indptr - indptr[0], item_indices[indptr[0] : indptr[-1]]
+
+
+def some_of_lists(lists: Exclude, stays: npt.NDArray[np.bool_]) -> Exclude:
+    """The lists without the items that do not stay."""
+    indptr, item_indices = lists
+    before = np.concatenate([[0], np.cumsum(stays)])
+    return before[indptr], item_indices[stays]
+
+
+def tail_of(snapshot: versions.Snapshot) -> ItemIndex:
+    """An index of the items of the tail alone, under their own numbers."""
+    nobody, tail = snapshot.base.item_of_row[:0], snapshot.tail
+    nothing, no_bias = np.empty((0, tail.vectors.shape[1]), np.float32), np.empty(0, np.float32)
+    empty = versions.build(nothing, no_bias, nobody, len(snapshot.row_of_item), no_bias)
+    return ItemIndex(versions.upsert(empty, tail.item_of_row, tail.vectors, no_bias), choose(None), "inner")
+
+
+def best_of(one: tuple[Scores, Indices], other: tuple[Scores, Indices], k: int) -> tuple[Scores, Indices]:
+    """The best k of two answers, in the order of topk; they have no item in common."""
+    scores, indices = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
+    order = np.lexsort((indices, -scores))[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1)

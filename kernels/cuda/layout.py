@@ -64,7 +64,8 @@ class Catalogue:
     """The device arrays of one catalogue.
 
     tiles: (n_tiles, padded dim, 32) float32, zeros beyond d and beyond the last row · item_of_row: (n_rows,)
-    int32 · row_of_item: (n_items,) int32 · live: (1, n_tiles) uint32, a bit per row.
+    int32 · row_of_item: (n_items,) int32, read for items of these rows only · live: (1, n_tiles) uint32, a
+    bit per row.
     """
 
     tiles: Any
@@ -88,7 +89,7 @@ class Catalogue:
 
 
 def upload(snapshot: Snapshot, dtype: str, stream: Any) -> Catalogue:
-    """Copies a snapshot without a tail and of at least one row to the current device."""
+    """Copies the base of a snapshot, at least one row, to the current device."""
     tiles = float32_tiles(snapshot.base.vectors)
     codes: Any = None
     bounds: Any = None
@@ -96,7 +97,8 @@ def upload(snapshot: Snapshot, dtype: str, stream: Any) -> Catalogue:
         codes, bounds = float16_tiles(tiles)
     elif dtype == "int8":
         codes, bounds = int8_tiles(snapshot.tiles, len(tiles))
-    parts = (tiles, snapshot.base.item_of_row, snapshot.row_of_item, snapshot.live, codes, bounds)
+    base_live = snapshot.live[:, : snapshot.n_base_words].copy()
+    parts = (tiles, snapshot.base.item_of_row, snapshot.row_of_item, base_live, codes, bounds)
     vectors, item_of_row, row_of_item, live, codes, bounds = (
         None if part is None else cuda.to_device(part, stream=stream) for part in parts
     )

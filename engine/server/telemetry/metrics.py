@@ -207,6 +207,11 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
             "Where graphs run; fallback: true where a GPU is there and does not work.",
             labels=("bundle_version", "device", "fallback"),
         )
+        searches = GaugeMetricFamily(
+            "recserve_retrieval_device_info",
+            "Where candidates are searched for; fallback: true where a GPU failed.",
+            labels=("bundle_version", "device", "fallback"),
+        )
         for engine in engines:
             manifest = engine.manifest
             labels = [
@@ -217,9 +222,13 @@ class _ServerCollector(Collector):  # type: ignore[misc, unused-ignore]
             ]
             info.add_metric(labels, 1)
             items.add_metric([manifest.bundle_version], manifest.n_items)
-            runtime = engine.loaded.runtime
-            runs.add_metric([manifest.bundle_version, runtime.device, str(runtime.fell_back).lower()], 1)
-        yield from (info, items, runs) if engines else ()
+            runtime, search = engine.loaded.runtime, engine.loaded.retriever.device
+            for gauge, device, fell_back in (
+                (runs, runtime.device, runtime.fell_back),
+                (searches, search.name, search.fell_back),
+            ):
+                gauge.add_metric([manifest.bundle_version, device, str(fell_back).lower()], 1)
+        yield from (info, items, runs, searches) if engines else ()
 
 
 BATCHER_TEXTS = {

@@ -105,6 +105,7 @@ def test_a_scrape_counts_what_happened(server: Server, engine: Engine) -> None:
     )
     device = {"bundle_version": manifest.bundle_version, "device": "cpu", "fallback": "false"}
     assert value("recserve_device_info", **device) == 1
+    assert value("recserve_retrieval_device_info", **device) == 1
     assert value("process_resident_memory_bytes") > 0
     assert value("process_open_fds") > 0
     assert value("process_threads") > 1
