@@ -146,6 +146,11 @@ def scan_floats(slack, rows, first_word, batch, lists):
     columns = side_by_side(queries, n_groups)
     limits, passing = np.empty((n_groups, WIDTH), np.float32), np.empty(ROWS, np.uint32)
     for tile in range(norm_bounds.shape[0]):
+        union = np.uint32(0)
+        for row in range(words.shape[0]):
+            union |= words[row, first_word + tile]
+        if union == 0:
+            continue
         largest_bias = bias_bounds[1, first_word + tile] if bias.shape[0] else np.float32(0.0)
         tile_bias = bias_bounds[0, first_word + tile] if bias.shape[0] else np.float32(0.0)
         n_alive = 0
