@@ -171,7 +171,11 @@ def _by_objective(
 ) -> list[tuple[NDArray[np.float32], NDArray[np.int32]]]:
     """Returns the scores and items of each row's ``candidates`` by its objective, best first, no padding."""
     ranking = batch.loaded.ranking
-    real = [(scores[items >= 0], items[items >= 0]) for scores, items in candidates]
+    # Padding stands at the end.
+    real = [
+        (scores, items) if not len(items) or items[-1] >= 0 else (scores[items >= 0], items[items >= 0])
+        for scores, items in candidates
+    ]
     some = [place for place, (_, items) in enumerate(real) if len(items)]
     if ranking is None or not some:
         return real

@@ -30,7 +30,8 @@ class ReasonCode(StrEnum):
     """The model's choice, and nothing more can be said."""
 
 
-@dataclass(frozen=True, slots=True)
+# Nothing here is frozen: a slate has a hundred of them, and freezing triples the time that takes.
+@dataclass(slots=True)
 class Reason:
     """A code, and the items of the user's own history that it is about."""
 
@@ -38,7 +39,6 @@ class Reason:
     item_ids: tuple[str, ...] = ()
 
 
-# Not frozen, nor is an explanation: a slate has eighty of them, and freezing triples the time that takes.
 @dataclass(slots=True)
 class Contribution:
     """What one item of the user's own history says for an item of the slate (or, below 0, against it)."""

@@ -126,7 +126,7 @@ class Planner:
                 if pin.rank > request.k:
                     expected = f"1 to k ({request.k})"
                     raise InvalidRequest(f"rules.pins[{i}].rank", found=pin.rank, expected=expected)
-            self._recipe(request.rules.over(self._config), "rules")
+            self._recipe(self._rules(request), "rules")
 
     def allowed(self, request: Request) -> CompiledFilter | None:
         """Returns what the filters of operator and request allow, None for everything."""
@@ -189,7 +189,10 @@ class Planner:
         return Plan(replace(recipe, caps=caps), tuple(pins), warnings)
 
     def _rules(self, request: Request) -> Rules:
-        return self._config if request.rules is None else request.rules.over(self._config)
+        if request.rules is None:
+            return self._config
+        # Where the operator says nothing there is nothing to fill in, which takes a while to find out.
+        return request.rules if self._is_empty else request.rules.over(self._config)
 
     def _recipe(self, rules: Rules, name: str) -> Recipe:
         boosts = tuple((boost.filter, boost.weight) for boost in rules.boosts)

@@ -28,6 +28,15 @@ def test_events_survive_the_process_in_their_order(anywhere: StateConfig) -> Non
         assert items(state) == ["i1", "i4"]
 
 
+def test_what_was_shown_is_counted_after_a_restart(anywhere: StateConfig) -> None:
+    now = int(time.time())
+    with opened(anywhere) as state:
+        state.record([event(i, action="impression", item_id="seen", timestamp=now) for i in (1, 2)])
+        assert len(state.observed.shown_to("u")) == 2
+    with opened(anywhere) as state:
+        assert len(state.observed.shown_to("u")) == 2
+
+
 def test_an_event_counts_once_however_often_it_comes(anywhere: StateConfig) -> None:
     for _ in range(3):
         with opened(anywhere) as state:
