@@ -66,6 +66,22 @@ def test_no_nonce_is_used_twice_whatever_restarts(config: StateConfig) -> None:
     assert len(set(nonces)) == len(nonces) == 3000
 
 
+def test_a_destroyed_key_is_in_no_file(config: StateConfig) -> None:
+    def files_with(key: bytes) -> list[str]:
+        return [file.name for file in Path(config.path).parent.iterdir() if key in file.read_bytes()]
+
+    with opened(config) as state:
+        state.record([event(1), event(2, user="v")])
+        user_key = bytes.fromhex(state.user_key("u"))
+        with closing(apsw.Connection(f"{config.path}.keys")) as database:
+            wrapped = database.execute("SELECT wrapped FROM keys WHERE name = ?", (user_key,)).get
+        assert files_with(wrapped)
+        state.erase("u").result()
+        assert files_with(wrapped) == []
+    assert files_with(wrapped) == []
+    assert logged(config) == ["e2"]
+
+
 def test_slates_do_not_depend_on_who_a_user_is(bundle_folder: Path, config: StateConfig) -> None:
     with opened(config) as state, Engine.load(bundle_folder, observed=state.observed) as engine:
         chosen = engine.loaded.bundle.catalogue.vocabulary.ids([3, 1, 4])
