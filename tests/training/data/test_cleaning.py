@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from recserve.errors import DataError
 from recserve.training.data import CleaningReport, CleaningRules, ColumnMap, clean
+from recserve.training.data.cleaning import clean_parts
 
 LAW = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 IDS = st.sampled_from(["a", "b", "ä ", " a", "", None])
@@ -194,3 +195,31 @@ def test_a_report_survives_json() -> None:
     assert CleaningReport.from_dict(json.loads(json.dumps(report.as_dict()))) == report
     assert report.after_core(4).below_core == 2
     assert report.after_core(4).kept + report.after_core(4).dropped == 10
+
+
+@LAW
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from("xy"), st.integers(0, 3), st.integers(0, 9)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_the_first_of_each_user_item_and_second_stays(rows: list[tuple[str, str, int, int]]) -> None:
+    table = pl.DataFrame(
+        [
+            (user, item, 1_500_000_000 + second + part / 10, n)
+            for n, (user, item, second, part) in enumerate(rows)
+        ],
+        schema=["user", "item", "timestamp", "value"],
+        orient="row",
+    )
+    expected: dict[tuple[str, str, int], int] = {}
+    for n, (user, item, second, _) in sorted(enumerate(rows), key=lambda row: (row[1][2], row[1][3])):
+        expected.setdefault((user, item, second), n)
+    events, report = clean(table, ColumnMap())
+    assert events["value"].to_list() == list(expected.values())
+    assert report.duplicates == len(rows) - len(expected)
+    halves = (table.head(len(rows) // 2), table.tail(len(rows) - len(rows) // 2))
+    found, _ = clean_parts(halves, ColumnMap())
+    assert found["value"].to_list() == list(expected.values())
