@@ -1,7 +1,7 @@
 """The forms that a sequence model can be served in besides fp32, each built by one function."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -11,8 +11,9 @@ from recserve.engine.bundle.item_table import Parts
 from recserve.errors import InvalidRequest, nearest
 from recserve.exporters import quantise
 from recserve.exporters.item_tables import over_table, stored
+from recserve.exporters.measure import quality
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
-from recserve.exporters.parity import evenly_spaced, recorded_inputs
+from recserve.exporters.parity import evenly_spaced, recorded_inputs, torch_encoder
 from recserve.exporters.prune import Prunable, PruneConfig, prune
 from recserve.exporters.quantise import Inputs
 from recserve.exporters.variant import VARIANT
@@ -30,7 +31,8 @@ class Material:
     """What the forms are made of.
 
     ``table``: the form of the item table that all of them read.
-    ``calibration``: histories that are not those of the gate; ``train``: what a pruned model is taught on.
+    ``calibration``: the users of validation, who are not those of the gate; ``train``: what a pruned model is
+    taught on.
     """
 
     model: SequenceModel
@@ -53,7 +55,28 @@ class Material:
     @cached_property
     def pruned(self) -> EncoderGraph:
         """The pruned and taught model; minutes of training, once for all forms that start from it."""
-        return export_query_encoder(prune(cast(Prunable, self.model), self.train, self.pruning))
+        return export_query_encoder(self.taught())
+
+    def taught(self) -> Prunable:
+        """Returns the smallest model that loses nothing on validation, or the one that loses least.
+
+        The users of the gate have no part in the choice.
+        """
+        wanted, found = self._ndcg(self.model), {}
+        first = self.pruning.hidden_share
+        for share in (first, max(first, self.pruning.second_share)):
+            if share not in found:
+                student = prune(
+                    cast(Prunable, self.model), self.train, replace(self.pruning, hidden_share=share)
+                )
+                found[share] = self._ndcg(student), student
+            if found[share][0] >= wanted:
+                return found[share][1]
+        return max(found.values(), key=lambda pair: pair[0])[1]
+
+    def _ndcg(self, model: SequenceModel) -> float:
+        items = model.item_embeddings.detach().numpy()
+        return float(quality(torch_encoder(model, self.calibration), items, self.calibration).ndcg.mean())
 
     def recorded(self) -> list[Inputs]:
         """Returns the inputs that ranges are calibrated on, as the encoder reads them."""

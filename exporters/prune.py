@@ -31,6 +31,8 @@ class PruneConfig:
 
     hidden_share: float = 0.5
     """Share of the feed-forward's hidden units that stay."""
+    second_share: float = 0.75
+    """Tried as well, if it is larger, where the users of validation lose by ``hidden_share``."""
     head_share: float = 1.0
     """Share of the attention heads that stay, at least one."""
     epochs: int = 60
@@ -38,7 +40,7 @@ class PruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden_share", "head_share"):
+        for name in ("hidden_share", "second_share", "head_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InvalidRequest(name, found=getattr(self, name), expected="above 0, at most 1")
         if self.epochs < 0:

@@ -8,6 +8,7 @@ from recserve.engine.bundle.manifest import Manifest
 FIGURES = (
     "NDCG@10",
     "lost",
+    "at least (95 %)",
     "at most (95 %)",
     "same top 10",
     "largest score error",
@@ -48,9 +49,11 @@ def ranker_gate(manifest: Manifest) -> list[str]:
         return []
     gate = ranker.gate
     return [
-        f"ranker {ranker.model} as {ranker.form}: AUC {gate['auc']:.4f}, lost {gate['auc_loss']:+.4f}, "
-        f"at most {gate['auc_loss_high']:+.4f} (95 %); {gate['size_ratio']:.2f} of fp32's bytes; speed-up "
-        f"{gate['speedup_batch1']:.2f}× for 1 request, {gate['speedup_batch32']:.2f}× for 32"
+        f"ranker {ranker.model} as {ranker.form}: AUC {gate['auc']:.4f}, lost {gate['auc_loss']:+.4f} "
+        f"({gate['auc_loss_low']:+.4f} to {gate['auc_loss_high']:+.4f}, 95 %), largest logit error "
+        f"{gate['max_logit_error']:.1e}; {gate['size_ratio']:.2f} of fp32's bytes; "
+        f"{gate['p50_batch1_ms']:.3f} and {gate['p50_batch32_ms']:.2f} ms for 1 and 32 requests, speed-up "
+        f"{gate['speedup_batch1']:.2f}× and {gate['speedup_batch32']:.2f}×"
     ]
 
 
@@ -59,6 +62,7 @@ def _values(gate: Mapping[str, float]) -> list[str]:
     return [
         f"{value['ndcg']:.4f}",
         f"{value['ndcg_loss']:+.2%}",
+        f"{value['ndcg_loss_low']:+.2%}",
         f"{value['ndcg_loss_high']:+.2%}",
         f"{value['top10_overlap']:.3f}",
         f"{value['max_score_error']:.1e}",

@@ -68,10 +68,24 @@ def test_the_plain_export_answers_as_the_model(model: SASRec) -> None:
     assert type(model.blocks[0]) is Block, "the model itself was changed"
 
 
-def test_hstu_as_written_is_the_model() -> None:
+@pytest.fixture
+def hstu() -> HSTU:
     torch.manual_seed(0)
     config = HSTUConfig(embedding_size=16, n_blocks=2, n_heads=2, max_history=8)
-    hstu = HSTU(config, n_items=50).eval()
+    return HSTU(config, n_items=50).eval()
+
+
+def test_what_numpy_cannot_hold_is_counted(hstu: HSTU, tmp_path: Path) -> None:
+    graph = export_query_encoder(hstu)
+    np.save(tmp_path / layout.ITEM_EMBEDDINGS, graph.item_embeddings)
+    history = np.arange(8, dtype=np.int32).reshape(1, 8)
+    inputs = {layout.HISTORY_INPUT: history, layout.TIME_GAPS_INPUT: np.ones((1, 8), np.float32)}
+    cost = cost_of(graph.data, tmp_path, inputs, graph.parts)
+    # Times apart: 8 bytes each as differences, 2 rounded, 4 widened.
+    assert {8 * 64 + 2 * 64, 2 * 64 + 4 * 64} <= set(cost.moved)
+
+
+def test_hstu_as_written_is_the_model(hstu: HSTU) -> None:
     for weight in hstu.parameters():
         torch.nn.init.normal_(weight, std=0.5)
     history = torch.tensor([[-1, -1, -1, 4, 1, 2, 3, 9], [1, 2, 3, 4, 5, 6, 7, 8]], dtype=torch.int32)

@@ -1,13 +1,17 @@
 """Structured pruning: what leaves, what stays, what is taught."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 
+from recserve.engine.bundle.item_table import FLOAT32
 from recserve.errors import InvalidRequest
+from recserve.exporters.candidates import Material
 from recserve.exporters.onnx_graph import export_query_encoder
 from recserve.exporters.prune import PruneConfig, _random_prefixes, prune
-from recserve.training.data import Histories
+from recserve.training.data import EvaluationSet, Histories
 from recserve.training.models.bert4rec import BERT4Rec, BERT4RecConfig
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 
@@ -99,8 +103,35 @@ def test_a_pruned_model_is_exported_smaller() -> None:
 
 
 @pytest.mark.parametrize(
+    ("smaller", "larger", "kept"),
+    [(0.5, 0.9, 16), (0.4, 0.5, 32), (0.4, 0.45, 32), (0.4, 0.3, 16)],
+    ids=["nothing lost", "lost by the smaller", "lost by both", "the larger is worse"],
+)
+def test_users_of_validation_choose_how_much_stays(
+    smaller: float, larger: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {64: 0.5, 16: smaller, 32: larger}
+    monkeypatch.setattr(Material, "_ndcg", lambda _, model: found[_width(model)])
+    pruning = PruneConfig(hidden_share=0.25, second_share=0.5, epochs=0)
+    model = network()
+    nobody = cast(EvaluationSet, None)
+    material = Material(model, export_query_encoder(model), FLOAT32, nobody, histories(), pruning)
+    assert _width(material.taught()) == kept
+
+
+def _width(model: SASRec) -> int:
+    width: int = model.blocks[0].feed_forward[1].out_features
+    return width
+
+
+@pytest.mark.parametrize(
     ("changes", "name"),
-    [({"hidden_share": 0}, "hidden_share"), ({"head_share": 1.5}, "head_share"), ({"epochs": -1}, "epochs")],
+    [
+        ({"hidden_share": 0}, "hidden_share"),
+        ({"second_share": 2}, "second_share"),
+        ({"head_share": 1.5}, "head_share"),
+        ({"epochs": -1}, "epochs"),
+    ],
 )
 def test_shares_out_of_range_are_refused(changes: dict[str, float], name: str) -> None:
     with pytest.raises(InvalidRequest, match=name):

@@ -23,7 +23,8 @@ def test_every_measured_form_has_its_column_and_every_refusal_its_line(bundle_fo
     assert columns == ["", "fp32 *", "int4"]
     assert [row[0] for row in rows] == [*FIGURES, "gate"]
     assert rows[0][1:] == ["0.0900", "0.0900"]
-    assert rows[2][1] == "+0.70%"
+    assert [row[0] for row in rows[2:4]] == ["at least (95 %)", "at most (95 %)"]
+    assert rows[3][1] == "+0.70%"
     assert rows[-1] == ["gate", "served", "refused"]
     assert refusals(dataclasses.replace(manifest, refused=refused)) == [
         "int4 refused: NDCG@10 lost 3.0%",
