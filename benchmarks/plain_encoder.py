@@ -41,7 +41,10 @@ class _ThreeProducts(Block):
 
 
 class _AsWritten(Layer):
-    """HSTU's attention with its biases read by brackets and its mask filled in, as most code has it."""
+    """HSTU's attention with its biases read by brackets and its mask filled in, as most code has it.
+
+    ``bias``: (length, n_columns), the distances in positions.
+    """
 
     def forward(
         self,
@@ -56,9 +59,7 @@ class _AsWritten(Layer):
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
         gate, value, query, key = self._expand(self.input_norm(x), newest_only)
-        steps = torch.arange(length)
-        distance = (steps.unsqueeze(1) - steps).clamp(min=0)
-        logits = query @ key.transpose(-1, -2) + self.position_bias[distance[-n_asked:]]
+        logits = query @ key.transpose(-1, -2) + self.position_bias[bias[-n_asked:]]
         if self.time_bias is not None and buckets is not None:
             logits = logits + self.time_bias[buckets[:, -n_asked:]].unsqueeze(1)
         weights = (F.silu(logits) / len(self.position_bias)).masked_fill(share[:, :, -n_asked:] == 0, 0.0)
@@ -69,7 +70,10 @@ class _AsWritten(Layer):
 
 
 class _HSTUAsWritten(HSTU):
-    """HSTU with the buckets of time by a logarithm in double precision."""
+    """HSTU with the buckets of time by a logarithm in double precision; layers look their biases up."""
+
+    def _position_biases(self, distance: Tensor) -> list[Tensor]:
+        return [distance.clamp(min=0)] * len(self.layers)
 
     def _buckets(self, time_gaps: Tensor, n_asked: int) -> Tensor:
         until_next = time_gaps.clamp(min=0).to(torch.float64).cumsum(1)
