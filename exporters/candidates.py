@@ -31,8 +31,8 @@ class Material:
     """What the forms are made of.
 
     ``table``: the form of the item table that all of them read.
-    ``calibration``: the users of validation, who are not those of the gate; ``train``: what a pruned model is
-    taught on.
+    ``calibration``: what validation tests, whose targets are not those of the gate; ``train``: what a pruned
+    model is taught on.
     """
 
     model: SequenceModel
@@ -60,7 +60,7 @@ class Material:
     def taught(self) -> Prunable:
         """Returns the smallest model that loses nothing on validation, or the one that loses least.
 
-        The users of the gate have no part in the choice.
+        The targets of the gate have no part in the choice.
         """
         wanted, found = self._ndcg(self.model), {}
         first = self.pruning.hidden_share
