@@ -61,8 +61,10 @@ def import_folder(
 
 def _import_words(path: Path, out: Path, max_words: int) -> None:
     from recserve.exporters.word_encoder import write_word_encoder
+    from recserve.training.features.encoder import check_is_new
     from recserve.training.word_vectors import read_words
 
+    check_is_new(out)
     words, n_beyond = read_words(path, max_words)
     write_word_encoder(words, out)
     beyond = f"; left out: {n_beyond:,} beyond --max-words" if n_beyond else ""
@@ -84,10 +86,10 @@ def train_words(
 ) -> None:
     """Learn vectors of words from the items' own texts and make a text encoder of them."""
     from recserve.exporters.word_encoder import write_word_encoder
+    from recserve.training.features.encoder import check_is_new
     from recserve.training.word_vectors import learn_words
 
-    if out.exists():
-        raise InvalidRequest(f"encoder folder {out}", found="there already", expected="a new folder")
+    check_is_new(out)
     _, texts = _texts_of(items, columns)
     with console.progress("training", epochs) as update:
         words = learn_words(

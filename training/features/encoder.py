@@ -74,6 +74,12 @@ class OnnxTextEncoder:
         return self._encoder.encode(texts) if texts else np.zeros((0, self._dim), np.float32)
 
 
+def check_is_new(folder: Path) -> None:
+    """Raises :class:`InvalidRequest` where an encoder's folder exists, before anything is read or learned."""
+    if folder.exists():
+        raise InvalidRequest(f"encoder folder {folder}", found="there already", expected="a new folder")
+
+
 def import_encoder(
     source: Path,
     target: Path,
@@ -91,8 +97,7 @@ def import_encoder(
     ``make_graph``: (``source``, file) writes the graph of a folder that has none. ``sample``: the text
     that the graph is tried with before anything is written.
     """
-    if target.exists():
-        raise InvalidRequest(f"encoder folder {target}", found="there already", expected="a new folder")
+    check_is_new(target)
     graph = next((source / place for place in GRAPH_PLACES if (source / place).is_file()), None)
     if (graph is None and make_graph is None) or not (source / TOKENIZER).is_file():
         raise DataError(
