@@ -116,8 +116,8 @@ class Batcher(Generic[E]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether somebody waits or is being answered."""
-        return self._crew.is_busy or self.n_waiting > 0
+        """Whether somebody waits or is being answered, on whatever thread."""
+        return len(self._places) < self._config.threads or self.n_waiting > 0
 
     def submit(self, request: Any, entry: E) -> None:
         """Queues ``entry``; a handler of the service seam.
@@ -199,14 +199,18 @@ class Batcher(Generic[E]):
                 self._places.pop()
             except IndexError:
                 return True
-            crew.begins([])
+            is_kept = True
             try:
                 if (decision := self._next()) is not None:
+                    # Not before: who waits for company is not stuck.
                     crew.begins([*decision.take, *decision.late])
-                    self._carry_out(decision)
+                    try:
+                        self._carry_out(decision)
+                    finally:
+                        is_kept = crew.ends()
             finally:
                 # In place of who was given up another one computes already.
-                if is_kept := crew.ends():
+                if is_kept:
                     self._places.append(None)
             if not is_kept:
                 return False

@@ -78,11 +78,6 @@ class Crew:
         with self._lock:
             return len(self._threads)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether one of them works on something, of those who tell."""
-        return bool(self._busy)
-
     def join(self) -> None:
         """Waits for all threads; ``work`` must have been told to return."""
         while True:

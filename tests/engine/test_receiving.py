@@ -60,6 +60,32 @@ def test_who_asks_alone_is_answered_by_the_thread_that_received() -> None:
         assert row.result() != threading.get_ident()
 
 
+def test_who_waits_for_company_is_not_stuck() -> None:
+    with receiving(
+        lambda rows: [row.reply(row.value) for row in rows],
+        max_delay_ms=1000.0,
+        adaptive_delay=False,
+        stuck_seconds=0.6,
+    ) as (batcher, front):
+        row = Row(1)
+        row.received_at = time.monotonic()
+        front.arriving.put([row])
+        assert row.result() == 1
+        assert batcher.stats()["stuck_batches"] == 0
+
+
+def test_it_is_busy_while_a_thread_that_receives_computes() -> None:
+    held = Held()
+    with receiving(held) as (batcher, front):
+        row = Row(1)
+        front.arriving.put([row])
+        assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
+        assert batcher.n_waiting == 0
+        assert batcher.is_busy
+        held.gate.set()
+        assert row.result() == 1
+
+
 def test_while_one_thread_computes_another_receives() -> None:
     held = Held()
     with receiving(held) as (_, front):
