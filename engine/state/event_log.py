@@ -266,8 +266,6 @@ class EventLog:
         received = int(self._clock())
         nonces = os.urandom(NONCE_BYTES * entry.n_events)
         for position, event in enumerate(entry.events()):
-            if candidates and len(candidates) % IN_ONE_GO == 0:
-                self._give_way()
             if isinstance(event, RecserveError):
                 outcome.refused.append((position, event))
                 continue
@@ -281,6 +279,8 @@ class EventLog:
             except RecserveError as error:
                 outcome.refused.append((position, error))
             else:
+                if candidates and len(candidates) % IN_ONE_GO == 0:
+                    self._give_way()
                 candidates.append(Candidate(outcome, position, event, purposes, plain, row))
 
     def _give_way(self) -> None:

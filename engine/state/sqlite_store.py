@@ -61,7 +61,7 @@ class SqliteStore:
             read_only=read_only,
         )
         # At most so many rows, all of them new, are not yet among those of their users.
-        self._n_to_index = self._newest() - self.cursor(INDEXED)
+        self._n_to_index = max(0, self._newest() - self.cursor(INDEXED))
 
     def append(self, rows: Sequence[EventRow]) -> list[bool]:
         """As :meth:`EventStore.append`."""

@@ -75,3 +75,16 @@ def test_a_log_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
     assert [one.received for one in found] == [*range(1, 40, 2), 50]
     assert found[0] == Row(2, *rows[1])
     store.close()
+
+
+def test_rows_of_users_do_not_lag_behind_after_all_were_deleted(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "events", durability="process")
+    store.append([row(number, 0) for number in range(40)])
+    assert store.delete_before(1000) == 40
+    store.close()
+    store = SqliteStore(tmp_path / "events", durability="process")
+    for number in range(100, 116):
+        store.append([row(number, 1)])
+    store.close()
+    [(n_places,)] = apsw.Connection(str(tmp_path / "events")).execute("SELECT count(*) FROM rows_of_users")
+    assert n_places >= 7

@@ -141,6 +141,11 @@ def test_events_wait_a_moment_while_slates_are_computed(
         assert pauses == []
         assert state.record(many).n_stored == 2 * event_log.IN_ONE_GO
         assert pauses == [event_log.PAUSE_SECONDS] * 2 * event_log.MAX_PAUSES
+        # Nobody waits for events that are not kept.
+        kept = [event(500 + number) for number in range(event_log.IN_ONE_GO)]
+        withheld = [replace(event(600 + number), purposes=0) for number in range(100)]
+        assert state.record([*kept, *withheld]).n_withheld == 100
+        assert len(pauses) == 2 * event_log.MAX_PAUSES
         state.log.is_pressed = lambda: False
         state.record([event(1000 + number) for number in range(len(many))])
         assert len(pauses) == 2 * event_log.MAX_PAUSES
