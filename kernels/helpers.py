@@ -75,7 +75,8 @@ def search_together(
             post(job, boxes, ends, table, queries, *rest)
             serve(own_box, 0)
         finally:
-            settle(boxes)
+            # Not this thread's own: what it had no memory for nobody goes on with.
+            settle(boxes[1:])
     finally:
         _idle[isa] += helpers
     start: int

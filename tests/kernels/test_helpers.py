@@ -169,6 +169,28 @@ def test_what_a_helper_has_no_memory_for_the_caller_does(
     assert len(idle) == 1
 
 
+def test_what_the_caller_has_no_memory_for_it_raises(
+    index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = threading.get_ident()
+
+    def failing(serve: Any) -> Any:
+        def fail(box: Any, turns: int) -> None:
+            if threading.get_ident() != caller:
+                return serve(box, turns)
+            box[parts.STATE] = parts.TAKEN
+            raise MemoryError
+
+        return fail
+
+    with monkeypatch.context() as patch:
+        replace_forms(patch, serve=failing)
+        with pytest.raises(MemoryError):
+            index.search(queries_of(64), 6, threads=2)
+    assert same_together(index)
+    assert len(idle) == 1
+
+
 def test_a_helper_that_does_not_begin_is_not_waited_for(
     index: ItemIndex, idle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
