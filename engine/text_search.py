@@ -46,7 +46,12 @@ class TextRanking:
     def best(
         self, k: int, exclude: Items, allowed: CompiledFilter | None = None, boosts: Scores | None = None
     ) -> tuple[Scores, Items]:
-        """Returns the scores and items of at most ``k`` of the best, those without a text left out."""
+        """Returns the scores and items of at most ``k`` of the best, those without a text left out.
+
+        None for a text without a word that the encoder knows: it is like nothing.
+        """
+        if not self.vector.any():
+            return np.empty(0, np.float32), np.empty(0, np.int32)
         # The mask: the filter's bits are in the order of the other index.
         allow = allowed.allow.mask if allowed else None
         scores, items = self.index.search(

@@ -167,6 +167,24 @@ def test_texts_travel(folder: Path, shop: Engine, run_cli: Callable[..., tuple[i
     assert [item["item_id"] for item in json.loads(out)["items"]] == [item.item_id for item in items]
 
 
+def test_words_that_an_encoder_does_not_know_find_nothing(titled_run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    from recserve.exporters.word_encoder import write_word_encoder
+    from recserve.training.word_vectors import WordVectors
+
+    words = ["red", "mug", "wool", "scarf"]
+    vectors = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    write_word_encoder(WordVectors(words, vectors, np.full(4, 0.25)), tmp_path / "words")
+    export_run(titled_run, tmp_path / "bundle", text_encoder=str(tmp_path / "words"))
+    with Engine.load(tmp_path / "bundle") as engine:
+        for text, n_found in (("mug", 2), ("unheard mug", 2), ("unheard", 0)):
+            slate = engine.recommend(Request(query_text=text, k=5))
+            # Two titles have words that the encoder knows.
+            assert len(slate.items) == n_found
+            assert slate.source == "query_text"
+            assert not n_found or slate.items[0].item_id == id_of(engine, 0)
+
+
 REFUSED = {
     "query_text is !!!; expected a text with a word": "!!!",
     "query_text is 1001 characters long; expected at most 1000": "a" * 1001,
