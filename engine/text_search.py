@@ -85,6 +85,8 @@ class TextSearch:
         digest = bundle.manifest.files[entry.vectors].sha256
         self._index = prepare_index(folder and folder / f"{digest}.text", self._vectors, "inner")
         self._index.remove(np.flatnonzero(~self._vectors.any(axis=1)).astype(np.int32))
+        # Of the items that came since, by text: each change of items brings all of them again.
+        self._added: dict[str, Scores] = {}
         self._check_golden(bundle)
 
     def rankings(self, texts: Sequence[str]) -> list[TextRanking]:
@@ -95,12 +97,20 @@ class TextSearch:
         """Returns a search of ``bundle``, this one's with further items; this one goes on."""
         new, n_before = copy(self), len(self._vectors)
         added = np.arange(n_before, len(bundle.item_embeddings), dtype=np.int32)
-        vectors = self._encode(self._texts(bundle, added))
+        vectors = self._encode_once(self._texts(bundle, added))
         new._vectors = np.concatenate([self._vectors, vectors])
         new._index = self._index.copy()
         new._index.upsert(added, vectors)
         new._index.remove(added[~vectors.any(axis=1)])
         return new
+
+    def _encode_once(self, texts: Sequence[str]) -> Scores:
+        """Returns the vectors of ``texts`` (n ≥ 1), and keeps them for the next time."""
+        known = {text: self._added[text] for text in texts if text in self._added}
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(missing, self._encode(missing), strict=True))
+        self._added = known
+        return np.stack([known[text] for text in texts])
 
     def _texts(self, bundle: Bundle, items: Items) -> list[str]:
         return [text_of(item, self._entry.attributes) for item in bundle.catalogue.attributes(items)]

@@ -144,6 +144,21 @@ def test_an_item_that_comes_later_is_found_at_once(folder: Path, tmp_path: Path)
             assert engine.recommend(Request(query_text=text, k=3)).items[0].item_id == "new"
 
 
+def test_a_change_of_items_encodes_what_is_new_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    with Engine.load(folder) as engine:
+        search = engine.loaded.texts
+        assert search is not None
+        encode = search._encode
+        monkeypatch.setattr(search, "_encode", lambda texts: encoded.extend(texts) or encode(texts))
+        for item_id, title in (("a", "Bicycle"), ("b", "Tricycle"), ("c", "Bicycle"), ("a", "Unicycle")):
+            like = [id_of(engine, 0)]
+            engine.change_items([ItemChange(item_id=item_id, attributes={"title": title}, like=like)])
+        assert encoded == ["Bicycle", "Tricycle", "Unicycle"]
+        for text, found in (("unicycle", "a"), ("tricycle", "b"), ("bicycle", "c")):
+            assert engine.recommend(Request(query_text=text, k=1)).items[0].item_id == found
+
+
 def test_texts_travel(folder: Path, shop: Engine, run_cli: Callable[..., tuple[int, str, str]]) -> None:
     request = Request(query_text="马克杯", k=3, explain="fast")
     items = shop.recommend(request).items
