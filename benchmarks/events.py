@@ -5,8 +5,9 @@ One process sends batches of events of many users and looks at every reply; the 
 ``bench load`` times single Record and Recommend calls from the moment at which they were due. Clients and
 server share the machine, so rounds alternate between three: Recommend alone; while the promised rate of
 events goes to a process that forgets them, which is what clients and transport cost by themselves; and while
-the server itself gets them. The promise is about the third by the second. At the end the log must have every
-acknowledged event of the batches, and is brought to memory once more, as at a start.
+the server itself gets them. The promise is about the third by the second, over grpcio: that is all that the
+process which forgets speaks, and it costs more than native. At the end the log must have every acknowledged
+event of the batches, and is brought to memory once more, as at a start.
 """
 
 import argparse
