@@ -134,7 +134,7 @@ def main() -> None:
     while n_kills < options.kills:
         kills = min(options.kills_per_log, options.kills - n_kills)
         folder = options.folder / f"after-{n_kills}"
-        folder.mkdir()
+        folder.mkdir(parents=True)
         n_events += kill_often(options.bundle, folder, kills=kills, seed=options.seed + n_kills)
         n_kills += kills
         sys.stdout.write(f"{n_kills} kills, {n_events} events acknowledged, none lost, none twice\n")

@@ -130,7 +130,7 @@ def main() -> None:
     n_events = 0
     for n_before in range(0, options.kills, 50):
         folder = options.folder / f"after-{n_before}"
-        folder.mkdir()
+        folder.mkdir(parents=True)
         kills = min(50, options.kills - n_before)
         n_events += kill_often(folder, kills=kills, seed=options.seed + n_before)
     sys.stdout.write(f"{options.kills} kills, {n_events} events acknowledged, none lost, none twice\n")
