@@ -43,7 +43,12 @@ def fails(channel: grpc.Channel, method: str, data: bytes) -> tuple[grpc.StatusC
     trailer = dict(error.trailing_metadata())
     status = status_pb2.Status.FromString(trailer[DETAILS_KEY])
     assert status.message == error.details()
-    kinds = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
+    kinds = (
+        error_details_pb2.ErrorInfo,
+        error_details_pb2.BadRequest,
+        error_details_pb2.RetryInfo,
+        error_details_pb2.ResourceInfo,
+    )
     details: list[object] = []
     for packed in status.details:
         [kind] = [kind for kind in kinds if packed.Is(kind.DESCRIPTOR)]
