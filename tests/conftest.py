@@ -157,3 +157,14 @@ def run_cli(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[i
     # A verb owns its process: it sends the log to a stderr that ends with this test, and hides its files.
     structlog.reset_defaults()
     os.umask(umask)
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Small tables are slower with threads, which wait for each other actively."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

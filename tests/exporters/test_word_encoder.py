@@ -1,13 +1,12 @@
 """Vectors of words, learned or read: from texts to an encoder's folder that embeds items."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from recserve.errors import DataError, InvalidRequest
 
@@ -20,13 +19,7 @@ from recserve.training.word_vectors import WordVectors, learn_words, read_words,
 CLI = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tables this small are slower with threads, which wait for each other actively."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """GloVe: counts of neighbours, their logarithms learned, and vectors of what stands together."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,7 @@ from recserve.training.models import item2vec
 from recserve.training.models.glove import GloVe, GloVeConfig, count_near
 from tests.small import histories
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tables this small are slower with threads, which wait for each other actively."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def test_a_pair_counts_by_how_near_it_is() -> None:

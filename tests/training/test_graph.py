@@ -1,6 +1,5 @@
 """LightGCN, GraphSAGE and GCN against dense products, and on data whose answer is known."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,7 @@ ROWS = [[0, 1, 1], [1, 2, 3], [0], []]
 N_ITEMS = 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tables this small are slower with threads, which wait for each other actively."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture

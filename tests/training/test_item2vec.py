@@ -1,6 +1,5 @@
 """Item2Vec: pairs of neighbours, their loss, and vectors of what stands together."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,7 @@ from tests.small import histories
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tables this small are slower with threads, which wait for each other actively."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def test_pairs_are_neighbours_of_one_history_both_ways() -> None:
