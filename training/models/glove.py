@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recserve.errors import InvalidRequest
 from recserve.training.data import Histories
 from recserve.training.models.base import EPOCH_OPTIONS, Family
-from recserve.training.models.item2vec import neighbours_apart, parts_of
+from recserve.training.models.item2vec import check_settings, neighbours_apart, parts_of
 from recserve.training.models.tables import ItemTable
 
 # The weight of a pair's squared error is min(1, (count / FULL_COUNT) ^ COUNT_POWER). The paper's 100 is for
@@ -38,13 +37,7 @@ class GloVeConfig:
     """Pairs of neighbours per step."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.embedding_size <= 1024:
-            raise InvalidRequest("embedding_size", found=self.embedding_size, expected="1 to 1024")
-        if not 0 < self.learning_rate <= 1:
-            raise InvalidRequest("learning_rate", found=self.learning_rate, expected="above 0, at most 1")
-        for name in ("window", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
+        check_settings(self, "window", "batch_size")
 
 
 class GloVe(ItemTable):

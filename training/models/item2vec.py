@@ -7,6 +7,7 @@ power 3/4. What is served are the item vectors, of length 1; a user is the histo
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,13 +39,7 @@ class Item2VecConfig:
     """Items drawn for each pair."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.embedding_size <= 1024:
-            raise InvalidRequest("embedding_size", found=self.embedding_size, expected="1 to 1024")
-        if not 0 < self.learning_rate <= 1:
-            raise InvalidRequest("learning_rate", found=self.learning_rate, expected="above 0, at most 1")
-        for name in ("window", "batch_size", "n_negatives"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(name, found=getattr(self, name), expected="1 or more")
+        check_settings(self, "window", "batch_size", "n_negatives")
 
 
 class Item2Vec(ItemTable):
@@ -119,6 +114,20 @@ def neighbours_apart(histories: Histories, apart: int) -> tuple[NDArray[np.int64
     earlier, later = items[:-apart], items[apart:]
     chosen = (row[apart:] == row[:-apart]) & (earlier != later)
     return earlier[chosen], later[chosen]
+
+
+def check_settings(config: Any, *counts: str) -> None:
+    """Raises :class:`InvalidRequest` for a setting of a model of neighbours out of its range.
+
+    ``counts``: the settings that are 1 or more.
+    """
+    if not 1 <= config.embedding_size <= 1024:
+        raise InvalidRequest("embedding_size", found=config.embedding_size, expected="1 to 1024")
+    if not 0 < config.learning_rate <= 1:
+        raise InvalidRequest("learning_rate", found=config.learning_rate, expected="above 0, at most 1")
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise InvalidRequest(name, found=getattr(config, name), expected="1 or more")
 
 
 FAMILY = Family(
