@@ -7,7 +7,7 @@ import torch
 from recserve.errors import InvalidRequest
 from recserve.training.models import item2vec
 from recserve.training.models.glove import GloVe, GloVeConfig, count_near
-from tests.small import histories
+from tests.small import assert_two_groups_are_known, histories
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -58,13 +58,7 @@ def test_what_stands_together_is_alike_and_what_nobody_had_is_nowhere() -> None:
     model = GloVe(GloVeConfig(embedding_size=8, window=5, batch_size=256), 80, 21)
     for epoch in range(1, 31):
         model.fit_epoch(histories(rows), epoch=epoch, seed=0)
-    vectors = model.item_embeddings.numpy()
-    np.testing.assert_allclose(np.linalg.norm(vectors[:20], axis=1), 1, rtol=1e-5)
-    assert not vectors[20].any()
-    likeness = vectors @ vectors.T
-    assert likeness[:10, :10].mean() > likeness[:10, 10:20].mean() + 0.5
-    scores = model.queries(np.array([0], np.int32), histories([[1, 2]])) @ vectors.T
-    assert scores[0, :10].min() > scores[0, 10:20].max()
+    assert_two_groups_are_known(model)
 
 
 @pytest.mark.parametrize(

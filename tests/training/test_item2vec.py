@@ -13,7 +13,7 @@ from recserve.training.data import load_dataset
 from recserve.training.loop import LAST, Trainer
 from recserve.training.models.item2vec import Item2Vec, Item2VecConfig, neighbour_pairs
 from recserve.training.run import create_run
-from tests.small import histories
+from tests.small import assert_two_groups_are_known, histories
 
 SHOP = "synthetic-shop:n_items=1000,n_users=300,n_events=9000,seed=5"
 
@@ -36,13 +36,7 @@ def test_what_stands_together_is_alike_and_what_nobody_had_is_nowhere() -> None:
     model = Item2Vec(config, 60, 21)
     losses = [model.fit_epoch(histories(rows), epoch=epoch, seed=0) for epoch in range(1, 16)]
     assert losses[-1] < losses[0]
-    vectors = model.item_embeddings.numpy()
-    np.testing.assert_allclose(np.linalg.norm(vectors[:20], axis=1), 1, rtol=1e-5)
-    assert not vectors[20].any()
-    likeness = vectors @ vectors.T
-    assert likeness[:10, :10].mean() > likeness[:10, 10:20].mean() + 0.5
-    scores = model.queries(np.array([0], np.int32), histories([[1, 2]])) @ vectors.T
-    assert scores[0, :10].min() > scores[0, 10:20].max()
+    assert_two_groups_are_known(model)
 
 
 @pytest.mark.parametrize("model", ["item2vec", "glove"])
