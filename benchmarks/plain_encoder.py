@@ -1,6 +1,7 @@
 """An encoder as most code writes it, and as torch exports it by itself."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -43,7 +44,8 @@ class _ThreeProducts(Block):
 class _AsWritten(Layer):
     """HSTU's attention with its biases read by brackets and its mask filled in, as most code has it.
 
-    ``bias``: (length, n_columns), the distances in positions.
+    ``share``: (batch, 1, length, n_columns), where a row may look; ``bias``: (length, n_columns), the
+    distances in positions.
     """
 
     def forward(
@@ -62,18 +64,22 @@ class _AsWritten(Layer):
         logits = query @ key.transpose(-1, -2) + self.position_bias[bias[-n_asked:]]
         if self.time_bias is not None and buckets is not None:
             logits = logits + self.time_bias[buckets[:, -n_asked:]].unsqueeze(1)
-        weights = (F.silu(logits) / len(self.position_bias)).masked_fill(share[:, :, -n_asked:] == 0, 0.0)
+        weights = (F.silu(logits) / len(self.position_bias)).masked_fill(~share[:, :, -n_asked:], 0.0)
         attended = (weights @ value).transpose(1, 2).reshape(batch * n_asked, size)
         asked = x[:, -n_asked:].reshape(batch * n_asked, size)
         projected: Tensor = self.project(self.attended_norm(attended) * gate)
-        return (asked + projected).view(batch, n_asked, size)
+        return asked + projected if newest_only else (asked + projected).view(batch, n_asked, size)
 
 
 class _HSTUAsWritten(HSTU):
     """HSTU with the buckets of time by a logarithm in double precision; layers look their biases up."""
 
-    def _position_biases(self, distance: Tensor) -> list[Tensor]:
-        return [distance.clamp(min=0)] * len(self.layers)
+    def _input(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
+        x, _, _, buckets = super()._input(history, time_gaps, memories)
+        _, distance, mask = self.places(history, memories)
+        return x, mask.unsqueeze(1), [distance.clamp(min=0)] * len(self.layers), buckets
 
     def _buckets(self, time_gaps: Tensor, n_asked: int) -> Tensor:
         until_next = time_gaps.clamp(min=0).to(torch.float64).cumsum(1)

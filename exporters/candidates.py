@@ -14,8 +14,9 @@ from recserve.exporters.item_tables import over_table, stored
 from recserve.exporters.measure import quality
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.exporters.parity import evenly_spaced, recorded_inputs, torch_encoder
-from recserve.exporters.prune import Prunable, PruneConfig, prune
+from recserve.exporters.prune import PruneConfig, prune
 from recserve.exporters.quantise import Inputs
+from recserve.exporters.units import Prunable
 from recserve.exporters.variant import VARIANT
 from recserve.training.data import EvaluationSet, Histories
 from recserve.training.models.base import RankingModel
@@ -96,7 +97,7 @@ BUILDERS: dict[str, Callable[[Material], EncoderGraph]] = {
 
 
 def forms_of(model: RankingModel) -> list[str]:
-    """Returns the forms besides fp32 that ``model`` can have: tables have none, transformers are pruned."""
+    """Returns the forms besides fp32 that ``model`` can have: tables have none, attention is pruned."""
     if not isinstance(model, SequenceModel):
         return []
     return [name for name in BUILDERS if isinstance(model, Prunable) or not name.startswith("pruned")]

@@ -66,9 +66,12 @@ def export(
         float, typer.Option(help="Of NDCG@10 against fp32, relative: the most that a form may lose.")
     ] = 0.01,
     prune_hidden: Annotated[
-        float, typer.Option(help="Share of the feed-forward's hidden units that pruned keeps.")
+        float, typer.Option(help="Share of the hidden units (of HSTU: values, queries) that pruned keeps.")
     ] = 0.5,
     prune_heads: Annotated[float, typer.Option(help="Share of the attention heads that pruned keeps.")] = 1.0,
+    prune_dimensions: Annotated[
+        float, typer.Option(help="Share of the embedding's dimensions that pruned layers work on.")
+    ] = 1.0,
     prune_epochs: Annotated[
         int, typer.Option(help="Passes over the histories that teach what pruning left.")
     ] = 60,
@@ -119,7 +122,12 @@ def export(
         item_table=item_table or (AUTO if AUTO in names else FLOAT32),
         ranker=ranker_form,
         budget=GateBudget(max_loss=max_loss),
-        pruning=PruneConfig(hidden_share=prune_hidden, head_share=prune_heads, epochs=prune_epochs),
+        pruning=PruneConfig(
+            hidden_share=prune_hidden,
+            head_share=prune_heads,
+            dimension_share=prune_dimensions,
+            epochs=prune_epochs,
+        ),
     )
     with console.progress("exporting") as update:
         exported = export_run(

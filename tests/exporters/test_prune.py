@@ -1,5 +1,8 @@
 """Structured pruning: what leaves, what stays, what is taught."""
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -9,17 +12,35 @@ import torch
 from recserve.engine.bundle.item_table import FLOAT32
 from recserve.errors import InvalidRequest
 from recserve.exporters.candidates import Material
+from recserve.exporters.item_tables import save_parts
 from recserve.exporters.onnx_graph import export_query_encoder
 from recserve.exporters.prune import PruneConfig, _random_prefixes, prune
+from recserve.exporters.units import Prunable, given_to_layers, importance, keep_units
 from recserve.training.data import EvaluationSet, Histories
 from recserve.training.models.bert4rec import BERT4Rec, BERT4RecConfig
+from recserve.training.models.hstu import HSTU, HSTUConfig, Layer
 from recserve.training.models.sasrec import SASRec, SASRecConfig
+
+HISTORY = torch.from_numpy(np.random.default_rng(1).integers(0, 40, (50, 8)).astype(np.int32))
+GAPS = torch.full(HISTORY.shape, 1000.0)
 
 
 def network(**changes: object) -> SASRec:
     torch.manual_seed(2)
     config = SASRecConfig(**{"embedding_size": 16, "n_heads": 4, "n_blocks": 2, "max_history": 8, **changes})  # type: ignore[arg-type]
     return SASRec(config, n_items=40).eval()
+
+
+def pointwise() -> HSTU:
+    """A network without feed-forwards, whose biases and norms are not what they began as."""
+    torch.manual_seed(2)
+    config = HSTUConfig(embedding_size=16, n_heads=4, n_blocks=2, max_history=8)
+    model = HSTU(config, n_items=40).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1:
+                weight += 0.3 * torch.randn(weight.shape)
+    return model
 
 
 def histories(n_users: int = 60) -> Histories:
@@ -64,6 +85,48 @@ def test_teaching_brings_the_pruned_model_nearer_and_leaves_the_items(time_gaps:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@torch.no_grad()
+def test_queries_of_hstu_that_agree_with_nothing_leave_without_a_trace() -> None:
+    model = pointwise()
+    layer = cast(Layer, model.layers[0])
+    # Every second query of each head is 0 for every item.
+    layer.expand.weight[32:48:2], layer.expand.bias[32:48:2] = 0, 0
+    given = given_to_layers(model, lambda: model(HISTORY, GAPS))
+    smaller = copy.deepcopy(layer)
+    keep_units(smaller, importance(layer, given), head_share=1.0, hidden_share=0.5)
+    assert (smaller.n_heads, smaller.expand.out_features, smaller.project.in_features) == (4, 32, 8)
+    normed = torch.randn(2, 8, 16)
+    for newest_only in (False, True):
+        gate, value, query, key = layer._expand(normed, newest_only)
+        fewer_gates, values, queries, keys = smaller._expand(normed, newest_only)
+        torch.testing.assert_close(queries @ keys.transpose(-1, -2), query @ key.transpose(-1, -2))
+        # What is left of gates and values are those of the same units.
+        kept = [i for i in range(16) if (gate[:, i : i + 1] == fewer_gates).all(0).any()]
+        assert len(kept) == 8
+        torch.testing.assert_close(
+            values, value.transpose(1, 2).flatten(2)[..., kept].view(2, 8, 4, 2).transpose(1, 2)
+        )
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        {"hidden_share": 0.5},
+        {"hidden_share": 1, "head_share": 0.5},
+        {"hidden_share": 1, "dimension_share": 0.75},
+    ],
+    ids=["units", "heads", "dimensions"],
+)
+@pytest.mark.parametrize("build", [network, pointwise])
+def test_whatever_leaves_the_rest_learns_it(build: Callable[[], Prunable], shares: dict[str, float]) -> None:
+    model = build()
+    untaught, taught = (prune(model, histories(), PruneConfig(epochs=n, **shares)) for n in (0, 8))  # type: ignore[arg-type]
+    gaps = GAPS if model.config.time_gaps else None
+    with torch.no_grad():
+        wanted, before, after = (one.encode(HISTORY, gaps) for one in (model, untaught, taught))
+    assert (after - wanted).square().mean() < 0.97 * (before - wanted).square().mean()
+
+
 def test_a_model_that_looks_both_ways_is_taught_on_prefixes() -> None:
     torch.manual_seed(2)
     config = BERT4RecConfig(embedding_size=16, n_heads=4, n_blocks=2, max_history=8)
@@ -96,10 +159,20 @@ def test_the_same_seed_gives_the_same_model() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_pruned_model_is_exported_smaller() -> None:
-    model = network()
-    smaller = export_query_encoder(prune(model, histories(), PruneConfig(epochs=0)))
-    assert len(smaller.data) < 0.9 * len(export_query_encoder(model).data)
+@pytest.mark.parametrize("build", [network, pointwise])
+def test_a_pruned_model_is_exported_smaller(build: Callable[[], Prunable], tmp_path: Path) -> None:
+    model = build()
+    shares = PruneConfig(hidden_share=0.5, head_share=0.5, dimension_share=0.75, epochs=0)
+    pruned = prune(model, histories(), shares)
+    graph = export_query_encoder(pruned)
+    assert len(graph.data) < 0.9 * len(export_query_encoder(model).data)
+    save_parts(graph.parts, FLOAT32, tmp_path)
+    # A length that the exporter did not see, with padding.
+    history = torch.where(torch.arange(8) < 3, -1, HISTORY)
+    inputs = {"history": history.numpy(), **({"time_gaps": GAPS.numpy()} if model.config.time_gaps else {})}
+    with torch.no_grad():
+        wanted = pruned.encode(history, GAPS if model.config.time_gaps else None)
+    np.testing.assert_allclose(graph.session(tmp_path).run(None, inputs)[0], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +203,7 @@ def _width(model: SASRec) -> int:
         ({"hidden_share": 0}, "hidden_share"),
         ({"second_share": 2}, "second_share"),
         ({"head_share": 1.5}, "head_share"),
+        ({"dimension_share": 0}, "dimension_share"),
         ({"epochs": -1}, "epochs"),
     ],
 )

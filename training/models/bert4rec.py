@@ -60,9 +60,9 @@ class BERT4Rec(SequenceModel):
         self.hidden_item = nn.Parameter(torch.empty(size))
         # Position 0 is the newest item, so that padding a history on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history + 1, size))
-        self.input_dropout = Dropout(config.dropout)
+        self.input_dropout: nn.Module = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
-        self.norm = nn.LayerNorm(size)
+        self.norm: nn.Module = nn.LayerNorm(size)
         nn.init.normal_(self.hidden_item, std=1 / math.sqrt(size))
         nn.init.normal_(self.position_embeddings, std=0.02)
 
@@ -72,7 +72,7 @@ class BERT4Rec(SequenceModel):
 
     def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
         """Returns the query embedding (batch, embedding_size): the last row of :meth:`forward`."""
-        return self._restore(*_with_hidden(history), newest_only=True)[:, 0]
+        return self._restore(*_with_hidden(history), newest_only=True)
 
     def examples(self, history: Tensor, targets: Tensor, time_gaps: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hides items of each window at random; see :meth:`SequenceModel.examples`."""
@@ -85,7 +85,7 @@ class BERT4Rec(SequenceModel):
         return self._restore(items, is_hidden)[is_hidden], items[is_hidden]
 
     def _restore(self, items: Tensor, is_hidden: Tensor, *, newest_only: bool = False) -> Tensor:
-        """Encodes every position, or the last; ``items`` (batch, length) left-padded, unseen where hidden."""
+        """Encodes all positions, or the last; ``items`` (batch, length) left-padded, unseen where hidden."""
         length = items.shape[1]
         real = items >= 0
         x = F.embedding(items.clamp(min=0), self.item_embeddings)

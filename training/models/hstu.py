@@ -76,9 +76,9 @@ class HSTU(IncrementalModel):
         size = config.embedding_size
         # Position 0 is the newest item (or the oldest), so that padding on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
-        self.input_dropout = Dropout(config.dropout)
+        self.input_dropout: nn.Module = Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_blocks))
-        self.norm = nn.LayerNorm(size)
+        self.norm: nn.Module = nn.LayerNorm(size)
         nn.init.normal_(self.position_embeddings, std=0.02)
 
     def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
@@ -100,7 +100,7 @@ class HSTU(IncrementalModel):
         for i, layer in enumerate(self.layers):
             memory = None if memories is None else memories[i]
             x = layer(x, share, biases[i], buckets, newest_only=i == last, memory=memory)
-        return self.norm(x[:, 0])  # type: ignore[no-any-return]
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def _input(
         self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
@@ -110,14 +110,16 @@ class HSTU(IncrementalModel):
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
         x = x + F.embedding(positions, self.position_embeddings)
         buckets = None if time_gaps is None else self._buckets(time_gaps, history.shape[1])
-        share = mask * (1 / self.config.max_history)
+        share = 1 / self.config.max_history
         if memories is not None:
-            return x, share, self._position_biases(distance), buckets
-        x = self.input_dropout(x) * (history >= 0).unsqueeze(-1)
-        # Looked up before it is cut: a constant of the exported graph.
+            return x, mask * share, self._position_biases(distance), buckets
+        real = (history >= 0).to(x.dtype)
+        x = self.input_dropout(x) * real.unsqueeze(-1)
+        # What does not depend on the history is made before it is cut: constants of the exported graph.
         length = history.shape[1]
         biases = [bias[:length, :length] for bias in self._position_biases(self.distances)]
-        return x, share.unsqueeze(1), biases, buckets
+        earlier = ((self.distances >= 0) * share)[:length, :length]
+        return x, earlier * real[:, None, None], biases, buckets
 
     def _buckets(self, time_gaps: Tensor, n_asked: int) -> Tensor:
         return time_buckets(time_gaps, n_asked)
@@ -158,7 +160,7 @@ class Layer(nn.Module):
         ``share``: ([batch, 1,] length, n_columns), one over the longest history where a row may look, else 0;
         ``bias``: (length, n_columns), what is added for the distance in positions; ``buckets``: (batch,
         length, n_columns), how long ago the column was.
-        Returns the same shape, with ``newest_only`` (batch, 1, size): the row of the last position.
+        Returns the same shape, with ``newest_only`` (batch, size): the row of the last position.
         """
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
@@ -171,29 +173,39 @@ class Layer(nn.Module):
         looks_at_all = newest_only and memory is not None
         weights = F.silu(logits) * (1 / len(self.position_bias) if looks_at_all else share[..., -n_asked:, :])
         attended = weights @ value if memory is None else memory.mixture(weights, value)
-        attended = attended.transpose(1, 2).reshape(batch * n_asked, size)
+        attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
         gated = dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
-        asked = x[:, -n_asked:].reshape(batch * n_asked, size)
-        return (asked + self.project(gated)).view(batch, n_asked, size)  # type: ignore[no-any-return]
+        asked = x[:, -1] if newest_only else x.reshape(batch * length, size)
+        answer: Tensor = asked + self.project(gated)
+        return answer if newest_only else answer.view(batch, length, size)
 
     def _expand(self, normed: Tensor, newest_only: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the gate (rows, size), then value, query and key, (batch, n_heads, rows, head size) each.
+        """Returns the gate (rows, width), then value, query and key, (batch, n_heads, rows, head size) each.
 
         Gate and query have the newest row alone if asked.
         """
         batch, length, size = normed.shape
         # In two dimensions a linear layer with its bias is one operator of the exported graph.
         every = normed.reshape(batch * length, size)
+        width = self.project.in_features
+        # Of a pruned layer queries may be narrower than values.
+        query_width = self.expand.out_features // 2 - width
         if not newest_only:
-            gate, value, query, key = F.silu(self.expand(every)).chunk(4, dim=-1)
+            made = F.silu(self.expand(every))
+            gate, value, query, key = torch.split(made, [width, width, query_width, query_width], dim=-1)
         else:
             # Rows of the weights by what they make: slices, which the exporter computes once.
-            weight, bias = self.expand.weight.view(2, 2, size, size), self.expand.bias.view(2, 2, size)
-            of_newest, of_every = ((weight[:, i].flatten(0, 1), bias[:, i].flatten()) for i in (0, 1))
-            gate, query = F.silu(F.linear(normed[:, -1], *of_newest)).chunk(2, dim=-1)
-            value, key = F.silu(F.linear(every, *of_every)).chunk(2, dim=-1)
-        head = (self.n_heads, size // self.n_heads)
-        value, query, key = (part.view(batch, -1, *head).transpose(1, 2) for part in (value, query, key))
+            end = 2 * width + query_width
+            given = (self.expand.weight, self.expand.bias)
+            of_newest = [torch.cat([part[:width], part[2 * width : end]]) for part in given]
+            of_every = [torch.cat([part[width : 2 * width], part[end:]]) for part in given]
+            sizes = [width, query_width]
+            gate, query = torch.split(F.silu(F.linear(normed[:, -1], *of_newest)), sizes, dim=-1)
+            value, key = torch.split(F.silu(F.linear(every, *of_every)), sizes, dim=-1)
+        value, query, key = (
+            part.view(batch, -1, self.n_heads, part.shape[-1] // self.n_heads).transpose(1, 2)
+            for part in (value, query, key)
+        )
         return gate, value, query, key
 
 

@@ -71,9 +71,9 @@ class SASRec(IncrementalModel):
         size = config.embedding_size
         # Position 0 is the newest item (or the oldest), so that padding on the left changes nothing.
         self.position_embeddings = nn.Parameter(torch.empty(config.max_history, size))
-        self.input_dropout = Dropout(config.dropout)
+        self.input_dropout: nn.Module = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
-        self.norm = nn.LayerNorm(size)
+        self.norm: nn.Module = nn.LayerNorm(size)
         nn.init.normal_(self.position_embeddings, std=0.02)
 
     def forward(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
@@ -95,7 +95,7 @@ class SASRec(IncrementalModel):
         for i, block in enumerate(self.blocks):
             memory = None if memories is None else memories[i]
             x = block(x, bias, buckets, newest_only=i == last, memory=memory)
-        return self.norm(x[:, 0])  # type: ignore[no-any-return]
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def _input(
         self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
@@ -146,7 +146,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """``x``: (batch, length, size); ``bias``: ([batch, 1,] length, n_columns), added to the logits.
 
-        ``memory``: the positions before ``x``. Returns the same shape, with ``newest_only`` (batch, 1, size):
+        ``memory``: the positions before ``x``. Returns the same shape, with ``newest_only`` (batch, size):
         the row of the last position.
         """
         batch, length, size = x.shape
@@ -169,9 +169,10 @@ class Block(nn.Module):
         weights = dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
         attended = weights @ value if memory is None else memory.mixture(weights, value)
         attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
-        asked = x[:, -n_asked:].reshape(batch * n_asked, size)
+        asked = x[:, -1] if newest_only else x.reshape(batch * length, size)
         asked = asked + dropout(self.project(attended), self.dropout, self.training)
-        return (asked + self.feed_forward(asked)).view(batch, n_asked, size)  # type: ignore[no-any-return]
+        answer: Tensor = asked + self.feed_forward(asked)
+        return answer if newest_only else answer.view(batch, length, size)
 
     def _query_key_value(
         self, normed: Tensor, batch: int, length: int, newest_only: bool
