@@ -21,6 +21,7 @@ from recserve.benchmarks.kernels.limits import Limits
 from recserve.engine.bundle import layout
 
 # What multiplies 4-bit weights widens them first.
+GATHERS = ("Gather", "GatherBlockQuantized")
 FP32_PRODUCTS, INT8_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits"), ("MatMulInteger",)
 Array = NDArray[Any]
 
@@ -81,7 +82,7 @@ def cost_of(graph: bytes, folder: Path, inputs: Mapping[str, Array], parts: Mapp
     operations = {FP32_PRODUCTS: 0.0, INT8_PRODUCTS: 0.0}
     for node in model.graph.node:
         # Of a table it reads the rows that it gathers.
-        read = (node.output[0], *node.input[1:]) if node.op_type == "Gather" else node.input
+        read = (node.output[0], node.input[1]) if node.op_type in GATHERS else node.input
         moved.append(sum(sizes.get(name, 0) for name in (*read, *node.output)))
         for kinds in operations:
             if node.op_type in kinds:

@@ -53,9 +53,9 @@ def export(
     item_table: Annotated[
         str,
         typer.Option(
-            help="What the vectors of the items are stored as: float32, float16 or int8 (codes with a scale "
-            "a row), which have to pass the gate; auto: the smallest that does. Default: float32, but auto "
-            "with --variants auto.",
+            help="What the vectors of the items are stored as: float32, float16, int8 (codes with a scale "
+            "a row) or int4 (with a scale for every 32 of a row), which have to pass the gate; auto: the "
+            "smallest that does. Default: float32, but auto with --variants auto.",
             show_default=False,
         ),
     ] = "",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from recserve.engine.bundle import BundleWriter, Refused, VariantEntry
-from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT8
+from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT4, INT8
 from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE
 from recserve.errors import CheckFailed
 from recserve.exporters.candidates import AUTO, Material, wanted_forms
@@ -21,7 +21,7 @@ from recserve.exporters.gate import (
     pareto_front,
     refusal,
 )
-from recserve.exporters.item_tables import over_table, save_parts, stored
+from recserve.exporters.item_tables import can_store, over_table, save_parts, stored
 from recserve.exporters.measure import Quality, compare, full_length, quality, resident_bytes, timings
 from recserve.exporters.onnx_graph import EncoderGraph
 from recserve.exporters.parity import onnx_encoder, record_golden, recorded_inputs
@@ -119,7 +119,8 @@ def smallest_table(
         return quality(onnx_encoder(model, graph.session(folder), recorded), graph.item_embeddings, recorded)
 
     reference = found_by(exact)
-    for form in (INT8, FLOAT16):
+    width = exact.item_embeddings.shape[1]
+    for form in (one for one in (INT4, INT8, FLOAT16) if can_store(width, one)):
         graph = over_table(exact, stored(exact, form), form)
         if graph.size_bytes >= (1 - MARGIN) * exact.size_bytes:
             continue

@@ -18,10 +18,15 @@ STANDARD = ("", "ai.onnx")
 LOOPS = frozenset({"Loop", "Scan"})
 # Those of ONNX Runtime that an exporter here writes.
 MICROSOFT = "com.microsoft"
-MICROSOFT_OPERATORS = frozenset({"MatMulNBits", "QuantizeLinear", "DequantizeLinear"})
+MICROSOFT_OPERATORS = frozenset({"MatMulNBits", "GatherBlockQuantized", "QuantizeLinear", "DequantizeLinear"})
 # The numbers of onnx.proto for element types that can be NaN, and for what item tables are made of.
-FLOAT, INT8, FLOAT16, DOUBLE = 1, 3, 10, 11
-TABLE_TYPES = {np.dtype("<f4"): FLOAT, np.dtype("i1"): INT8, np.dtype("<f2"): FLOAT16}
+FLOAT, UINT8, INT8, FLOAT16, DOUBLE = 1, 2, 3, 10, 11
+TABLE_TYPES = {
+    np.dtype("<f4"): FLOAT,
+    np.dtype("u1"): UINT8,
+    np.dtype("i1"): INT8,
+    np.dtype("<f2"): FLOAT16,
+}
 FLOAT_TYPES: dict[int, np.dtype[Any]] = {
     FLOAT: np.dtype("<f4"),
     FLOAT16: np.dtype("<f2"),

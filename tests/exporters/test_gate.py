@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import open_bundle
-from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT8, Parts, pack
+from recserve.engine.bundle.item_table import FLOAT16, FLOAT32, INT4, INT8, Parts, pack
 from recserve.errors import BundleInvalid, CheckFailed, InvalidRequest
 from recserve.exporters import candidates, encoder_variant, forms, quantise
 from recserve.exporters.assemble import FormOptions, export_run
@@ -275,7 +275,9 @@ def test_auto_keeps_the_front_and_names_the_default(
 
 
 @pytest.mark.parametrize(
-    ("ruined", "chosen"), [((), INT8), ((INT8,), FLOAT16), ((INT8, FLOAT16), FLOAT32)], ids=len
+    ("ruined", "chosen"),
+    [((), INT4), ((INT4,), INT8), ((INT4, INT8), FLOAT16), ((INT4, INT8, FLOAT16), FLOAT32)],
+    ids=len,
 )
 def test_auto_takes_the_smallest_table_that_keeps_the_budget(
     ruined: tuple[str, ...], chosen: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,20 +16,31 @@ from hypothesis.extra.numpy import arrays
 
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import item_table, layout, open_bundle
-from recserve.engine.bundle.item_table import CODES, FORMS, HALVES, INT8, SCALES, pack, unpack
+from recserve.engine.bundle.item_table import (
+    BLOCK_SCALES,
+    CODES,
+    FORMS,
+    INT4,
+    INT8,
+    SCALES,
+    pack,
+    unpack,
+)
 from recserve.errors import BundleInvalid, CheckFailed, InvalidRequest
 from recserve.errors import BundleReason as R
 from recserve.exporters import candidates, encoder_variant
 from recserve.exporters.assemble import FormOptions, export_run
 from recserve.exporters.gate import GateBudget
-from recserve.exporters.item_tables import over_table
+from recserve.exporters.item_tables import over_table, stored
 from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 from recserve.training.run import open_run
 from tests.engine.bundle.conftest import BundleCopy, Case, refused
 from tests.once import made_once
 
-SMALLER = ("float16", "int8")
+SMALLER = ("float16", "int8", "int4")
+# Of the float32 table's bytes, with 16 numbers an item.
+SHARES = {"float16": 0.5, "int8": 0.3125, "int4": 0.1875}
 GRAPH = "variants/fp32/query_encoder.onnx"
 
 
@@ -43,6 +54,23 @@ def test_a_code_is_the_nearest_step_and_packing_again_changes_nothing(vectors: A
     assert (np.abs(found - vectors) <= 0.501 * parts[SCALES] + 1e-37).all()
     again = unpack(pack(found, INT8))
     np.testing.assert_allclose(again, found, rtol=1e-6, atol=1e-37)
+
+
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 5), st.integers(1, 40).map(lambda n: 2 * n)),
+        elements=st.floats(-9, 9, width=32),
+    )
+)
+def test_a_code_of_4_bits_is_the_nearest_step_of_its_block(vectors: Any) -> None:
+    parts = pack(vectors, INT4)
+    for name, part in FORMS[INT4].items():
+        assert (parts[name].dtype, parts[name].shape) == (part.dtype, part.shape(*vectors.shape))
+    steps = parts[BLOCK_SCALES].repeat(32, axis=1)[:, : vectors.shape[1]]
+    found = unpack(parts)
+    assert (np.abs(found - vectors) <= 0.501 * steps + 1e-37).all()
+    np.testing.assert_allclose(unpack(pack(found, INT4)), found, rtol=1e-6, atol=1e-37)
 
 
 def test_float16_is_the_nearest_half_and_says_so_where_there_is_none() -> None:
@@ -73,7 +101,7 @@ def test_a_graph_reads_what_its_table_stands_for(graph: EncoderGraph, form: str,
         one.session(tmp_path).run(None, {layout.HISTORY_INPUT: history})[0] for one in (over, wide)
     )
     np.testing.assert_array_equal(found, expected)
-    assert over.size_bytes - len(over.data) < (0.55 if form == "float16" else 0.32) * vectors.nbytes
+    assert over.size_bytes - len(over.data) == SHARES[form] * vectors.nbytes
 
 
 @pytest.mark.parametrize("form", SMALLER)
@@ -90,9 +118,9 @@ def test_the_gather_never_widens_the_whole_table(graph: EncoderGraph, form: str,
         options.add_initializer(name, value)
     ort.InferenceSession(over.data, options, providers=["CPUExecutionProvider"])
     optimised = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
-    readers = [node for node in optimised.graph.node if set(node.input) & {HALVES, CODES, SCALES}]
-    assert len(readers) == len(parts)
-    assert {node.op_type for node in readers} == {"Gather"}
+    readers = [node for node in optimised.graph.node if set(node.input) & parts.keys()]
+    kinds = ["GatherBlockQuantized"] if form == INT4 else ["Gather"] * len(parts)
+    assert [node.op_type for node in readers] == kinds
 
 
 def test_a_graph_that_reads_all_of_its_table_is_refused(graph: EncoderGraph) -> None:
@@ -103,30 +131,31 @@ def test_a_graph_that_reads_all_of_its_table_is_refused(graph: EncoderGraph) -> 
         over_table(whole, pack(graph.item_embeddings, INT8), INT8)
 
 
-@pytest.fixture(scope="module")
-def int8_folder(run_folder: Path, shared_folder: Path) -> Path:
-    """The shop with nothing but 8-bit items."""
-    folder = shared_folder / "int8-items"
+@pytest.fixture(scope="module", params=[INT8, INT4])
+def smaller_folder(run_folder: Path, shared_folder: Path, request: pytest.FixtureRequest) -> Path:
+    """The shop with nothing but items in few bits."""
+    folder = shared_folder / f"{request.param}-items"
     with made_once(folder) as is_missing:
         if is_missing:
             with pytest.MonkeyPatch.context() as patch:
                 # The shop's model may find nothing at all, of which any loss is possible.
                 patch.setattr("recserve.exporters.forms.refusal", lambda *_: "")
-                export_run(open_run(run_folder), folder, options=FormOptions(item_table=INT8))
+                export_run(open_run(run_folder), folder, options=FormOptions(item_table=request.param))
     return folder
 
 
-def test_a_bundle_of_8_bit_items_has_no_others_and_answers_from_them(
-    int8_folder: Path, bundle_folder: Path
+def test_a_bundle_of_smaller_items_has_no_others_and_answers_from_them(
+    smaller_folder: Path, bundle_folder: Path
 ) -> None:
-    bundle, exact = open_bundle(int8_folder), open_bundle(bundle_folder)
-    assert {path.name for path in int8_folder.glob("item_*.npy")} == {"item_codes.npy", "item_scales.npy"}
+    bundle, exact = open_bundle(smaller_folder), open_bundle(bundle_folder)
+    parts = FORMS[bundle.manifest.item_table]
+    assert {path.name for path in smaller_folder.glob("item_*.npy")} == {part.file for part in parts.values()}
     gate = bundle.manifest.variants["fp32"].gate
     assert gate["size_ratio"] < 0.95
     assert gate["size_bytes"] == bundle.manifest.variants["fp32"].size_bytes
     error = np.abs(bundle.item_embeddings - exact.item_embeddings)
-    assert 0 < error.max() <= 0.51 * bundle.item_parts[SCALES].max()
-    with Engine.load(int8_folder) as engine:
+    assert 0 < error.max() <= 0.51 * bundle.item_parts[[*parts][1]].max()
+    with Engine.load(smaller_folder) as engine:
         user = engine.user_ids()[0]
         slate = engine.recommend(Request(user_id=user, k=10))
         history = bundle.histories.get(user)
@@ -150,6 +179,12 @@ def test_a_table_that_ruins_the_model_is_refused(
     with pytest.raises(CheckFailed, match="item table int8 is NDCG@10 lost"):
         export_run(open_run(run_folder), tmp_path / "bundle", options=options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_codes_of_4_bits_go_in_pairs() -> None:
+    odd = export_query_encoder(SASRec(SASRecConfig(embedding_size=15, n_heads=1, max_history=8), 20).eval())
+    with pytest.raises(InvalidRequest, match="embedding_size for item_table int4 is 15; expected an even"):
+        stored(odd, INT4)
 
 
 def test_names_of_tables_are_checked(als_run_folder: Path, tmp_path: Path) -> None:
@@ -186,11 +221,12 @@ CASES = {
     ),
     "scales beyond float32": Case(R.NOT_FINITE, "item_codes.npy", _scales(lambda s: np.full_like(s, 3e38))),
     "another form than the files": Case(R.FILE_MISSING, "item_halves.npy", _form("float16")),
-    "no form": Case(R.MANIFEST_FIELD, "item_table", _form("int4")),
+    "no form": Case(R.MANIFEST_FIELD, "item_table", _form("int5")),
     "codes out of the scales' file": Case(R.GRAPH_OUTSIDE_DATA, "item_codes", _swapped),
 }
 
 
 @pytest.mark.parametrize("label", CASES)
-def test_a_broken_table_is_refused(int8_folder: Path, tmp_path: Path, label: str) -> None:
-    refused(BundleCopy(shutil.copytree(int8_folder, tmp_path / "bundle")), CASES[label])
+@pytest.mark.parametrize("smaller_folder", [INT8], indirect=True)
+def test_a_broken_table_is_refused(smaller_folder: Path, tmp_path: Path, label: str) -> None:
+    refused(BundleCopy(shutil.copytree(smaller_folder, tmp_path / "bundle")), CASES[label])
