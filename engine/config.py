@@ -36,6 +36,9 @@ class SessionConfig:
     io_binding: bool = False
     """Whether inputs and outputs are bound to the device instead of passed; on a CPU that costs some µs."""
 
+    cuda_graph: bool = False
+    """Whether what a call launches on a GPU is recorded and then replayed; with provider cuda alone."""
+
     optimisation: str = "all"
     """What is done to the graph at load: none, basic, extended or all."""
 
@@ -129,6 +132,13 @@ class EngineConfig:
         if self.provider not in PROVIDERS:
             raise ConfigError(
                 "engine.provider", found=self.provider, expected=f"one of {', '.join(PROVIDERS)}"
+            )
+        if self.session.cuda_graph and self.provider != CUDA:
+            raise ConfigError(
+                "engine.session.cuda_graph",
+                found=f"true with engine.provider {self.provider}",
+                expected=f"engine.provider {CUDA}, or false",
+                cure="No other provider records what it launches.",
             )
         if self.retrieval_device not in (AUTO, CPU, CUDA):
             raise ConfigError(

@@ -10,7 +10,8 @@ import structlog
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle, layout
-from recserve.engine.config import AUTO, CPU, CUDA, TENSORRT, EngineConfig
+from recserve.engine.config import AUTO, CPU, CUDA, TENSORRT, EngineConfig, SessionConfig
+from recserve.engine.recorded import RecordedSession
 from recserve.errors import BundleInvalid, BundleReason, ConfigError
 
 log = structlog.get_logger("recserve.engine")
@@ -88,8 +89,9 @@ class Runtime:
         for name, value in (initializers or {}).items():
             options.add_initializer(name, value)
         try:
-            kind = _BoundSession if self._config.session.io_binding else ort.InferenceSession
-            session = kind(self._bundle.read(graph), options, providers=self._wanted)
+            session = session_kind(self._config.session)(
+                self._bundle.read(graph), options, providers=with_options(self._wanted, self._config.session)
+            )
         except Exception as error:
             raise BundleInvalid(
                 f"graph {graph}",
@@ -110,7 +112,12 @@ class Runtime:
                 "engine.provider",
                 found=f"{self._config.provider}, which does not work",
                 expected=f"{AUTO} or {CPU} on this machine",
-                cure="CUDA, cuDNN or TensorRT may be missing.",
+                cure="CUDA, cuDNN or TensorRT may be missing"
+                + (
+                    ", or the graph cannot be recorded (cuda_graph)."
+                    if self._config.session.cuda_graph
+                    else "."
+                ),
             )
         self._wanted = [provider]
         self.fell_back = True
@@ -154,6 +161,19 @@ def session_options(config: EngineConfig) -> ort.SessionOptions:
     options.graph_optimization_level = LEVELS[session.optimisation]
     options.log_severity_level = 3
     return options
+
+
+def session_kind(session: SessionConfig) -> type[ort.InferenceSession]:
+    """Returns the class of sessions that calls are made through."""
+    if session.cuda_graph:
+        return RecordedSession
+    return _BoundSession if session.io_binding else ort.InferenceSession
+
+
+def with_options(providers: list[str], session: SessionConfig) -> list[str | tuple[str, dict[str, str]]]:
+    """Returns providers as a session takes them."""
+    recorded = {"enable_cuda_graph": "1"}
+    return [(name, recorded) if session.cuda_graph and name == CUDA_PROVIDER else name for name in providers]
 
 
 def select_providers(provider: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import onnxruntime as ort
 import pytest
 import structlog
 
-from recserve.engine import Engine, Request
+from recserve.engine import Engine, Request, recorded, runtime
 from recserve.engine.bundle import open_bundle
 from recserve.engine.config import EngineConfig, SessionConfig
+from recserve.engine.recorded import RecordedSession
 from recserve.engine.runtime import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -23,6 +25,8 @@ from recserve.engine.runtime import (
     end_inference,
     infer,
     select_providers,
+    session_kind,
+    with_options,
 )
 from recserve.engine.session import QueryEncoder
 from recserve.errors import ConfigError
@@ -131,7 +135,60 @@ def test_options_reach_the_session_and_change_no_answer(bundle_folder: Path, lab
     np.testing.assert_array_equal(encoder.run(history[:, ::2]), encoder.run(history[:, ::2].copy()))
 
 
-def endless_graph() -> ort.InferenceSession:
+@pytest.mark.parametrize("provider", ["auto", "cpu", "tensorrt"])
+def test_only_cuda_records_what_it_launches(provider: str) -> None:
+    asked = SessionConfig(cuda_graph=True)
+    with pytest.raises(ConfigError, match=rf"cuda_graph is true with engine\.provider {provider}; .*cuda"):
+        EngineConfig(provider=provider, session=asked)
+
+
+def test_a_recording_is_asked_of_cuda_alone() -> None:
+    names = [CUDA_PROVIDER, CPU_PROVIDER]
+    assert with_options(names, SessionConfig()) == names
+    assert with_options(names, SessionConfig(cuda_graph=True)) == [
+        (CUDA_PROVIDER, {"enable_cuda_graph": "1"}),
+        CPU_PROVIDER,
+    ]
+    assert session_kind(SessionConfig(cuda_graph=True)) is RecordedSession
+
+
+@without_gpu
+def test_a_recording_that_cannot_be_made_is_no_answer_without_one(
+    bundle_folder: Path, broken_gpu: None
+) -> None:
+    config = EngineConfig(provider="cuda", session=SessionConfig(cuda_graph=True))
+    with pytest.raises(
+        ConfigError, match=r"engine\.provider is cuda, which does not work.*cannot be recorded"
+    ):
+        Engine.load(bundle_folder, config)
+
+
+class OnTheCPU(RecordedSession):
+    """Buffers and thread of a recorded session, where nothing is recorded."""
+
+    device = "cpu"
+
+
+def test_calls_of_many_shapes_and_threads_answer_as_a_plain_session(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "MAX_RECORDED", 3)
+    bundle, config = open_bundle(bundle_folder), EngineConfig(provider="cpu")
+    plain = QueryEncoder(bundle, "fp32", Runtime(bundle, config))
+    monkeypatch.setattr(runtime, "session_kind", lambda _: OnTheCPU)
+    encoder = QueryEncoder(bundle, "fp32", Runtime(bundle, config))
+    rng = np.random.default_rng(3)
+    asked = [rng.integers(0, 50, (1 + i % 5, 4 + i % 3)).astype(np.int32) for i in range(60)]
+    # Many at once, and none changes what another one was given.
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(encoder.run, asked))
+    for history, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(answer, plain.run(history), atol=1e-5)
+    calls = encoder._session._recorded
+    assert [buffers.recording for buffers in calls.values()] == [0, 1, 2]
+
+
+def endless_graph(kind: type[ort.InferenceSession]) -> ort.InferenceSession:
     """A loop that adds one for ever: ``x`` to ``y``. (No bundle may have a loop.)"""
     helper, kinds = onnx.helper, onnx.TensorProto
     body = helper.make_graph(
@@ -158,11 +215,12 @@ def endless_graph() -> ort.InferenceSession:
         [helper.make_tensor("go", kinds.BOOL, [], [True])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return ort.InferenceSession(model.SerializeToString(), providers=[CPU_PROVIDER])
+    return kind(model.SerializeToString(), providers=[CPU_PROVIDER])
 
 
-def test_an_inference_without_end_is_ended() -> None:
-    session, raised = endless_graph(), []
+@pytest.mark.parametrize("kind", [ort.InferenceSession, OnTheCPU])
+def test_an_inference_without_end_is_ended(kind: type[ort.InferenceSession]) -> None:
+    session, raised = endless_graph(kind), []
 
     def run() -> None:
         try:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from recserve.benchmarks.scale.memory import status_bytes
 from recserve.engine import Engine, Request
 from recserve.engine.bundle import item_table, layout, open_bundle
 from recserve.engine.bundle.item_table import (
@@ -32,7 +33,7 @@ from recserve.exporters import candidates, encoder_variant
 from recserve.exporters.assemble import FormOptions, export_run
 from recserve.exporters.gate import GateBudget
 from recserve.exporters.item_tables import over_table, stored
-from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder
+from recserve.exporters.onnx_graph import EncoderGraph, export_query_encoder, refer_outside
 from recserve.training.models.sasrec import SASRec, SASRecConfig
 from recserve.training.run import open_run
 from tests.engine.bundle.conftest import BundleCopy, Case, refused
@@ -121,6 +122,31 @@ def test_the_gather_never_widens_the_whole_table(graph: EncoderGraph, form: str,
     readers = [node for node in optimised.graph.node if set(node.input) & parts.keys()]
     kinds = ["GatherBlockQuantized"] if form == INT4 else ["Gather"] * len(parts)
     assert [node.op_type for node in readers] == kinds
+
+
+def test_a_table_of_more_numbers_than_32_bits_count_is_read_by_row(
+    graph: EncoderGraph, tmp_path: Path
+) -> None:
+    """10 GB on disk, of which what is not written takes no place: why a table is not split by vocabulary."""
+    n_items = 2**31 // 16 + 2**25
+    path = tmp_path / layout.ITEM_EMBEDDINGS
+    large = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n_items, 16))
+    places = np.array([0, 2**31 // 16 - 1, 2**31 // 16, n_items - 1])
+    large[places] = graph.item_embeddings[[7, 8, 9, 10]]
+    large.flush()
+    proto = onnx.load_from_string(graph.data)
+    [table] = [one for one in proto.graph.initializer if one.name == layout.ITEM_EMBEDDINGS_INITIALIZER]
+    mapped = np.load(path, mmap_mode="r")
+    refer_outside(table, layout.ITEM_EMBEDDINGS_INITIALIZER, layout.ITEM_EMBEDDINGS, mapped)
+    over = EncoderGraph(proto.SerializeToString(), graph.features, mapped, {table.name: mapped})
+    before = status_bytes("RssAnon")
+    [found] = over.session(tmp_path).run(None, {layout.HISTORY_INPUT: places[None].astype(np.int32)})
+    assert status_bytes("RssAnon") - before < 1e9
+    small = tmp_path / "small"
+    small.mkdir()
+    np.save(small / layout.ITEM_EMBEDDINGS, graph.item_embeddings)
+    [expected] = graph.session(small).run(None, {layout.HISTORY_INPUT: np.array([[7, 8, 9, 10]], np.int32)})
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_graph_that_reads_all_of_its_table_is_refused(graph: EncoderGraph) -> None:
