@@ -1,14 +1,13 @@
 """Latency while versions are swapped: ``python -m recserve.benchmarks.swaps BUNDLE``.
 
 ``recserve serve --repository`` runs as a process of its own over two versions of BUNDLE. An open-loop client
-sends at 70 % of what the same client reached without a pause; a latency counts from the moment at which the
-request was due. Rounds alternate: steady, then with a swap every four seconds (``--interval``), which is more
-often than anybody publishes a model. Every reply must have its version's items only. The client is written
-in Python and shares the machine, which both halves of a round suffer alike.
+(``bench load``'s, a process of its own as well) sends 70 % of the highest rate whose p99 stays below 25 ms;
+a latency counts from the moment at which the request was due. Rounds alternate: steady, then with a swap
+every four seconds (``--interval``), which is more often than anybody publishes a model, then steady again.
+Every reply must have its version's items only. Client and server share the machine in both.
 """
 
 import argparse
-import asyncio
 import contextlib
 import itertools
 import os
@@ -16,31 +15,40 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
-import uvloop
+import numpy as np
+from numpy.typing import NDArray
 
 from recserve import console
 from recserve.benchmarks.environment import environment, machine_line
+from recserve.benchmarks.load.connection import OK
+from recserve.benchmarks.load.messages import Workload, draw
+from recserve.benchmarks.load.options import Asked, Client, Pace, Target, read_target
+from recserve.benchmarks.load.process import Samples, run_processes
+from recserve.benchmarks.load.search import highest_rate
 from recserve.benchmarks.versions import is_of, make_version
 from recserve.engine.bundle import open_bundle
 from recserve.errors import CheckFailed
-from recserve.proto import admin_pb2, admin_pb2_grpc, recommender_pb2_grpc
+from recserve.proto import admin_pb2, admin_pb2_grpc
 from recserve.proto import recommender_pb2 as pb
 
 MODEL, VERSIONS = "model", ("v1", "v2")
 LOAD = 0.7
-N_CHANNELS = 4
-IN_FLIGHT = 32
-TICK_SECONDS = 0.001
+# The highest rate is looked for from here on.
+LOWEST_RATE, PRECISION = 250.0, 0.1
+P99_BUDGET_MS = 25.0
+CONNECTIONS = Client(1, 8)
 TIMEOUT_SECONDS = 30.0
-# What tries a version has a low priority, and the machine is busy.
+# What tries a version runs while nobody else does, and the machine is busy.
 SWAP_SECONDS = 300.0
+WARM_UP_SECONDS, PROBE_SECONDS = 0.5, 3.0
 # Enough requests for a 99th percentile.
 STEADY_SECONDS = 10.0
 # Until memory of a version that was just replaced is back.
@@ -48,94 +56,91 @@ SETTLE_SECONDS = 2.0
 
 
 @dataclass(slots=True)
-class Load:
-    """What the client saw: latencies in seconds, requests that failed, replies that mix versions."""
+class Window:
+    """What the client saw for a while: latencies in seconds, failed requests, replies that mix versions."""
 
-    latencies: list[float] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    latencies: NDArray[np.float64]
+    failed: int = 0
     mixed: int = 0
     swaps: list[float] = field(default_factory=list)
 
-    def p99(self) -> float:
-        """Returns the 99th percentile of the latency in seconds."""
-        return sorted(self.latencies)[len(self.latencies) * 99 // 100]
-
-    def p50(self) -> float:
-        """Returns the median latency in seconds."""
-        return statistics.median(self.latencies)
+    def ms(self, percentile: float) -> float:
+        """Returns a percentile of the latency in milliseconds."""
+        return float(1e3 * np.percentile(self.latencies, percentile))
 
 
-class Client:
-    """Asks for one user after the other over a few connections."""
+class Asking:
+    """Asks one server at a constant mean rate, and has its versions swapped meanwhile."""
 
-    def __init__(self, address: str, admin: str, users: list[str], k: int) -> None:
-        self._channels = [
-            # Connections of their own: equal channels would share one.
-            grpc.aio.insecure_channel(address, options=[("grpc.channel_number", i)])
-            for i in range(N_CHANNELS)
-        ]
-        self._stubs = itertools.cycle(
-            [recommender_pb2_grpc.RecommenderStub(channel) for channel in self._channels]
-        )
-        self._requests = itertools.cycle([pb.RecommendRequest(user_id=user, k=k) for user in users])
-        self._channels.append(grpc.aio.insecure_channel(admin))
-        self._admin = admin_pb2_grpc.AdminStub(self._channels[-1])
+    def __init__(self, address: str, admin: admin_pb2_grpc.AdminStub, workload: Workload, k: int) -> None:
+        self._target: Target = read_target(f"grpc://{address}")
+        self._admin = admin
+        self._workload = workload
+        self._asked = Asked(k=k)
+        self._versions = itertools.cycle(VERSIONS)
 
-    async def ask(self, due: float, load: Load) -> None:
-        """Sends one request and notes how it went."""
-        try:
-            slate = await next(self._stubs).Recommend(next(self._requests), timeout=TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            load.failed.append(f"{error.code().name} {error.details()}")
-            return
-        load.latencies.append(time.perf_counter() - due)
-        load.mixed += not is_of(slate.bundle_version, [item.item_id for item in slate.items])
-
-    async def activate(self, version: str) -> None:
-        """Swaps to a version; returns when it answers."""
-        request = admin_pb2.ActivateRequest(model=MODEL, version=version)
-        await self._admin.Activate(request, timeout=SWAP_SECONDS)
-
-    async def capacity(self, seconds: float) -> float:
-        """Returns requests per second with ``IN_FLIGHT`` callers that never pause."""
-        load = Load()
-        end = time.perf_counter() + seconds
-
-        async def caller() -> None:
-            while time.perf_counter() < end:
-                await self.ask(time.perf_counter(), load)
-
-        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-        _check(load)
-        return len(load.latencies) / seconds
-
-    async def offer(self, rate: float, during: Callable[[Load], Awaitable[None]]) -> Load:
-        """Sends ``rate`` requests per second for as long as ``during`` takes."""
-        load = Load()
-        work = asyncio.ensure_future(during(load))
-        asked: set[asyncio.Task[None]] = set()
+    def swap(self) -> float:
+        """Swaps to the other version; returns the seconds until it answered."""
         start = time.perf_counter()
-        n_sent = 0
-        while not work.done():
-            while n_sent < (time.perf_counter() - start) * rate:
-                task = asyncio.create_task(self.ask(start + n_sent / rate, load))
-                asked.add(task)
-                task.add_done_callback(asked.discard)
-                n_sent += 1
-            await asyncio.sleep(TICK_SECONDS)
-        await work
-        await asyncio.gather(*asked)
-        _check(load)
-        return load
+        request = admin_pb2.ActivateRequest(model=MODEL, version=next(self._versions))
+        self._admin.Activate(request, timeout=SWAP_SECONDS)
+        return time.perf_counter() - start
 
-    async def close(self) -> None:
-        """Closes the connections."""
-        for channel in self._channels:
-            await channel.close()
+    def steady(self, rate: float, seconds: float) -> Window:
+        """Asks for ``seconds``; raises :class:`CheckFailed` for a failed request or a mixed reply."""
+        window = self._ask(rate, seconds)
+        _check(window)
+        return window
+
+    def highest_rate(self) -> float:
+        """Returns the most requests per second whose p99 keeps the budget."""
+
+        def holds(rate: float) -> bool:
+            window = self._ask(rate, PROBE_SECONDS)
+            return not window.failed and window.ms(99) <= P99_BUDGET_MS
+
+        found, broke_at = highest_rate(holds, LOWEST_RATE, PRECISION)
+        if found is None:
+            raise CheckFailed(
+                "p99", found=f"late at {broke_at:.0f} requests/s", expected=f"{P99_BUDGET_MS:g} ms"
+            )
+        return found
+
+    def swapping(self, rate: float, n_swaps: int, interval: float) -> Window:
+        """As :meth:`steady`, with ``n_swaps`` swaps, one every ``interval`` seconds or later."""
+        swaps: list[float] = []
+        seconds = n_swaps * interval
+
+        def swap() -> None:
+            end = time.monotonic() + seconds
+            while len(swaps) < n_swaps and time.monotonic() < end:
+                swaps.append(self.swap())
+                time.sleep(max(0.0, interval - swaps[-1]))
+
+        thread = threading.Thread(target=swap)
+        window = self._ask(rate, seconds, thread.start)
+        thread.join()
+        window.swaps = swaps
+        _check(window)
+        return window
+
+    def _ask(self, rate: float, seconds: float, on_start: Callable[[], None] = lambda: None) -> Window:
+        begun = threading.Event()
+
+        def on_tick(now: float) -> None:
+            if not begun.is_set():
+                begun.set()
+                on_start()
+
+        pace = Pace(rate=rate, warm_up=WARM_UP_SECONDS, duration=seconds, timeout=TIMEOUT_SECONDS)
+        samples = run_processes(
+            self._target, self._asked, self._workload, pace, CONNECTIONS, on_tick, read=_of_one_version
+        )
+        return _window(samples)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the rounds and prints a table, or JSON; 1 when a promise did not hold."""
+    """Runs the rounds and prints a table, or JSON; raises when a promise to callers did not hold."""
     options = parse(arguments)
     machine = environment(("grpcio", "pygrpc-native", "uvloop", "onnxruntime-gpu"))
     console.note(machine_line(machine))
@@ -160,8 +165,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             make_version(options.bundle, repository / MODEL / version, version, day=day)
         bundle = open_bundle(options.bundle)
         users = list(bundle.histories.vocabulary[: options.users]) or [""]
-        with serving(repository, options.transport, trial=options.trial) as (address, admin, pid):
-            result = uvloop.run(measure(address, admin, pid, users, options))
+        workload = draw(Asked(k=options.k, zipf=0.0), users, [], seed=7)
+        with (
+            serving(repository, options.transport, trial=options.trial) as (address, admin, pid),
+            grpc.insecure_channel(admin) as channel,
+        ):
+            stub = admin_pb2_grpc.AdminStub(channel)
+            result = measure(Asking(address, stub, workload, options.k), pid, options)
     sizes = {"n_items": bundle.manifest.n_items, "embedding_size": bundle.manifest.embedding_size}
     return {**result, "bundle": sizes}
 
@@ -174,6 +184,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--swaps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--interval", type=float, default=4.0, help="seconds from swap to swap, at least")
+    parser.add_argument("--steady", type=float, default=STEADY_SECONDS, help="seconds between the rounds")
+    parser.add_argument("--rate", type=float, help="requests per second; default: 70 %% of the highest")
     parser.add_argument(
         "--no-trial", dest="trial", action="store_false", help="load in the server alone, as a baseline"
     )
@@ -183,65 +195,46 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def measure(
-    address: str, admin: str, pid: int, users: list[str], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Alternates steady halves and halves with swaps; returns the figures."""
-    async with _client(address, admin, users, options.k) as client:
-        await client.capacity(2.0)
-        # Both versions were there once: what stays of the first load is not a leak.
-        for version in VERSIONS * 2:
-            await client.activate(version)
-        capacity = await client.capacity(3.0)
-        rate = LOAD * capacity
-        await asyncio.sleep(SETTLE_SECONDS)
-        before = _memory(pid)
-        n_swaps = -(-options.swaps // options.rounds)
-        versions = itertools.cycle(VERSIONS)
-
-        async def swap(load: Load) -> None:
-            for _ in range(n_swaps):
-                start = time.perf_counter()
-                await client.activate(next(versions))
-                load.swaps.append(time.perf_counter() - start)
-                await asyncio.sleep(max(0.0, options.interval - load.swaps[-1]))
-
-        async def wait(load: Load) -> None:
-            await asyncio.sleep(min(n_swaps * options.interval, STEADY_SECONDS))
-
-        rounds = [
-            (await client.offer(rate, wait), await client.offer(rate, swap)) for _ in range(options.rounds)
-        ]
-        await asyncio.sleep(SETTLE_SECONDS)
-        after = _memory(pid)
-    swapped = [load for _, load in rounds]
+def measure(asking: Asking, pid: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Alternates steady windows and windows with swaps; returns the figures."""
+    # Both versions were there once: what stays of the first load is not a leak.
+    for _ in range(2 * len(VERSIONS)):
+        asking.swap()
+    rate = options.rate or LOAD * asking.highest_rate()
+    time.sleep(SETTLE_SECONDS)
+    before = _memory(pid)
+    n_swaps = -(-options.swaps // options.rounds)
+    steady = [asking.steady(rate, options.steady)]
+    swapped: list[Window] = []
+    while sum(len(window.swaps) for window in swapped) < options.swaps:
+        swapped.append(asking.swapping(rate, n_swaps, options.interval))
+        steady.append(asking.steady(rate, options.steady))
+    time.sleep(SETTLE_SECONDS)
+    after = _memory(pid)
+    # Of each round next to the steady windows before and after it.
+    ratios = [
+        2 * window.ms(99) / (earlier.ms(99) + later.ms(99))
+        for window, (earlier, later) in zip(swapped, itertools.pairwise(steady), strict=True)
+    ]
+    median = statistics.median
     return {
         "interval_s": options.interval,
-        "requests": sum(len(load.latencies) for pair in rounds for load in pair),
+        "requests": sum(len(window.latencies) for window in (*steady, *swapped)),
         "requests_per_second": rate,
-        "swaps": sum(len(load.swaps) for load in swapped),
-        "failed": sum(len(load.failed) for pair in rounds for load in pair),
-        "mixed": sum(load.mixed for pair in rounds for load in pair),
-        "swap_ms": 1000 * statistics.median(itertools.chain(*(load.swaps for load in swapped))),
-        "steady_p50_ms": 1000 * statistics.median(load.p50() for load, _ in rounds),
-        "swaps_p50_ms": 1000 * statistics.median(load.p50() for load in swapped),
-        "steady_p99_ms": 1000 * statistics.median(load.p99() for load, _ in rounds),
-        "swaps_p99_ms": 1000 * statistics.median(load.p99() for load in swapped),
-        "p99_ratio": statistics.median(load.p99() / steady.p99() for steady, load in rounds),
-        "p99_ratios": [load.p99() / steady.p99() for steady, load in rounds],
+        "swaps": sum(len(window.swaps) for window in swapped),
+        "failed": sum(window.failed for window in (*steady, *swapped)),
+        "mixed": sum(window.mixed for window in (*steady, *swapped)),
+        "swap_ms": 1000 * median(itertools.chain(*(window.swaps for window in swapped))),
+        "steady_p50_ms": median(window.ms(50) for window in steady),
+        "swaps_p50_ms": median(window.ms(50) for window in swapped),
+        "steady_p99_ms": median(window.ms(99) for window in steady),
+        "swaps_p99_ms": median(window.ms(99) for window in swapped),
+        "p99_ratio": median(ratios),
+        "p99_ratios": ratios,
         "rss_before_mb": before / 1e6,
         "rss_after_mb": after / 1e6,
         "rss_ratio": after / before,
     }
-
-
-@contextlib.asynccontextmanager
-async def _client(address: str, admin: str, users: list[str], k: int) -> AsyncIterator[Client]:
-    client = Client(address, admin, users, k)
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 @contextlib.contextmanager
@@ -288,11 +281,26 @@ def _memory(pid: int) -> int:
     raise CheckFailed(f"memory of process {pid}", found="not told", expected="VmRSS in /proc")
 
 
-def _check(load: Load) -> None:
-    if load.failed or load.mixed or not load.latencies:
+def _of_one_version(reply: bytes) -> dict[str, int]:
+    """Raises ValueError for a slate that mixes versions; tells nothing else."""
+    slate = pb.Slate.FromString(reply)
+    if not is_of(slate.bundle_version, [item.item_id for item in slate.items]):
+        raise ValueError("of several versions")
+    return {}
+
+
+def _window(samples: Samples) -> Window:
+    counted = samples.due >= WARM_UP_SECONDS
+    good = counted & (samples.code == OK)
+    latencies = (samples.done - samples.due)[good]
+    return Window(latencies, failed=int((samples.code != OK).sum()), mixed=samples.unreadable)
+
+
+def _check(window: Window) -> None:
+    if window.failed or window.mixed or not len(window.latencies):
         raise CheckFailed(
             "requests",
-            found=f"{len(load.failed)} failed {load.failed[:1]}, {load.mixed} mixed",
+            found=f"{window.failed} failed, {window.mixed} mixed",
             expected="all answered, each by one version",
         )
 

@@ -158,6 +158,12 @@ class Batch:
         is_known = place < len(self.model_rows) and self.model_rows[place] == i
         return self.queries[place] if is_known else None
 
+    def all_wanted(self, rows: Sequence[int]) -> list[int]:
+        """Returns :meth:`n_wanted` of each of ``rows``."""
+        if self.objectives or self.moves is not None:
+            return [self.n_wanted(i) for i in rows]
+        return [self.resolved[i].n_candidates + self.n_spare for i in rows]
+
     def n_wanted(self, i: int) -> int:
         """How many items retrieval must bring for row ``i``."""
         n, ranking = self.resolved[i].n_candidates, self.loaded.ranking

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from recserve.engine.slate.plan import NO_ITEMS, Plan, Planner
 from recserve.engine.state.history import HistoryStore
 from recserve.engine.types import Request
 from recserve.errors import InvalidRequest, nearest
+from recserve.kernels import pad_lists
 
 MAX_CONTEXT = 64
 SECONDS_PER_HOUR = 3600
@@ -76,7 +78,8 @@ def check_page(rows: Mapping[str, Request], check: Callable[[Request], None], ma
 def check_request(request: Request, bundle: Bundle, config: EngineConfig, planner: Planner) -> None:
     """Raises :class:`InvalidRequest` naming the first field that no answer could satisfy."""
     check_k(request.k, config)
-    check_id("user_id", request.user_id, may_be_empty=True)
+    if request.user_id != "":
+        check_id("user_id", request.user_id)
     history = () if request.history is None else request.history
     if history != ():
         check_ids("history", history, config.max_history)
@@ -94,7 +97,8 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
         raise InvalidRequest(
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
         )
-    check_variant(request.variant, bundle)
+    if request.variant:
+        check_variant(request.variant, bundle)
     if request.explain != EXPLAIN_NONE:
         offered = EXPLAIN_LEVELS[: EXPLAIN_LEVELS.index(config.explain) + 1]
         if request.explain not in offered:
@@ -162,12 +166,26 @@ def resolve(
     resolved = []
     for request in requests:
         history, often = next(remembered) if request.history is None else None, NO_ITEMS
+        if history is not None and not len(gone) and _asks_nothing(request, planner):
+            seen = NO_ITEMS if request.include_seen else history.items
+            resolved.append(ResolvedRequest(request.k, history, seen, (), 0, None, None, NO_ITEMS, NO_ITEMS))
+            continue
         frequency = planner.frequency(request)
         if frequency is not None and request.user_id:
             since = now - frequency.hours * SECONDS_PER_HOUR
             often = store.too_often(request.user_id, frequency.impressions, since)
         resolved.append(_resolve(request, bundle, history, planner, gone, often))
     return resolved
+
+
+def _asks_nothing(request: Request, planner: Planner) -> bool:
+    """Whether all that a request says is who asks: most do, and are resolved in no time."""
+    return (
+        planner.is_plain(request)
+        and not len(request.exclude)
+        and not request.context
+        and not request.page_token
+    )
 
 
 def _resolve(
@@ -229,20 +247,34 @@ def _given_history(request: Request, bundle: Bundle) -> tuple[History, int]:
     return History(found[known], times[known]), int(len(found) - known.sum())
 
 
-def pad_histories(histories: list[NDArray[np.int32]], max_history: int) -> NDArray[np.int32]:
+def pad_histories(histories: Sequence[NDArray[np.int32]], max_history: int) -> NDArray[np.int32]:
     """Packs the newest items of each history into (batch, length) int32, left-padded with −1.
 
     ``length`` is that of the longest history, at most ``max_history``.
     """
+    if len(histories) == 1:
+        return np.ascontiguousarray(histories[0][-max_history:])[None]
+    values, ends, lengths = newest_items(histories, max_history)
+    return pad_lists(values, ends, np.arange(len(histories)), int(lengths.max(initial=0)))
+
+
+class Newest(NamedTuple):
+    """The newest items of some histories: of the i-th ``values[ends[i - 1]:ends[i]]``, int32.
+
+    ``ends`` and ``lengths``: (n,) int64.
+    """
+
+    values: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+def newest_items(histories: Sequence[NDArray[np.int32]], max_history: int) -> Newest:
+    """Copies the ``max_history`` newest items of each history."""
     newest = [history[-max_history:] for history in histories]
-    if len(newest) == 1:
-        return np.ascontiguousarray(newest[0])[None]
-    length = max((len(history) for history in newest), default=0)
-    padded = np.full((len(newest), length), -1, np.int32)
-    for row, history in zip(padded, newest, strict=True):
-        if len(history):
-            row[-len(history) :] = history
-    return padded
+    values = np.concatenate(newest, dtype=np.int32) if newest else NO_ITEMS
+    lengths = np.array([len(items) for items in newest], np.int64)
+    return Newest(values, lengths.cumsum(), lengths)
 
 
 def pad_time_gaps(timestamps: list[NDArray[np.int64]], length: int, now: int) -> NDArray[np.float32]:

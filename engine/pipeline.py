@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.batch import Batch
 from recserve.engine.explain.explained import Explained
+from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.explain.stage import explain
 from recserve.engine.features import ResolvedRequest, resolve
 from recserve.engine.mixing import cold_start, mix, scores_of
@@ -46,9 +47,20 @@ def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     find(batch, store)
     if batch.deadlines:
         batch.loaded.costs.record(UNSKIPPED, len(batch.requests), sum(batch.stage_ns.values()))
-    rows = range(len(batch.requests))
-    finish(batch, rows, rows_of_stages(batch, rows))
+    if not _ends_with_retrieval(batch):
+        rows = range(len(batch.requests))
+        finish(batch, rows, rows_of_stages(batch, rows))
     return timed(batch, "assemble", lambda: assemble(batch))
+
+
+def _ends_with_retrieval(batch: Batch) -> bool:
+    """Whether no row goes through an optional stage."""
+    return (
+        not batch.objectives
+        and batch.moves is None
+        and all(one.plan is None for one in batch.resolved)
+        and all(request.explain == EXPLAIN_NONE for request in batch.requests)
+    )
 
 
 def find(batch: Batch, store: HistoryStore, *, on_page: bool = False) -> None:
@@ -138,7 +150,7 @@ def retrieve(batch: Batch) -> None:
     retriever = batch.loaded.retriever
     rows = batch.model_rows
     answers: list[tuple[str, NDArray[np.float32], NDArray[np.int32]] | None] = [None] * len(batch.requests)
-    wanted = [batch.n_wanted(i) for i in rows]
+    wanted = batch.all_wanted(rows)
     for group in _by_boosts([batch.resolved[i] for i in rows]):
         resolved = [batch.resolved[rows[row]] for row in group]
         scores, items = retriever.by_query(
@@ -149,7 +161,10 @@ def retrieve(batch: Batch) -> None:
             resolved[0].boosts,
         )
         for row, own_scores, own_items in zip(group, scores, items, strict=True):
-            answers[rows[row]] = (SOURCE_MODEL, own_scores[: wanted[row]], own_items[: wanted[row]])
+            n = wanted[row]
+            if n < len(own_items):
+                own_scores, own_items = own_scores[:n], own_items[:n]
+            answers[rows[row]] = (SOURCE_MODEL, own_scores, own_items)
     batch.found = [answer or _without_model(batch, i) for i, answer in enumerate(answers)]
 
 
@@ -270,19 +285,20 @@ def assemble(batch: Batch, on_page: NDArray[np.int32] | None = None) -> list[Ran
     """Returns the answers; ``on_page``: the items of all rows, where they stand on one page."""
     bundle, variant, stage_ns = batch.loaded.bundle, batch.variant, batch.stage_ns
     degraded = (DEGRADED_MODEL,) if batch.degraded else ()
+    explained, choices = batch.explained, batch.choices
     answers = [
         Ranked(
             bundle,
-            items[: one.k],
-            scores[: one.k],
+            items if len(items) <= one.k else items[: one.k],
+            scores if len(scores) <= one.k else scores[: one.k],
             variant,
             source,
             stage_ns,
-            _warnings(one, items, batch.explained.get(i)),
+            _warnings(one, items, explained.get(i)),
             degraded=degraded,
             slate_id=slate_id,
-            explained=batch.explained.get(i),
-            choice=batch.choices.get(i),
+            explained=explained.get(i),
+            choice=choices.get(i),
         )
         for i, (slate_id, one, (source, scores, items)) in enumerate(
             zip(new_slate_ids(len(batch.requests)), batch.resolved, batch.found, strict=True)

@@ -11,11 +11,14 @@ from recserve.engine.buckets import length_groups, measure_call
 from recserve.engine.bundle import Bundle, layout
 from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.manifest import VariantEntry
-from recserve.engine.features import pad_histories, pad_time_gaps
+from recserve.engine.features import newest_items, pad_histories, pad_time_gaps
 from recserve.engine.golden import check_golden, read_golden, repeated
 from recserve.engine.incremental import IncrementalEncoder
 from recserve.engine.runtime import Runtime, infer
 from recserve.errors import BundleInvalid, BundleReason
+from recserve.kernels import pad_lists
+
+FIRST_ROW = np.zeros(1, np.int64)
 
 
 class QueryEncoder:
@@ -80,34 +83,38 @@ class QueryEncoder:
 
     def _encode_all(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
         if len(histories) == 1:
-            return self._encode_group(histories, now)
-        lengths = np.array([min(len(history.items), self.max_history) for history in histories])
-        groups = length_groups(lengths, self._call_positions)
-        if len(groups) == 1:
-            return self._encode_group(histories, now)
+            padded = pad_histories([histories[0].items], self.max_history)
+            return self._encode_padded(padded, histories, now)
+        items = [history.items for history in histories]
+        values, ends, lengths = newest_items(items, self.max_history)
         queries = np.empty((len(histories), self.embedding_size), np.float32)
-        for rows in groups:
-            queries[rows] = self._encode_group([histories[row] for row in rows], now)
+        for rows in length_groups(lengths, self._call_positions):
+            padded = pad_lists(values, ends, rows, int(lengths[rows[0]]))
+            queries[rows] = self._encode_padded(padded, histories, now, rows)
         return queries
 
     def _encode_first(self, length: int) -> NDArray[np.float32]:
         """Encodes a history of ``length`` times the first item."""
-        return self._encode_group([History(np.zeros(length, np.int32), np.zeros(length, np.int64))], 0)
+        return self._encode_all([History(np.zeros(length, np.int32), np.zeros(length, np.int64))], 0)
 
     def shares(self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]) -> None:
         """Returns None: what a network reads is no sum over the items."""
 
-    def _encode_group(self, histories: Sequence[History], now: int) -> NDArray[np.float32]:
-        padded = pad_histories([history.items for history in histories], self.max_history)
+    def _encode_padded(
+        self,
+        padded: NDArray[np.int32],
+        histories: Sequence[History],
+        now: int,
+        rows: NDArray[np.int64] = FIRST_ROW,
+    ) -> NDArray[np.float32]:
+        """Encodes ``padded`` (m, length), which has the items of those of ``histories`` that are ``rows``."""
+        n_padding = int(np.count_nonzero(padded < 0)) if len(padded) > 1 else 0
         with self._counting:
             self._positions += padded.size
-            if len(histories) > 1:
-                self._padding += padded.size - sum(
-                    min(len(history.items), self.max_history) for history in histories
-                )
+            self._padding += n_padding
         gaps = None
         if layout.TIME_GAPS_INPUT in self.features:
-            gaps = pad_time_gaps([history.timestamps for history in histories], padded.shape[1], now)
+            gaps = pad_time_gaps([histories[row].timestamps for row in rows], padded.shape[1], now)
         return self.run(padded, gaps)
 
     def stats(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
 from recserve.kernels.nearest import nearest_of
 from recserve.kernels.online import ftrl_steps, linear_steps, linear_widths
+from recserve.kernels.padding import pad_lists, split_lengths
 from recserve.kernels.svd import svd_steps
 from recserve.kernels.warmup import warmup
 
@@ -40,6 +41,8 @@ __all__ = [
     "linear_widths",
     "mmr",
     "nearest_of",
+    "pad_lists",
+    "split_lengths",
     "svd_steps",
     "warmup",
 ]

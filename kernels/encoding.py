@@ -2,13 +2,26 @@
 
 # mypy: allow-untyped-defs
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from numba import config, types
 
 from recserve.kernels.jit import kernel
 
 # Field numbers of recserve.v1 with their wire types: Slate.items; SlateItem.item_id, score, rank.
 TAG_ITEMS, TAG_ITEM_ID, TAG_SCORE, TAG_RANK = 0x0A, 0x0A, 0x15, 0x18
+ARGUMENTS = (
+    types.int64[::1],
+    types.uint8[::1],
+    types.int32[:, ::1],
+    types.uint32[:, ::1],
+    types.int64[::1],
+    types.int64[::1],
+)
 
 
 def encode_slate_items(
@@ -22,14 +35,23 @@ def encode_slate_items(
 
     id_offsets: (n_items + 1,), id_bytes: item i's UTF-8 is ``id_bytes[id_offsets[i]:id_offsets[i + 1]]`` ·
     items, scores: (batch, k), best first; negative items are left out · lengths: (batch,) how much of each
-    row counts. Ranks count from 1.
+    row counts. All are C-order and of just these types, which nobody looks at again. Ranks count from 1.
     """
     ends = np.empty(len(items), np.int64)
-    bits = scores.view(np.uint32)
-    size = _measure(id_offsets, items, lengths, ends)
-    out = np.empty(size, np.uint8)
+    return _compiled()(id_offsets, id_bytes, items, scores.view(np.uint32), lengths, ends), ends
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    """The compiled code itself: to find it by the types costs more than a short list (search.py)."""
+    return _encode if config.DISABLE_JIT else _encode.compile(ARGUMENTS)  # type: ignore[no-any-return]
+
+
+@kernel
+def _encode(id_offsets, id_bytes, items, bits, lengths, ends):
+    out = np.empty(_measure(id_offsets, items, lengths, ends), np.uint8)
     _write(id_offsets, id_bytes, items, bits, lengths, out)
-    return out, ends
+    return out
 
 
 @kernel

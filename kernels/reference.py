@@ -249,6 +249,37 @@ def warmup() -> None:
     """Does nothing: NumPy has nothing to compile. The twin of recserve.kernels.warmup."""
 
 
+def split_lengths(
+    lengths: npt.NDArray[np.int64], call_positions: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Splits recursively: the twin of recserve.kernels.split_lengths."""
+    rows = np.argsort(-lengths, kind="stable")
+
+    def split(start: int, end: int) -> list[int]:
+        longest = lengths[rows[start]]
+        saved = [(end - middle) * int(longest - lengths[rows[middle]]) for middle in range(start + 1, end)]
+        if not saved or max(saved) <= call_positions:
+            return [end]
+        middle = start + 1 + saved.index(max(saved))
+        return split(start, middle) + split(middle, end)
+
+    return rows, np.array(split(0, len(rows)) if len(rows) else [], np.int64)
+
+
+def pad_lists(
+    values: npt.NDArray[np.int32],
+    ends: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    length: int,
+) -> npt.NDArray[np.int32]:
+    """Pads list by list: the twin of recserve.kernels.pad_lists."""
+    out = np.full((len(rows), length), -1, np.int32)
+    for target, row in zip(out, rows.tolist(), strict=True):
+        newest = values[0 if row == 0 else ends[row - 1] : ends[row]][-length or len(values) :]
+        target[length - len(newest) :] = newest
+    return out
+
+
 def encode_slate_items(
     id_offsets: npt.NDArray[np.int64],
     id_bytes: npt.NDArray[np.uint8],

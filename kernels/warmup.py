@@ -14,6 +14,7 @@ from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.foldin import fold_in
 from recserve.kernels.index import ItemIndex
 from recserve.kernels.nearest import nearest_of
+from recserve.kernels.padding import pad_lists, split_lengths
 
 
 class WarmedKernel(NamedTuple):
@@ -43,6 +44,7 @@ def warmup() -> None:
     calibrated(scores, candidates, categories, np.ones((3, 3), np.float32), 2, weight=0.5)
     nearest_of(vectors, np.array([0], np.int32), np.array([1, 2], np.int32), 2)
     fold_in(vectors, lists, np.ones(1, np.float32), reg=1.0)
+    pad_lists(lists[1], lists[0][1:], split_lengths(lists[0][1:], 1.0)[0], 2)
     read_only_offsets, read_only_bytes = read_only(np.arange(4)), read_only(np.zeros(3, np.uint8))
     encode_slate_items(read_only_offsets, read_only_bytes, candidates, scores, np.array([2, 2, 2]))
 

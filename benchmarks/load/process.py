@@ -60,6 +60,7 @@ class Task:
     connections: int
     timeout: float
     keep_every: int
+    read: Callable[[bytes], dict[str, int]]
 
 
 def run_processes(
@@ -69,12 +70,16 @@ def run_processes(
     pace: Pace,
     client: Client,
     on_tick: Callable[[float], None] = lambda seconds: None,
+    read: Callable[[bytes], dict[str, int]] | None = None,
 ) -> Samples:
     """Runs the load from ``client.processes`` processes; ``on_tick`` is told the seconds since the start.
 
-    Raises :class:`Unavailable` where nobody listens.
+    ``read``: looks at every reply, instead of at the stage times of a sample, and raises ValueError for one
+    that counts as unreadable. Raises :class:`Unavailable` where nobody listens.
     """
     keep_every = max(1, int(pace.rate * pace.duration / MAX_KEPT_REPLIES)) if pace.rate else KEEP_EVERY_CLOSED
+    if read is not None:
+        keep_every = 1
     context = multiprocessing.get_context("spawn")
     pipes: list[Pipe] = []
     processes = []
@@ -84,7 +89,8 @@ def run_processes(
     try:
         for i, schedule in enumerate(schedules(pace, n, workload.times)):
             own, connections = workload.part(i, n), share(client.connections, i, n)
-            task = Task(target, asked, own, schedule, connections, pace.timeout, keep_every)
+            reader = read or STAGES[target.scheme]
+            task = Task(target, asked, own, schedule, connections, pace.timeout, keep_every, reader)
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(task, theirs), daemon=True)
             process.start()
@@ -96,6 +102,7 @@ def run_processes(
         start = time.monotonic() + HEAD_START_SECONDS
         for pipe in pipes:
             pipe.send(start)
+        on_tick(0.0)
         while not all(pipe.poll(1.0 / len(pipes)) for pipe in pipes):
             on_tick(time.monotonic() - start)
         return join([_receive(pipe, None) for pipe in pipes])
@@ -129,7 +136,7 @@ def work(task: Task, pipe: Pipe) -> None:
         cpu, began = time.process_time(), time.monotonic()
         journal = sender.run(start)
         busy = (time.process_time() - cpu) / max(time.monotonic() - began, 1e-9)
-        pipe.send(to_samples(journal, task.workload, STAGES[task.target.scheme], busy))
+        pipe.send(to_samples(journal, task.workload, task.read, busy))
     except RecserveError as error:
         pipe.send((type(error), error.name, error.found, error.expected, error.cure))
 

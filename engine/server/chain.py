@@ -145,6 +145,9 @@ class Chain:
             if self._limits is not None:
                 self._limits.enter(call)
             self.admission.enter(call)
+            if call.is_done:
+                # Cancelled before it had a place, which nobody else would give back.
+                self.admission.leave(call)
         for observer in self._observers:
             observer.on_admitted(call)
 

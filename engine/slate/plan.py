@@ -112,9 +112,14 @@ class Planner:
         self._boosts = Kept[NDArray[np.float32]](MAX_KEPT_ARRAYS)
         # Most bundles have no rules and most requests neither: then there is nothing to do.
         self._is_empty = NOTHING.over(self._config) == NOTHING
+        self._filters_nothing = self._is_empty and not self._config.filter
         if self._config.filter:
             filters.compile(self._config.filter, "pipeline.filter")
         self._recipe(self._config, "pipeline")
+
+    def is_plain(self, request: Request) -> bool:
+        """Whether neither operator nor request has a rule or a filter."""
+        return self._filters_nothing and request.rules is None and not request.filter
 
     def check(self, request: Request) -> None:
         """Raises :class:`InvalidRequest` for rules or a filter that no answer could follow."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ QUEUE = "queue"
 # stage_times: tag, length, then of a StageTime its name (tag, length, text) and its duration (tag, varint).
 _STAGE = b"\x2a%c\x0a%c%b\x10%b"
 _STAGE_BYTES = 3
-# slate_id: tag, length (ours are short: one byte), text.
-_ID = b"\x52%c%b"
+# slate_id: tag, length (ours are short: one byte); then its text.
+_ID_HEADS = tuple(b"\x52%c" % length for length in range(128))
 
 
 def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = None) -> list[bytes]:
@@ -29,17 +30,23 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
     written by one kernel, and what its rows share is encoded once.
     """
     encoded: list[bytes] = []
-    stages: dict[int, bytes] = {}
+    shared: dict[tuple[Any, ...], bytes] = {}
     # The rows have one bundle: batches are divided by arm, and a swap falls between them.
     for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
         if answer.explained is not None or answer.origins is not None:
             # A field that repeats cannot be added to later: items that tell more are written the plain way.
             encoded.append(_encode_plain(answer))
             continue
-        key = id(answer.stage_ns)
-        if key not in stages:
-            stages[key] = b"".join(_encode_stage(name, ns) for name, ns in answer.stage_ns.items())
-        encoded.append(b"".join((items, _encode_shared(answer), stages[key], _encode_own(answer))))
+        said = answer.variant, answer.source, answer.warnings, answer.arm, answer.degraded
+        key = (id(answer.stage_ns), *said)
+        if key not in shared:
+            stages = [_encode_stage(name, ns) for name, ns in answer.stage_ns.items()]
+            shared[key] = b"".join((_shared(answer.bundle.manifest.bundle_version, *said), *stages))
+        text = answer.slate_id.encode()
+        slate = b"".join((items, shared[key], _ID_HEADS[len(text)], text))
+        if answer.next_page_token or answer.choice is not None:
+            slate += _encode_own(answer)
+        encoded.append(slate)
     if queue_ns is None:
         return encoded
     # Repeated fields keep their order.
@@ -53,11 +60,6 @@ def _encode_stage(name: str, ns: int) -> bytes:
         ns >>= 7
     varint.append(ns)
     return _STAGE % (_STAGE_BYTES + len(text) + len(varint), len(text), text, bytes(varint))
-
-
-def _encode_shared(answer: Ranked) -> bytes:
-    version = answer.bundle.manifest.bundle_version
-    return _shared(version, answer.variant, answer.source, answer.warnings, answer.arm, answer.degraded)
 
 
 @lru_cache(maxsize=256)
@@ -82,16 +84,9 @@ def _shared(
 
 
 def _encode_own(answer: Ranked) -> bytes:
-    text = answer.slate_id.encode()
-    own = _ID % (len(text), text)
-    if answer.next_page_token:
-        own += pb.Slate(next_page_token=answer.next_page_token).SerializeToString()
-    return own if answer.choice is None else own + _encode_chances(answer)
-
-
-def _encode_chances(answer: Ranked) -> bytes:
     propensities, explored = chances(answer)
-    return pb.Slate(propensities=propensities, explored=explored).SerializeToString()
+    slate = pb.Slate(next_page_token=answer.next_page_token, propensities=propensities, explored=explored)
+    return slate.SerializeToString()
 
 
 def _encode_plain(answer: Ranked) -> bytes:
@@ -102,9 +97,12 @@ def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:
     offsets, id_bytes = bundle.catalogue.vocabulary.utf8()
     lengths = np.array([len(answer.items) for answer in answers])
     shape = (len(answers), int(lengths.max(initial=0)))
-    if lengths.sum() == shape[0] * shape[1]:
-        items = np.concatenate([answer.items for answer in answers]).reshape(shape)
-        scores = np.concatenate([answer.scores for answer in answers]).reshape(shape)
+    if len(answers) == 1:
+        items = np.ascontiguousarray(answers[0].items, np.int32)[None]
+        scores = np.ascontiguousarray(answers[0].scores, np.float32)[None]
+    elif lengths.sum() == shape[0] * shape[1]:
+        items = np.concatenate([answer.items for answer in answers], dtype=np.int32).reshape(shape)
+        scores = np.concatenate([answer.scores for answer in answers], dtype=np.float32).reshape(shape)
     else:
         items, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
         for i, answer in enumerate(answers):

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recserve.benchmarks import swaps
 from recserve.errors import CheckFailed
+from recserve.proto import recommender_pb2 as pb
 
 
 @pytest.mark.slow
@@ -18,29 +20,37 @@ def test_a_short_run_loses_nothing(bundle_folder: Path, capfd: pytest.CaptureFix
         "--rounds",
         "2",
         "--interval",
-        "0.25",
+        "0.5",
+        "--steady",
+        "0.5",
+        "--rate",
+        "50",
         "--no-trial",
         "--json",
     ]
     assert swaps.main(arguments) == 0
     result = json.loads(capfd.readouterr().out)
-    assert (result["swaps"], result["failed"], result["mixed"]) == (4, 0, 0)
+    assert result["swaps"] >= 4
+    assert (result["failed"], result["mixed"]) == (0, 0)
     assert result["requests"] > 0
 
 
 @pytest.mark.parametrize(
-    "load",
+    "window",
     [
-        swaps.Load(latencies=[0.1], failed=["UNAVAILABLE"]),
-        swaps.Load(latencies=[0.1], mixed=1),
-        swaps.Load(),
+        swaps.Window(np.array([0.1]), failed=1),
+        swaps.Window(np.array([0.1]), mixed=1),
+        swaps.Window(np.array([])),
     ],
 )
-def test_a_lost_or_mixed_reply_fails_the_run(load: swaps.Load) -> None:
+def test_a_lost_or_mixed_reply_fails_the_run(window: swaps.Window) -> None:
     with pytest.raises(CheckFailed):
-        swaps._check(load)
+        swaps._check(window)
 
 
-def test_percentiles() -> None:
-    load = swaps.Load(latencies=[i / 1000 for i in range(1000, 0, -1)])
-    assert (load.p99(), load.p50()) == (0.991, 0.5005)
+def test_a_slate_of_two_versions_is_told_from_one_of_its_own() -> None:
+    slate = pb.Slate(bundle_version="v1", items=[pb.SlateItem(item_id="v1:a")])
+    assert swaps._of_one_version(slate.SerializeToString()) == {}
+    slate.items.add(item_id="v2:b")
+    with pytest.raises(ValueError, match="versions"):
+        swaps._of_one_version(slate.SerializeToString())

@@ -5,6 +5,7 @@ over the limit is refused after it has been received, and connections are not co
 with the proxy. The names of trailers that start with "grpc-" are its own, so no pushback is sent.
 """
 
+import threading
 import time
 from typing import Any
 
@@ -61,6 +62,8 @@ class NativeTransport:
         self._methods = list(methods)
         # By the front's id; a call leaves when it is answered or cancelled.
         self._calls: dict[int, _NativeCall] = {}
+        # Held from the receipt of calls until they are known: another thread may hear that one is cancelled.
+        self._receiving = threading.Lock()
         self._front: Any = None
         self._receivers = receivers
         self._crew: Crew | None = None
@@ -104,15 +107,20 @@ class NativeTransport:
 
     def _receive(self) -> bool:
         """Waits for calls, for a while, and dispatches them; False when the front is closed."""
-        events = self._front.recv_batch_details(RECEIVE_BATCH, RECEIVE_MS)
-        if events is None:
-            return False
         calls, methods, event_call = self._calls, self._methods, self._native.EVENT_CALL
-        for kind, call_id, method_id, payload, _, details in events:
+        new: dict[int, _NativeCall] = {}
+        with self._receiving:
+            events = self._front.recv_batch_details(RECEIVE_BATCH, RECEIVE_MS)
+            if events is None:
+                return False
+            for kind, call_id, method_id, _, _, details in events:
+                if kind == event_call:
+                    new[call_id] = _NativeCall(methods[method_id], self, call_id, details)
+            calls.update(new)
+        for kind, call_id, method_id, payload, _, _ in events:
             try:
                 if kind == event_call:
-                    call = calls[call_id] = _NativeCall(methods[method_id], self, call_id, details)
-                    self._chain.dispatch(call, payload)
+                    self._chain.dispatch(new[call_id], payload)
                 elif (gone := calls.pop(call_id, None)) is not None:
                     gone.cancel()
             except Exception:

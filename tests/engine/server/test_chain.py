@@ -290,3 +290,11 @@ def test_tables_are_checked() -> None:
     with pytest.raises(ConfigError, match="over transport native is bidirectional; expected unary"):
         table.check_shapes("native", frozenset({Shape.UNARY}))
     assert (table.services(), len(table)) == (["test.Echo"], 1)
+
+
+def test_a_call_that_is_cancelled_before_it_is_dispatched_keeps_no_place(bench: Any) -> None:
+    made = bench(echo_method(keep))
+    call = LocalCall(made.method)
+    call.cancel()
+    made.chain.dispatch(call, b"hello")
+    assert made.admission.in_flight == 0
