@@ -80,6 +80,13 @@ class LoadedBundle:
             newest=_newest(bundle),
         )
 
+    @property
+    def index_names(self) -> set[str]:
+        """The digests of the vectors that are searched, which name the prepared indices."""
+        manifest = self.bundle.manifest
+        entry = manifest.text_encoder
+        return {manifest.item_table_sha256} | ({manifest.files[entry.vectors].sha256} if entry else set())
+
     def stats(self) -> dict[str, int]:
         """Returns what sources and online learning have counted."""
         counts: dict[str, int] = {}

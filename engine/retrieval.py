@@ -1,7 +1,10 @@
 """Retrieval: from a query embedding to the best items of the whole catalogue."""
 
 import fcntl
-from collections.abc import Sequence
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +17,9 @@ from recserve.engine.filters.compiler import CompiledFilter, FilterCompiler
 from recserve.engine.fixed_ranking import FixedRanking
 from recserve.engine.search_device import SearchDevice
 from recserve.kernels import ItemFilter, ItemIndex
+
+# A version that is being loaded is not served yet.
+KEPT_SECONDS = 3600
 
 
 class Retriever:
@@ -97,12 +103,31 @@ def prepare_index(folder: Path | None, vectors: NDArray[np.float32], metric: str
     if folder is None:
         return ItemIndex.build(vectors, metric=metric)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(folder.suffix + ".lock").open("w") as lock:
-        # Processes that start together: one builds, the others wait for what it makes.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Processes that start together: one builds, the others wait for what it makes.
+    with _alone(folder):
         if not folder.exists():
             ItemIndex.build(vectors, metric=metric).save(folder)
-    return ItemIndex.open(folder)
+        return ItemIndex.open(folder)
+
+
+def drop_indices(folder: Path, used: Collection[str]) -> None:
+    """Removes what :func:`prepare_index` left in ``folder``, an hour ago or earlier, for other vectors.
+
+    ``used``: digests of the vectors that are served. Who has mapped an index goes on with it.
+    """
+    for index in folder.iterdir():
+        if index.is_dir() and index.stem not in used:
+            with _alone(index):
+                if index.exists() and time.time() - index.stat().st_mtime > KEPT_SECONDS:
+                    # One that stays is in nobody's way.
+                    shutil.rmtree(index, ignore_errors=True)
+
+
+@contextmanager
+def _alone(index: Path) -> Iterator[None]:
+    with index.with_suffix(index.suffix + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def to_csr(rows: list[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

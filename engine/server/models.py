@@ -20,6 +20,7 @@ from recserve.engine.models.router import Router
 from recserve.engine.models.trial import Trials
 from recserve.engine.models.watcher import Watcher
 from recserve.engine.online.stage import OnlineStage
+from recserve.engine.retrieval import drop_indices
 from recserve.engine.server.admin import AdminService
 from recserve.engine.server.remembering import Remembering
 from recserve.engine.state.items import LiveItems
@@ -73,9 +74,10 @@ class Models:
 
     def __init__(self, config: RepositoryConfig, engine: EngineConfig, remembering: Remembering) -> None:
         """Raises :class:`ConfigError` when folder or source cannot be used."""
+        self._index_folder = engine.index_folder
         registry: Registry[Engine] = Registry(
             config.default_model,
-            on_freed=lambda model, version: release_memory(),
+            on_freed=lambda model, version: self._tidy(),
             run=lambda work: threading.Thread(target=work, name="recserve-free").start(),
         )
         self._trials = Trials(config.trial_seconds) if config.trial else None
@@ -93,6 +95,13 @@ class Models:
         # Not before: until now nobody was answered who could have to wait.
         self._loader.trials = self._trials
         self.watcher.start()
+
+    def _tidy(self) -> None:
+        """Gives back what a version had that is freed, memory and its index on disk."""
+        release_memory()
+        if self._index_folder is not None and self._index_folder.exists():
+            served = [engine.loaded for engine in self.manager.registry.engines()]
+            drop_indices(self._index_folder, {name for loaded in served for name in loaded.index_names})
 
     def close(self) -> None:
         """Ends the threads; operations under way finish, those that try a bundle at once."""
