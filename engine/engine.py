@@ -6,21 +6,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Bundle, Manifest
-from recserve.engine.bundle.ids import check_id, check_timestamp
+from recserve.engine.bundle.ids import check_id
 from recserve.engine.bundle.stamps import Stamps
 from recserve.engine.candidates import rank_candidates
 from recserve.engine.config import EngineConfig
-from recserve.engine.counters import Counters
 from recserve.engine.explain.cause import WhyNot
 from recserve.engine.explain.why_not import why_not
 from recserve.engine.features import check_ids, check_k, check_page, check_variant
-from recserve.engine.life import Life
-from recserve.engine.live_catalogue import LiveCatalogue
 from recserve.engine.loading import check_for, load_bundle
+from recserve.engine.lookups import Lookups
 from recserve.engine.online.stage import OnlineStage
 from recserve.engine.page import PageCaps, one_variant, run_page
 from recserve.engine.pipeline import Runner, run
@@ -28,7 +25,6 @@ from recserve.engine.ranked import Ranked, slates
 from recserve.engine.rehearsal import rehearsal
 from recserve.engine.similar import has_directions, similar_slate
 from recserve.engine.slate_cache import SlateCache
-from recserve.engine.state.events import HISTORY_ACTIONS, IMPRESSION, check_action
 from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.time_budget import deadlines_of
@@ -36,7 +32,7 @@ from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.errors import InvalidRequest
 
 
-class Engine:
+class Engine(Lookups):
     """Answers requests from one bundle; every method may be called from several threads.
 
     A process that is forked from the one that loaded it must load its own.
@@ -53,16 +49,8 @@ class Engine:
         live_items: LiveItems | None = None,
     ) -> None:
         """Use :meth:`load`."""
-        self._config = config
-        self._observed = observed or ObservedEvents(
-            max_users=config.max_observed_users, max_items=config.max_observed_items
-        )
-        self._live = LiveCatalogue(loaded, config.pipeline, self._observed, live_items or LiveItems())
+        super().__init__(loaded, config, observed, live_items)
         self._cache = SlateCache(config.cache_slates, config.cache_seconds) if config.cache_slates else None
-        self._life = Life("engine")
-        self._counters = Counters(
-            "requests", "cached", "cold_starts", "ignored_items", "observed_events", "ignored_events"
-        )
 
     @classmethod
     def load(
@@ -119,10 +107,6 @@ class Engine:
         self._live.forget(None)
         if self._cache is not None:
             self._cache.clear()
-
-    @property
-    def _loaded(self) -> LoadedBundle:
-        return self._live.serving.loaded
 
     def change_items(self, changes: Sequence[ItemChange]) -> None:
         """Serves further items, or none of some any more, from the next request on, until the process ends.
@@ -238,11 +222,7 @@ class Engine:
         """Answers from what was computed before, where the settings say so, and computes the rest."""
         if self._cache is None:
             return self._run(requests, degraded, deadlines)
-        frequency = self._loaded.planner.frequency
-        states = [
-            self._observed.state_of(request.user_id, with_shown=frequency(request) is not None)
-            for request in requests
-        ]
+        states = self._states(requests)
         computed = 0
 
         def compute(rows: list[int]) -> list[Ranked]:
@@ -251,10 +231,30 @@ class Engine:
             kept = [deadlines[i] for i in rows] if deadlines else ()
             return self._run([requests[i] for i in rows], degraded, kept)
 
-        epoch = self._observed.n_erased, self._live.n_changes
-        answers = self._cache.answer(requests, states, compute, stale=degraded, epoch=epoch)
+        answers = self._cache.answer(requests, states, compute, stale=degraded, epoch=self._epoch)
         self._counters.add(requests=len(requests) - computed, cached=len(requests) - computed)
         return answers
+
+    def kept_answers(self, requests: Sequence[Request]) -> dict[int, Ranked]:
+        """Returns, by row, the answers that :meth:`rank_each` would give again instead of computing them."""
+        self._life.check()
+        if self._cache is None:
+            return {}
+        kept = self._cache.find(requests, self._states(requests), epoch=self._epoch)
+        self._counters.add(requests=len(kept), cached=len(kept))
+        return kept
+
+    @property
+    def _epoch(self) -> tuple[int, int]:
+        return self._observed.n_erased, self._live.n_changes
+
+    def _states(self, requests: Sequence[Request]) -> list[bytes | None]:
+        """Returns what the answer to each request depends on and the request does not say."""
+        frequency = self._loaded.planner.frequency
+        return [
+            self._observed.state_of(request.user_id, with_shown=frequency(request) is not None)
+            for request in requests
+        ]
 
     def _run(
         self, requests: list[Request], degraded: bool = False, deadlines: Sequence[float] = ()
@@ -345,51 +345,6 @@ class Engine:
         check_ids("exclude", exclude, self._config.max_exclude)
         check_variant(variant, self._loaded.bundle)
         return similar_slate(self._loaded, item_id, k, exclude=exclude, variant=variant, filter=filter)
-
-    def get_items(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Returns the attributes (title, category, price, ...) of the known ones among ``item_ids``."""
-        self._life.check()
-        check_ids("item_ids", item_ids, self._config.max_items)
-        return self._loaded.bundle.catalogue.by_id(item_ids)
-
-    def history(self, user_id: str) -> list[str]:
-        """Returns the item ids that the engine remembers for ``user_id``, newest last."""
-        return self.timed_history(user_id)[0]
-
-    def timed_history(self, user_id: str) -> tuple[list[str], list[int]]:
-        """Returns item ids as :meth:`history` does, and when each happened (seconds, 0: not known)."""
-        self._life.check()
-        check_id("user_id", user_id)
-        loaded, store = self._live.serving
-        history = store.get(user_id)
-        return loaded.bundle.catalogue.vocabulary.ids(history.items), history.timestamps.tolist()
-
-    def user_ids(self) -> Sequence[str]:
-        """Returns the ids of the users whose histories the bundle brought, in its order."""
-        return self._loaded.bundle.histories.vocabulary
-
-    def observe(
-        self, *, user_id: str, item_id: str, action: str = "click", timestamp: int | None = None
-    ) -> bool:
-        """Remembers one event in memory; the next slate of ``user_id`` knows.
-
-        ``timestamp``: seconds since the epoch, now when not given. Returns whether the event entered the
-        history: an unknown item and an impression or dislike do not (the first is counted as ignored).
-        """
-        self._life.check()
-        check_id("user_id", user_id)
-        check_id("item_id", item_id)
-        check_action(action)
-        timestamp = int(time.time()) if timestamp is None else timestamp
-        check_timestamp("timestamp", timestamp)
-        item = self._loaded.bundle.catalogue.vocabulary.index_of(item_id)
-        if item < 0:
-            self._counters.add(ignored_events=1)
-            return False
-        self._counters.add(observed_events=1)
-        if action in (*HISTORY_ACTIONS, IMPRESSION):
-            self._observed.observe(user_id, item_id, timestamp, shown=action == IMPRESSION)
-        return action in HISTORY_ACTIONS
 
     def stats(self) -> dict[str, int]:
         """Returns counts since the start: requests, cached answers, cold starts, ignored items, events.

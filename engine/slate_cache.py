@@ -66,28 +66,36 @@ class SlateCache:
         ``epoch``: when it changes, everything is forgotten, and what is being computed is not kept.
         """
         start = time.perf_counter_ns()
-        if epoch != self._epoch:
-            with self._lock:
-                self._epoch = epoch
-                self._kept.clear()
-        keys = [
-            _key(request) if state is not None else None
-            for request, state in zip(requests, states, strict=True)
-        ]
+        self._forget_before(epoch)
+        keys = _keys(requests, states)
         kept = self._find(keys, states, stale)
         # Rows of the same request, but those found and those that are not to be kept, are computed once.
         rows_of: dict[Hashable, list[int]] = {}
         for i, key in enumerate(keys):
             if i not in kept:
                 rows_of.setdefault(i if key is None else (key, states[i]), []).append(i)
-        spent = {CACHE: time.perf_counter_ns() - start}
-        answers = {i: replace(one, stage_ns=spent) for i, one in kept.items()}
+        answers = _timed(kept, start)
         groups = list(rows_of.values())
         computed = compute([rows[0] for rows in groups]) if groups else []
         for rows, one in zip(groups, computed, strict=True):
             answers.update(dict.fromkeys(rows, one))
             self._keep(keys[rows[0]], states[rows[0]], one, epoch)
         return _with_own_ids([answers[i] for i in range(len(requests))])
+
+    def find(
+        self, requests: Sequence[Request], states: Sequence[bytes | None], *, epoch: Hashable = None
+    ) -> dict[int, Ranked]:
+        """Returns the answers that are kept, by row; arguments as of :meth:`answer`."""
+        start = time.perf_counter_ns()
+        self._forget_before(epoch)
+        kept = _timed(self._find(_keys(requests, states), states, stale=False), start)
+        return dict(zip(kept, _with_own_ids(list(kept.values())), strict=True))
+
+    def _forget_before(self, epoch: Hashable) -> None:
+        if epoch != self._epoch:
+            with self._lock:
+                self._epoch = epoch
+                self._kept.clear()
 
     def _find(
         self, keys: Sequence[Hashable], states: Sequence[bytes | None], stale: bool
@@ -124,6 +132,18 @@ class SlateCache:
             if now - self._kept[oldest].at < STALE_TIMES * self._seconds:
                 return
             del self._kept[oldest]
+
+
+def _keys(requests: Sequence[Request], states: Sequence[bytes | None]) -> list[Hashable]:
+    return [
+        _key(request) if state is not None else None for request, state in zip(requests, states, strict=True)
+    ]
+
+
+def _timed(kept: Mapping[int, Ranked], start: int) -> dict[int, Ranked]:
+    """Gives each answer the one stage that it took since ``start``."""
+    spent = {CACHE: time.perf_counter_ns() - start}
+    return {i: replace(one, stage_ns=spent) for i, one in kept.items()}
 
 
 def _with_own_ids(answers: list[Ranked]) -> list[Ranked]:

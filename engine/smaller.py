@@ -16,7 +16,15 @@ def rank_smaller(engine: Engine, requests: Sequence[Request]) -> list[Ranked | I
     """Does what :meth:`Engine.rank_each` does with less, which each answer names in ``degraded``.
 
     Who names a variant gets it; the others that of the settings (``smaller_variant``), if the bundle has it.
+    An answer that is kept costs nothing, and is given as it is.
     """
+    kept = engine.kept_answers(requests)
+    rest = [request for i, request in enumerate(requests) if i not in kept]
+    smaller = iter(_rank_smaller(engine, rest) if rest else ())
+    return [kept[i] if i in kept else next(smaller) for i in range(len(requests))]
+
+
+def _rank_smaller(engine: Engine, requests: Sequence[Request]) -> list[Ranked | InvalidRequest]:
     variant = engine.config.smaller_variant
     changes = bool(variant) and variant in engine.manifest.variants
     asked = [replace(one, variant=variant) if changes and not one.variant else one for one in requests]

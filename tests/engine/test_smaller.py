@@ -53,6 +53,19 @@ def test_a_bundle_without_the_variant_answers_with_its_own(bundle_folder: Path) 
         assert (slate.variant, slate.degraded) == (engine.manifest.default_variant, ())
 
 
+def test_an_answer_that_is_kept_goes_before_a_smaller_one(bundle_folder: Path) -> None:
+    with Engine.load(bundle_folder, EngineConfig(smaller_variant="fp32", cache_slates=10)) as engine:
+        known, new = (Request(user_id=user) for user in engine.user_ids()[:2])
+        full = engine.recommend(known)
+        again, computed = slates(
+            [one for one in rank_smaller(engine, [known, new]) if isinstance(one, Ranked)]
+        )
+        assert (again.items, again.degraded, *again.stage_ns) == (full.items, (), "cache")
+        assert again.slate_id not in ("", full.slate_id)
+        assert computed.degraded == ("variant",)
+        assert engine.stats()["cached"] == 1
+
+
 def test_a_server_takes_the_step_in_a_brown_out_only(
     two_stages: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
