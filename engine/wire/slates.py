@@ -16,7 +16,7 @@ from recserve.proto import recommender_pb2 as pb
 QUEUE = "queue"
 # Fields of Slate by hand, where a message object per call would cost more than the rest of its encoding.
 # stage_times: tag, length, then of a StageTime its name (tag, length, text) and its duration (tag, varint).
-_STAGE = b"\x2a%c\x0a%c%b\x10%b"
+_STAGE_HEAD = b"\x2a%c\x0a%c%b\x10"
 _STAGE_BYTES = 3
 # slate_id: tag, length (ours are short: one byte); then its text.
 _ID_HEADS = tuple(b"\x52%c" % length for length in range(128))
@@ -54,12 +54,18 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
 
 
 def _encode_stage(name: str, ns: int) -> bytes:
-    text, varint = name.encode(), bytearray()
+    varint = bytearray()
     while ns > 0x7F:
         varint.append(ns & 0x7F | 0x80)
         ns >>= 7
     varint.append(ns)
-    return _STAGE % (_STAGE_BYTES + len(text) + len(varint), len(text), text, bytes(varint))
+    return _stage_head(name, len(varint)) + varint
+
+
+@lru_cache(maxsize=256)
+def _stage_head(name: str, n_duration_bytes: int) -> bytes:
+    text = name.encode()
+    return _STAGE_HEAD % (_STAGE_BYTES + len(text) + n_duration_bytes, len(text), text)
 
 
 @lru_cache(maxsize=256)
@@ -95,12 +101,12 @@ def _encode_plain(answer: Ranked) -> bytes:
 
 def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:
     offsets, id_bytes = bundle.catalogue.vocabulary.utf8()
-    lengths = np.array([len(answer.items) for answer in answers])
-    shape = (len(answers), int(lengths.max(initial=0)))
+    lengths = [len(answer.items) for answer in answers]
+    shape = (len(answers), max(lengths))
     if len(answers) == 1:
         items = np.ascontiguousarray(answers[0].items, np.int32)[None]
         scores = np.ascontiguousarray(answers[0].scores, np.float32)[None]
-    elif lengths.sum() == shape[0] * shape[1]:
+    elif min(lengths) == shape[1]:
         items = np.concatenate([answer.items for answer in answers], dtype=np.int32).reshape(shape)
         scores = np.concatenate([answer.scores for answer in answers], dtype=np.float32).reshape(shape)
     else:
@@ -108,7 +114,7 @@ def _encode_items(bundle: Bundle, answers: Sequence[Ranked]) -> list[bytes]:
         for i, answer in enumerate(answers):
             items[i, : lengths[i]] = answer.items
             scores[i, : lengths[i]] = answer.scores
-    out, ends = kernels.encode_slate_items(offsets, id_bytes, items, scores, lengths)
+    out, ends = kernels.encode_slate_items(offsets, id_bytes, items, scores, np.array(lengths))
     data, start, encoded = out.tobytes(), 0, []
     for end in ends.tolist():
         encoded.append(data[start:end])
