@@ -114,11 +114,6 @@ class Batcher(Generic[E]):
         """Entries that wait, those that are done already included."""
         return len(self._inbox) + sum(map(len, self._classes))
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether somebody waits or is being answered, on whatever thread."""
-        return len(self._places) < self._config.threads or self.n_waiting > 0
-
     def submit(self, request: Any, entry: E) -> None:
         """Queues ``entry``; a handler of the service seam.
 

@@ -6,7 +6,7 @@ import structlog
 
 from recserve.engine.online.learner import Learner
 from recserve.engine.online.snapshots import SnapshotFile
-from recserve.engine.state.state import State
+from recserve.engine.state.distant import AnyState
 from recserve.errors import RecserveError
 
 log = structlog.get_logger("recserve.online")
@@ -23,7 +23,7 @@ class LearnerThread:
     and what comes after that place is learned from the log.
     """
 
-    def __init__(self, state: State, learner: Learner, file: SnapshotFile | None) -> None:
+    def __init__(self, state: AnyState, learner: Learner, file: SnapshotFile | None) -> None:
         self._state, self.learner, self._file = state, learner, file
         snapshot = file.read() if file else None
         if snapshot is not None:

@@ -12,7 +12,7 @@ from recserve.engine.online.learner import Learner
 from recserve.engine.online.learner_thread import LearnerThread
 from recserve.engine.online.snapshots import SnapshotFile
 from recserve.engine.online.stage import OnlineStage
-from recserve.engine.state.state import State
+from recserve.engine.state.distant import AnyState
 
 # Of what a learner makes of a log: whoever changes that, changes this, and snapshots of before are not used.
 FOLD_VERSION = "2"
@@ -23,7 +23,7 @@ OF_SERVING = ("strength", "candidates", "epsilon", "width", "snapshot_examples",
 class OnlineLearning:
     """Gives every bundle a stage, whose learner follows ``state`` from its first event on."""
 
-    def __init__(self, config: OnlineConfig, state: State) -> None:
+    def __init__(self, config: OnlineConfig, state: AnyState) -> None:
         self._config, self._state = config, state
         self._threads: list[LearnerThread] = []
 

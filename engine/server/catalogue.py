@@ -7,8 +7,8 @@ from google.protobuf.json_format import MessageToDict
 from recserve.engine.models.router import Router
 from recserve.engine.server.call import Call, answer_later
 from recserve.engine.server.methods import Method
+from recserve.engine.state.distant import AnyState
 from recserve.engine.state.items import ItemChange
-from recserve.engine.state.state import State
 from recserve.errors import InvalidRequest
 from recserve.proto import catalogue_pb2 as pb
 
@@ -20,7 +20,7 @@ MAX_ITEMS = 1000
 class CatalogueService:
     """The rows of the service. Nothing waits here: the log's thread keeps the change and answers."""
 
-    def __init__(self, state: State, router: Router) -> None:
+    def __init__(self, state: AnyState, router: Router) -> None:
         self._state, self._router = state, router
 
     def methods(self) -> list[Method]:

@@ -9,8 +9,9 @@ from recserve.engine.bundle.ids import check_id
 from recserve.engine.models.router import Router
 from recserve.engine.server.call import Call, answer_later
 from recserve.engine.server.methods import Method, Shape
+from recserve.engine.state.distant import AnyState
 from recserve.engine.state.event_log import Outcome
-from recserve.engine.state.state import LoggedEvent, State
+from recserve.engine.state.state import LoggedEvent
 from recserve.engine.wire.events import (
     event_to_message,
     events_from_message,
@@ -29,7 +30,7 @@ MAX_PIPELINED = 4
 class FeedbackService:
     """The rows of the service. Nothing waits here: the log's thread answers."""
 
-    def __init__(self, state: State, router: Router) -> None:
+    def __init__(self, state: AnyState, router: Router) -> None:
         self._state = state
         self._router = router
 
@@ -89,7 +90,7 @@ class FeedbackService:
         if n_events > config.max_events:
             raise InvalidRequest("events", found=f"{n_events} long", expected=f"at most {config.max_events}")
         read = partial(events_from_message, message)
-        self._state.log.append(read, n_events, done)
+        self._state.append(read, n_events, done)
 
     def _record(self, message: pb.RecordRequest, call: Call) -> None:
         def done(outcome: Outcome | Exception) -> None:

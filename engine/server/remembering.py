@@ -1,12 +1,11 @@
 """What a server remembers of users: a log with its service, or only what engines observe themselves."""
 
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any
 
 import structlog
 
-from recserve.engine.batcher import Batcher
 from recserve.engine.bundle import Bundle
 from recserve.engine.config import EngineConfig
 from recserve.engine.models.registry import Registry
@@ -21,11 +20,13 @@ from recserve.engine.server.health import NOT_SERVING, HealthService
 from recserve.engine.server.kafka.sink import KafkaSink
 from recserve.engine.server.kafka.source import KafkaSource
 from recserve.engine.server.kafka.topic import parse_topic
+from recserve.engine.server.log_process import run_log
 from recserve.engine.server.methods import Method
 from recserve.engine.state.config import StateConfig
+from recserve.engine.state.distant import AnyState, DistantState
 from recserve.engine.state.items import LiveItems
 from recserve.engine.state.observed import ObservedEvents
-from recserve.engine.state.state import State, open_state
+from recserve.engine.state.state import open_state
 from recserve.engine.state.upkeep import Upkeep
 from recserve.errors import ConfigError
 
@@ -46,8 +47,13 @@ class Remembering:
         engine: EngineConfig,
         server: ServerConfig,
         online: OnlineConfig = NOT_ONLINE,
+        *,
+        own_process: bool = False,
     ) -> None:
-        """Raises :class:`ConfigError` when the state cannot be used."""
+        """``own_process``: a log in a file is written by one; main thread only.
+
+        Raises :class:`ConfigError` when the state cannot be used.
+        """
         if online.algorithm and not config.url:
             raise ConfigError(
                 "online.algorithm",
@@ -60,12 +66,13 @@ class Remembering:
             server.transport == "grpcio" if config.record_stream is None else config.record_stream
         )
         users, items = engine.max_observed_users, engine.max_observed_items
-        self._state: State | None = None
+        self._state: AnyState | None = None
         self._helpers: list[Upkeep | KafkaSource | KafkaSink] = []
         self._source = parse_topic("state.source", config.source) if config.source else None
         self._sink = parse_topic("state.sink", config.sink) if config.sink else None
         if config.url:
-            self._state = open_state(config, max_users=users, max_items=items)
+            open_it = partial(DistantState, run=run_log) if own_process and config.path else open_state
+            self._state = open_it(config, max_users=users, max_items=items)
             self.observed = self._state.observed
         else:
             self.observed = ObservedEvents(max_users=users, max_items=items)
@@ -109,11 +116,6 @@ class Remembering:
         """Lets the service be NOT_SERVING once nothing is written any more."""
         if self._state is not None:
             self._state.on_failed = lambda: health.set(NOT_SERVING, SERVICE)
-
-    def give_way_to(self, batcher: Batcher[Any]) -> None:
-        """Lets events wait a little while slates are computed."""
-        if self._state is not None:
-            self._state.log.is_pressed = lambda: batcher.is_busy
 
     def load(self) -> None:
         """Builds the histories in memory from the log, and begins what goes on beside it."""

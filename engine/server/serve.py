@@ -19,7 +19,7 @@ from recserve.engine.server.telemetry.config import TelemetryConfig
 from recserve.engine.state.config import StateConfig
 from recserve.errors import ConfigError
 
-# How long a load, or the thread that writes events, may keep the interpreter from the threads that answer
+# How long a load, or events on their way to memory, may keep the interpreter from the threads that answer
 # (Python's default is 5 ms): during swaps the median latency is 11 ms instead of 21 (benchmarks/swaps.py, 2
 # cores, 70 % load). A Recommend call takes the interpreter back some five times, and waits so long each time.
 SWITCH_SECONDS = 0.0001
@@ -56,7 +56,7 @@ class ServeBundle:
         share_one_arena()
         if self.state.url:
             sys.setswitchinterval(SWITCH_SECONDS)
-        with Remembering(self.state, self.engine, self.server, self.online) as remembering:
+        with Remembering(self.state, self.engine, self.server, self.online, own_process=True) as remembering:
             server = Server(
                 self.server,
                 self.batcher,
@@ -67,7 +67,6 @@ class ServeBundle:
                 http=self.http,
             )
             remembering.tell(server.health)
-            remembering.give_way_to(server.batcher)
 
             def load() -> Engine:
                 remembering.load()
@@ -109,7 +108,7 @@ class ServeRepository:
         share_one_arena()
         sys.setswitchinterval(SWITCH_SECONDS)
         with (
-            Remembering(self.state, self.engine, self.server, self.online) as remembering,
+            Remembering(self.state, self.engine, self.server, self.online, own_process=True) as remembering,
             closing(Models(self.repository, self.engine, remembering)) as models,
         ):
             server = Server(
@@ -123,7 +122,6 @@ class ServeRepository:
                 http=self.http,
             )
             remembering.tell(server.health)
-            remembering.give_way_to(server.batcher)
 
             def start() -> None:
                 remembering.load()

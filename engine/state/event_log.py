@@ -48,10 +48,6 @@ T = TypeVar("T")
 MAX_COMMIT_SECONDS = 1.0
 # How often a server that has nothing to write looks for what others wrote.
 FOLLOW_SECONDS = 0.02
-# Events that are closed in one go; while slates are computed, the next ones wait so long, at most so often.
-# Closing holds the interpreter, for which who asks for a slate would wait several times.
-IN_ONE_GO = 16
-PAUSE_SECONDS, MAX_PAUSES = 0.001, 3
 # Bytes before an event's action: its timestamp, which the server may have set.
 TIMESTAMP_BYTES = 8
 
@@ -108,8 +104,6 @@ class EventLog:
         self._config = config
         self._default_purposes = 0 if config.require_consent else EVERY_PURPOSE
         self._on_failed = on_failed
-        # Whether slates are being computed, which go first; set by the server.
-        self.is_pressed: Callable[[], bool] = lambda: False
         self._clock = clock
         self._queue: SimpleQueue[Entry | Callable[[], None] | None] = SimpleQueue()
         self._n_waiting = 0
@@ -279,15 +273,7 @@ class EventLog:
             except RecserveError as error:
                 outcome.refused.append((position, error))
             else:
-                if candidates and len(candidates) % IN_ONE_GO == 0:
-                    self._give_way()
                 candidates.append(Candidate(outcome, position, event, purposes, plain, row))
-
-    def _give_way(self) -> None:
-        for _ in range(MAX_PAUSES):
-            if not self.is_pressed():
-                return
-            time.sleep(PAUSE_SECONDS)
 
     def _close_event(
         self, event: Event, purposes: int, received: int, nonce: bytes

@@ -23,11 +23,31 @@ USER_NAME = b"recserve user"
 ID_NAME = b"recserve event id"
 
 
-class KeyStore:
+class Pseudonyms:
+    """What stands for users and event ids: HMAC-SHA-256 under ``secret``. Safe to use from any thread."""
+
+    def __init__(self, secret: bytes) -> None:
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.hmac import HMAC
+
+        self.secret = secret
+        self._user_mac, self._id_mac = (
+            HMAC(hmac.digest(secret, name, "sha256"), SHA256()) for name in (USER_NAME, ID_NAME)
+        )
+
+    def user_key(self, user_id: str) -> bytes:
+        """Returns the pseudonym of a user, 16 bytes."""
+        return _mac(self._user_mac, user_id)
+
+    def event_key(self, event_id: str) -> bytes:
+        """Returns what stands for an event id in the log, 16 bytes."""
+        return _mac(self._id_mac, event_id)
+
+
+class KeyStore(Pseudonyms):
     """Pseudonyms and ciphers of users.
 
-    One thread (the log's writer) calls what changes it; :meth:`user_key` and :meth:`is_erased` may be called
-    by any.
+    One thread (the log's writer) calls what changes it; pseudonyms and :meth:`is_erased` are for any.
     """
 
     def __init__(
@@ -39,31 +59,18 @@ class KeyStore:
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.hazmat.primitives.hmac import HMAC
 
         self._cipher, self._invalid = AESGCM, InvalidTag
         self._table = table
         self._read_masters = read_masters
         self.use_masters(read_masters())
         # The secret behind the pseudonyms stays the same when the master key is rotated.
-        secret = self._open_pseudonym_secret(read_only)
-        self._user_mac, self._id_mac = (
-            HMAC(hmac.digest(secret, name, "sha256"), SHA256()) for name in (USER_NAME, ID_NAME)
-        )
+        super().__init__(self._open_pseudonym_secret(read_only))
         self._ciphers: OrderedDict[bytes, Any] = OrderedDict()
         self._pending: list[KeyRow] = []
         self.erased: set[bytes] = set()
         self._last_erasure = 0
         self.new_erasures()
-
-    def user_key(self, user_id: str) -> bytes:
-        """Returns the pseudonym of a user, 16 bytes: HMAC-SHA-256 under a secret of this store."""
-        return _mac(self._user_mac, user_id)
-
-    def event_key(self, event_id: str) -> bytes:
-        """Returns what stands for an event id in the log, 16 bytes."""
-        return _mac(self._id_mac, event_id)
 
     def is_erased(self, user_key: bytes) -> bool:
         """Returns whether the user was erased: nothing of them is kept any more."""

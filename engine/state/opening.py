@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from recserve.errors import ConfigError
 log = structlog.get_logger("recserve.state")
 
 MEMORY = ":memory:"
+LOOK_SECONDS = 0.02
 
 
 class Places(NamedTuple):
@@ -31,15 +33,16 @@ class Places(NamedTuple):
     keys: KeyStore
 
 
-def open_places(config: StateConfig, *, read_only: bool = False) -> Places:
+def open_places(config: StateConfig, *, read_only: bool = False, lock_seconds: float = 0.0) -> Places:
     """Opens what ``config.url`` names; ``read_only``: beside the servers that write.
 
-    Raises :class:`ConfigError` when it cannot be used, :class:`Unavailable` when nobody answers there.
+    ``lock_seconds``: how long another process may go on with a file. Raises :class:`ConfigError` when it
+    cannot be used, :class:`Unavailable` when nobody answers there.
     """
     with ExitStack() as opened:
         lock = None
         if config.path and not read_only:
-            lock = _lock(Path(f"{config.path}.lock"))
+            lock = _lock(Path(f"{config.path}.lock"), lock_seconds)
             opened.callback(os.close, lock)
         read_masters = _masters(config, may_make=not read_only)
         store, table = _open_tables(config, read_only=read_only)
@@ -106,7 +109,7 @@ def _keys_file(config: StateConfig) -> str:
     return f"{config.path}.keys" if config.path else MEMORY
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, seconds: float) -> int:
     """Returns the descriptor of a lock on the log; raises :class:`ConfigError` when another has it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -114,16 +117,25 @@ def _lock(path: Path) -> int:
         raise ConfigError(
             "state.url", found=f"in a folder that is not writable ({error.strerror})", expected="writable"
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(descriptor, 20, 0).decode(errors="replace")
-        os.close(descriptor)
-        raise ConfigError(
-            f"event log {path.with_suffix('')}",
-            found=f"in use by process {owner}",
-            expected="used by one server",
-        ) from error
+    until = time.monotonic() + seconds
+    while not _is_taken(descriptor):
+        if time.monotonic() >= until:
+            owner = os.pread(descriptor, 20, 0).decode(errors="replace")
+            os.close(descriptor)
+            raise ConfigError(
+                f"event log {path.with_suffix('')}",
+                found=f"in use by process {owner}",
+                expected="used by one server",
+            )
+        time.sleep(LOOK_SECONDS)
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
+
+
+def _is_taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

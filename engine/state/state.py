@@ -20,12 +20,12 @@ from recserve.engine.state.event_log import EventLog, Outcome, blocking
 from recserve.engine.state.events import Event, unpack_event
 from recserve.engine.state.follower import Follower, Loaded, LogListener
 from recserve.engine.state.items import ItemChange, LiveItems, check_change, check_room, pack_change
-from recserve.engine.state.keys import KeyStore
+from recserve.engine.state.keys import KeyStore, Pseudonyms
 from recserve.engine.state.master import MasterKeys, read_master_keys
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.opening import open_places
 from recserve.engine.state.store import EventStore, Row
-from recserve.errors import ConfigError, DataError
+from recserve.errors import ConfigError, DataError, RecserveError
 
 log = structlog.get_logger("recserve.state")
 
@@ -51,13 +51,13 @@ class State:
         store: EventStore,
         keys: KeyStore,
         observed: ObservedEvents,
+        live_items: LiveItems,
     ) -> None:
         self.config = config
-        self.observed = observed
+        self.observed, self.live_items = observed, live_items
         self._lock = lock
         self._store, self._keys = store, keys
-        self.live_items = LiveItems()
-        self._follower = Follower(store, keys, observed, self.live_items)
+        self._follower = Follower(store, keys, observed, live_items)
         self.log = EventLog(store, keys, self._follower, config, on_failed=self._failed)
         # Who wants to know that nothing is written any more; set by the server.
         self.on_failed: Callable[[], None] = lambda: None
@@ -79,12 +79,21 @@ class State:
         """Builds the histories in memory from the log, and ends what an earlier process left half done."""
         return self.log.do(self._follower.load).result()
 
+    def append(
+        self,
+        events: Callable[[], Iterable[Event | RecserveError]],
+        n_events: int,
+        done: Callable[[Outcome | Exception], None],
+    ) -> None:
+        """As :meth:`EventLog.append`."""
+        self.log.append(events, n_events, done)
+
     def record(self, events: Sequence[Event]) -> Outcome:
         """Appends events and returns when they are durable and the next request sees them."""
         return blocking(self.log, events)
 
     def events_of(
-        self, user_id: str, *, after: int = 0, limit: int = 1000
+        self, user_id: str, after: int = 0, limit: int = 1000
     ) -> Future[tuple[list[LoggedEvent], int]]:
         """Reads a user's events with larger numbers than ``after``, at most ``limit``.
 
@@ -99,7 +108,7 @@ class State:
 
         return self.log.do(read)
 
-    def events_after(self, after: int, *, limit: int) -> Future[tuple[list[LoggedEvent], int]]:
+    def events_after(self, after: int, limit: int) -> Future[tuple[list[LoggedEvent], int]]:
         """Reads the next events of the log, of at most ``limit`` rows with larger numbers than ``after``.
 
         With them comes the number of the last row, 0 when there is none. Rows that do not open are left out.
@@ -135,7 +144,7 @@ class State:
     @property
     def identity(self) -> str:
         """A name of this log, that another log does not have."""
-        return self._keys.event_key("identity of the log").hex()
+        return identity_of(self._keys)
 
     @property
     def listeners(self) -> list[LogListener]:
@@ -198,6 +207,11 @@ class State:
         self.on_failed()
 
 
+def identity_of(pseudonyms: Pseudonyms) -> str:
+    """Returns what :attr:`State.identity` is."""
+    return pseudonyms.event_key("identity of the log").hex()
+
+
 def open_row(row: Row, keys: KeyStore) -> LoggedEvent | None:
     """Opens a row; None when its user's key is gone. Raises :class:`DataError` when it was changed."""
     plain = keys.open(row.user_key, row.event_key, row.received, row.body)
@@ -226,7 +240,7 @@ def open_state(config: StateConfig, *, max_users: int = 100_000, max_items: int 
     """
     lock, store, keys = open_places(config)
     observed = ObservedEvents(max_users=max_users, max_items=max_items, key_of=keys.user_key)
-    return State(config, lock, store, keys, observed)
+    return State(config, lock, store, keys, observed, LiveItems())
 
 
 def read_log(config: StateConfig, *, user_id: str = "", after: int = 0) -> Iterator[LoggedEvent]:

@@ -4,7 +4,7 @@ import threading
 
 import structlog
 
-from recserve.engine.state.state import State
+from recserve.engine.state.distant import AnyState
 from recserve.errors import RecserveError
 
 log = structlog.get_logger("recserve.state")
@@ -15,7 +15,7 @@ HOUR_SECONDS = 3600.0
 class Upkeep:
     """Looks after ``state`` at once and then every so many seconds, on a thread, until :meth:`stop`."""
 
-    def __init__(self, state: State, *, every_seconds: float = HOUR_SECONDS) -> None:
+    def __init__(self, state: AnyState, *, every_seconds: float = HOUR_SECONDS) -> None:
         self._state = state
         self._every_seconds = every_seconds
         self._stopped = threading.Event()
@@ -38,7 +38,7 @@ class Upkeep:
                 return
 
 
-def look_after(state: State) -> tuple[int, int]:
+def look_after(state: AnyState) -> tuple[int, int]:
     """Removes events beyond the retention and follows the key file.
 
     Returns the numbers of removed events and of users whose key was closed anew.

@@ -74,18 +74,6 @@ def test_who_waits_for_company_is_not_stuck() -> None:
         assert batcher.stats()["stuck_batches"] == 0
 
 
-def test_it_is_busy_while_a_thread_that_receives_computes() -> None:
-    held = Held()
-    with receiving(held) as (batcher, front):
-        row = Row(1)
-        front.arriving.put([row])
-        assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
-        assert batcher.n_waiting == 0
-        assert batcher.is_busy
-        held.gate.set()
-        assert row.result() == 1
-
-
 def test_while_one_thread_computes_another_receives() -> None:
     held = Held()
     with receiving(held) as (_, front):

@@ -7,8 +7,8 @@ import structlog
 
 from recserve.engine.server.http.json_codec import message_to_json
 from recserve.engine.server.kafka.topic import Topic, import_kafka, new_producer
+from recserve.engine.state.distant import AnyState
 from recserve.engine.state.events import EXPORT
-from recserve.engine.state.state import State
 from recserve.engine.wire.events import event_to_message
 from recserve.errors import RecserveError, Unavailable
 
@@ -26,7 +26,7 @@ class KafkaSink:
     events stay in order: the key is the pseudonym.
     """
 
-    def __init__(self, state: State, topic: Topic) -> None:
+    def __init__(self, state: AnyState, topic: Topic) -> None:
         """Raises :class:`ConfigError` for settings that librdkafka does not know."""
         self._state, self._topic = state, topic
         self._producer = new_producer(topic)

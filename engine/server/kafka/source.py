@@ -9,8 +9,8 @@ import structlog
 
 from recserve.engine.server.http.json_codec import message_from_json
 from recserve.engine.server.kafka.topic import Topic, import_kafka, new_consumer
+from recserve.engine.state.distant import AnyState
 from recserve.engine.state.events import Event
-from recserve.engine.state.state import State
 from recserve.engine.wire.events import event_from_message
 from recserve.errors import MalformedRequest, RecserveError
 from recserve.proto import feedback_pb2 as pb
@@ -29,7 +29,7 @@ class KafkaSource:
     the same, have no further effect. Servers of one group share the partitions.
     """
 
-    def __init__(self, state: State, topic: Topic) -> None:
+    def __init__(self, state: AnyState, topic: Topic) -> None:
         """Raises :class:`ConfigError` for settings that librdkafka does not know."""
         self._state, self._topic = state, topic
         self._kafka = import_kafka()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from recserve.engine import Engine, Request
-from recserve.engine.state import event_log
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import Event
@@ -126,29 +125,6 @@ def ask(state: State, *events: Event) -> "Future[Outcome | Exception]":
     future: Future[Outcome | Exception] = Future()
     state.log.append(lambda: events, len(events), future.set_result)
     return future
-
-
-def test_events_wait_a_moment_while_slates_are_computed(
-    config: StateConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(event_log.time, "sleep", pauses.append)
-    many = [event(number) for number in range(3 * event_log.IN_ONE_GO)]
-    with opened(config) as state:
-        assert state.record(many[:1]).n_stored == 1
-        state.log.is_pressed = lambda: True
-        assert state.record(many[: event_log.IN_ONE_GO]).n_stored == event_log.IN_ONE_GO - 1
-        assert pauses == []
-        assert state.record(many).n_stored == 2 * event_log.IN_ONE_GO
-        assert pauses == [event_log.PAUSE_SECONDS] * 2 * event_log.MAX_PAUSES
-        # Nobody waits for events that are not kept.
-        kept = [event(500 + number) for number in range(event_log.IN_ONE_GO)]
-        withheld = [replace(event(600 + number), purposes=0) for number in range(100)]
-        assert state.record([*kept, *withheld]).n_withheld == 100
-        assert len(pauses) == 2 * event_log.MAX_PAUSES
-        state.log.is_pressed = lambda: False
-        state.record([event(1000 + number) for number in range(len(many))])
-        assert len(pauses) == 2 * event_log.MAX_PAUSES
 
 
 def test_a_call_that_cannot_be_read_leaves_nothing_of_it(config: StateConfig) -> None:

@@ -1,0 +1,188 @@
+"""The state behind a process of its own: the same answers and the same memory, and what its death costs."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recserve.engine.client import RecommenderClient
+from recserve.engine.feedback_client import FeedbackClient, new_event
+from recserve.engine.retry import NO_RETRY
+from recserve.engine.server import log_process
+from recserve.engine.server.log_process import run_log
+from recserve.engine.state.config import StateConfig
+from recserve.engine.state.distant import AnyState, DistantState
+from recserve.engine.state.events import Event
+from recserve.engine.state.items import ItemChange
+from recserve.engine.state.state import open_state, read_log
+from recserve.engine.types import Request
+from recserve.engine.wire.status import RemoteError
+from recserve.errors import ConfigError, InvalidRequest, Overloaded, StorageFailed, Unavailable
+from tests.engine.server.killing import TIMEOUT_SECONDS, serving
+
+pytest.importorskip("apsw")
+pytest.importorskip("cryptography")
+
+Open = Callable[[StateConfig], AnyState]
+open_distant = partial(DistantState, run=run_log, max_users=100, max_items=10)
+open_here = partial(open_state, max_users=100, max_items=10)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StateConfig:
+    return StateConfig(url=f"sqlite:///{tmp_path}/events")
+
+
+def event(number: int, **fields: Any) -> Event:
+    known = {"user_id": f"u{number % 3}", "item_id": f"i{number}", "event_id": f"e{number}"}
+    return Event(**{**known, "timestamp": 1_750_000_000 + number, **fields})
+
+
+class Heard:
+    """A listener that notes what it hears."""
+
+    def __init__(self) -> None:
+        self.n_stored = 0
+        self.gone: list[bytes] = []
+
+    def stored(self) -> None:
+        self.n_stored += 1
+
+    def erased(self, user_key: bytes) -> None:
+        self.gone.append(user_key)
+
+
+@contextmanager
+def opened(open_it: Open, config: StateConfig) -> Iterator[AnyState]:
+    with closing(open_it(config)) as state:
+        state.load()
+        yield state
+
+
+def memory(state: AnyState) -> dict[str, list[tuple[str, int]] | None]:
+    """What the next request of each user would see."""
+    ids = state.observed.item_ids(0)
+    found = {f"u{i}": state.observed.get(f"u{i}") for i in range(3)}
+    return {
+        user: None if events is None else [(ids[code], int(at)) for code, at in events]
+        for user, events in found.items()
+    }
+
+
+def live(state: AnyState) -> list[Any]:
+    """Does one of everything; returns what was answered and what is in memory."""
+    heard = Heard()
+    state.listeners.append(heard)
+    shown = event(7, action="impression")
+    outcomes = [
+        state.record([event(i) for i in range(5)]),
+        state.record([event(4), shown, event(9, rank=-1)]),
+    ]
+    with pytest.raises(InvalidRequest):
+        state.change_items([ItemChange(item_id="")]).result(TIMEOUT_SECONDS)
+    state.change_items([ItemChange(item_id="i1", is_served=False)]).result(TIMEOUT_SECONDS)
+    page, after = state.events_of("u1", 0, 1).result(TIMEOUT_SECONDS)
+    rest, end = state.events_of("u1", after).result(TIMEOUT_SECONDS)
+    n_erased = state.erase("u0").result(TIMEOUT_SECONDS)
+    state.move_cursor("mine", 3).result(TIMEOUT_SECONDS)
+    logged, _ = state.events_after(0, 100).result(TIMEOUT_SECONDS)
+    assert heard.n_stored >= 2
+    assert [key.hex() for key in heard.gone] == [state.user_key("u0")]
+    assert end == 0
+    return [
+        *[(one.n_stored, one.duplicates, [str(error) for _, error in one.refused]) for one in outcomes],
+        *[[one.event.event_id for one in events] for events in (page, rest, logged)],
+        *(n_erased, state.cursor("mine").result(TIMEOUT_SECONDS), state.expire(), state.follow_key_file()),
+        *(memory(state), state.live_items.n_changed_with([]), state.durability),
+    ]
+
+
+def test_it_answers_and_remembers_what_a_state_here_does(tmp_path: Path) -> None:
+    found = []
+    for name, first, then in (("a", open_distant, open_here), ("b", open_here, open_distant)):
+        config = StateConfig(url=f"sqlite:///{tmp_path}/{name}")
+        with opened(first, config) as state:
+            answered, identity = live(state), state.identity
+        # What one of them wrote, the other one knows at its start.
+        with opened(then, config) as state:
+            assert state.identity == identity
+            found.append((answered, memory(state), state.live_items.n_changed_with([])))
+    assert found[0] == found[1]
+    assert found[0][1]["u0"] is None
+
+
+def test_a_load_of_several_parts_is_whole(config: StateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(open_here, config) as state:
+        state.record([event(i) for i in range(25)])
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(log_process, "CHUNK", 10)
+    log_process.ToldEvents(lambda *message: told.append(message)).load(  # type: ignore[arg-type]
+        (b"key", f"i{i}", i) for i in range(25)
+    )
+    assert [len(part) for _, part in told] == [10, 10, 5, 0]
+    with opened(open_distant, config) as state:
+        found = memory(state)
+        assert [len(events or ()) for events in found.values()] == [9, 8, 8]
+
+
+def test_a_log_in_use_is_refused_and_so_is_one_without_its_key(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(open_here, config), pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        open_distant(config)
+    config.master_file.unlink()
+    with pytest.raises(ConfigError, match="expected the keys of this log"):
+        open_distant(config)
+
+
+def test_when_its_process_dies_nothing_is_acknowledged_any_more(config: StateConfig) -> None:
+    failures: list[bool] = []
+    with opened(open_distant, config) as state:
+        state.on_failed = lambda: failures.append(True)
+        state.record([event(0)])
+        os.kill(process_of(config), signal.SIGKILL)
+        with pytest.raises(StorageFailed, match=r"dead \(exit code -9\)"):
+            # The first may still find the pipe open.
+            state.record([event(1)])
+        with pytest.raises(StorageFailed):
+            state.erase("u0").result(TIMEOUT_SECONDS)
+        assert failures == [True]
+        assert memory(state)["u0"] == [("i0", 1_750_000_000)]
+    with opened(open_distant, config) as state:
+        assert state.record([event(0), event(1)]).n_stored == 1
+
+
+def test_a_closed_one_and_one_with_too_many_waiting_refuse(config: StateConfig) -> None:
+    with closing(open_distant(StateConfig(url=config.url, max_waiting_calls=1))) as state:
+        answers: list[Any] = []
+        for number in range(200):
+            state.append(partial(tuple, [event(number)]), 1, answers.append)
+    assert {type(answer).__name__ for answer in answers} == {"Outcome", "Overloaded"}
+    assert len(answers) == 200
+    n_stored = sum(answer.n_stored for answer in answers if not isinstance(answer, Overloaded))
+    assert len(list(read_log(config))) == n_stored
+    with pytest.raises(Unavailable):
+        state.record([event(300)])
+
+
+def test_a_server_goes_on_recommending_without_its_log(bundle_folder: Path, config: StateConfig) -> None:
+    with (
+        serving(bundle_folder, config.url, Path(f"{config.path}.out")) as (_, address),
+        FeedbackClient(address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client,
+        RecommenderClient(address, timeout=TIMEOUT_SECONDS) as recommender,
+    ):
+        client.record([new_event(user_id="u", item_id="i")])
+        os.kill(process_of(config), signal.SIGKILL)
+        with pytest.raises(RemoteError) as refused:
+            client.record([new_event(user_id="u", item_id="i")])
+        assert refused.value.reason == "STORAGE_FAILED"
+        assert recommender.recommend(Request(user_id="u", k=3)).items
+
+
+def process_of(config: StateConfig) -> int:
+    return int(Path(f"{config.path}.lock").read_text())
