@@ -152,11 +152,11 @@ class _KnownItems:
         return self.source.encode([self._known(history) for history in histories], now)
 
     def shares(
-        self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]
-    ) -> NDArray[np.float64] | None:
-        if max(of.max(initial=0), items.max(initial=0)) >= self.n_items:
+        self, history: History, items: NDArray[np.int32], n: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        if items.max(initial=0) >= self.n_items:
             return None
-        return self.source.shares(self._known(history), of, items)
+        return self.source.shares(self._known(history), items, n)
 
     def stats(self) -> dict[str, int]:
         return self.source.stats()

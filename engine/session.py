@@ -97,7 +97,7 @@ class QueryEncoder:
         """Encodes a history of ``length`` times the first item."""
         return self._encode_all([History(np.zeros(length, np.int32), np.zeros(length, np.int64))], 0)
 
-    def shares(self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]) -> None:
+    def shares(self, history: History, items: NDArray[np.int32], n: int) -> None:
         """Returns None: what a network reads is no sum over the items."""
 
     def _encode_padded(

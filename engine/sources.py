@@ -29,11 +29,12 @@ class QuerySource(Protocol):
         ...
 
     def shares(
-        self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]
-    ) -> NDArray[np.float64] | None:
-        """Returns (n_items, n): what the n items ``of`` the history add to the score of each of ``items``.
+        self, history: History, items: NDArray[np.int32], n: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
+        """Returns the ``n`` items of the history, or fewer, that add most to the score of each of ``items``.
 
-        Over the whole history they sum to the score. None where the score is no such sum.
+        Items and shares are (n_items, n), the largest first. All shares of a score sum to it; None where it
+        is no such sum.
         """
         ...
 

@@ -10,8 +10,7 @@ from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.manifest import FoldIn
 from recserve.engine.golden import check_golden, read_golden
 from recserve.errors import BundleInvalid, BundleReason, InvalidRequest
-from recserve.kernels import count_repeats, fold_in, gram_matrix
-from recserve.kernels.foldin import fold_in_shares
+from recserve.kernels import count_repeats, fold_in, fold_in_shares, gram_matrix
 
 
 class UserTable:
@@ -62,10 +61,10 @@ class UserTable:
         return queries
 
     def shares(
-        self, history: History, of: NDArray[np.int32], items: NDArray[np.int32]
-    ) -> NDArray[np.float64] | None:
+        self, history: History, items: NDArray[np.int32], n: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
         """Returns the shares of a fold-in; that of a row equals it where the rows were learned so (ALS)."""
-        return None if self._folder is None else self._folder.shares(history.items, of, items)
+        return None if self._folder is None else self._folder.shares(history.items, items, n)
 
     def stats(self) -> dict[str, int]:
         """Returns nothing: a table has no padding to count."""
@@ -120,20 +119,19 @@ class Folder:
         return self.fold([row[row >= 0] for row in histories])
 
     def shares(
-        self, history: NDArray[np.int32], of: NDArray[np.int32], items: NDArray[np.int32]
-    ) -> NDArray[np.float64]:
-        """Returns (n_items, n): what the items ``of`` the history add to the score of each of ``items``."""
-        distinct, counts = np.unique(history[-self._max_history :], return_counts=True)
-        shares = fold_in_shares(
+        self, history: NDArray[np.int32], items: NDArray[np.int32], n: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Returns which items of the history add most to the scores of ``items``, and how much."""
+        return fold_in_shares(
             self._items,
-            distinct,
-            counts.astype(np.float32) * np.float32(self._parameters.weight),
+            history[-self._max_history :],
+            self._parameters.weight,
             items,
+            n,
             self._parameters.reg,
             reg_exponent=self._parameters.reg_exponent,
             gram=self._gram,
         )
-        return shares[:, np.searchsorted(distinct, of)]
 
     def check_golden(self, data: bytes, name: str) -> None:
         """Raises :class:`BundleInvalid` unless the recorded histories have the recorded embeddings."""

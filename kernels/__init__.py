@@ -13,7 +13,7 @@ from recserve.kernels.cooccurrence import co_occurrences
 from recserve.kernels.diversity import dpp, mmr
 from recserve.kernels.encoding import encode_slate_items
 from recserve.kernels.filters import ItemFilter
-from recserve.kernels.foldin import count_repeats, fold_in, gram_matrix
+from recserve.kernels.foldin import count_repeats, fold_in, fold_in_shares, gram_matrix
 from recserve.kernels.index import ItemIndex, exact_top_k
 from recserve.kernels.nearest import nearest_of
 from recserve.kernels.online import ftrl_steps, linear_steps, linear_widths
@@ -35,6 +35,7 @@ __all__ = [
     "encode_slate_items",
     "exact_top_k",
     "fold_in",
+    "fold_in_shares",
     "ftrl_steps",
     "gram_matrix",
     "linear_steps",

@@ -124,8 +124,9 @@ def check_items(name: str, item_indices: npt.NDArray[np.int32], limit: int) -> n
     """Returns a flat int32 array of item indices, all below ``limit``."""
     if not isinstance(item_indices, np.ndarray) or item_indices.dtype != np.int32 or item_indices.ndim != 1:
         raise InvalidRequest(name, found=kind_of(item_indices), expected="a flat int32 array")
-    bad = np.flatnonzero((item_indices < 0) | (item_indices >= limit))
-    if len(bad):
+    # Below 0 is above all that int32 has.
+    if len(item_indices) and item_indices.view(np.uint32).max() >= limit:
+        bad = np.flatnonzero((item_indices < 0) | (item_indices >= limit))
         expected = f"an item_index from 0 to {limit - 1}"
         raise InvalidRequest(f"{name}[{bad[0]}]", found=int(item_indices[bad[0]]), expected=expected)
     return item_indices

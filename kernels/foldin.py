@@ -8,12 +8,23 @@ import numpy.typing as npt
 from recserve.errors import InvalidRequest
 from recserve.kernels import checks
 from recserve.kernels.checks import Exclude
+from recserve.kernels.equations import (
+    LANES,
+    ROWS,
+    factorise,
+    substitute,
+    subtract,
+    subtract_transposed,
+    whole,
+)
 from recserve.kernels.jit import kernel
 
 Vectors = npt.NDArray[np.float32]
 Gram = npt.NDArray[np.float64]
 
 GRAM_BLOCK = 4096
+# Items of a history whose vectors are in the first-level cache together; a multiple of ROWS.
+BLOCK = 32
 
 
 def fold_in(
@@ -58,27 +69,37 @@ def fold_in(
 
 def fold_in_shares(
     vectors: Vectors,
-    item_indices: npt.NDArray[np.int32],
-    weights: Vectors,
+    history: npt.NDArray[np.int32],
+    weight: float,
     targets: npt.NDArray[np.int32],
+    n: int,
     reg: float,
     *,
     reg_exponent: float = 0.0,
     gram: Gram,
-) -> npt.NDArray[np.float64]:
-    """Returns (n_targets, n): what each item of one history adds to the scores that :func:`fold_in` gives.
+) -> tuple[npt.NDArray[np.int32], Vectors]:
+    """Returns what the ``n`` items of one history that add most add to the scores that :func:`fold_in` gives.
 
-    item_indices, weights: (n,) of the history, each item once · targets: (n_targets,) the scored items. The
-    solution is linear in the right side, a sum over the history: the share of y in the score of t is
-    (1 + w) · tᵀ(YᵀY + Σ w yyᵀ + λ·I)⁻¹y, and each row sums to the score (section 5 of the same paper).
-    The one caller checks the arguments.
+    history: int32, repeats count (weight times so often) · targets: (n_targets,) int32, the scored items ·
+    both results are (n_targets, n or fewer): items of the history, int32, and their shares, float32, the
+    largest first, of equals the item of the lower index. The solution is linear in the right side, a sum over
+    the history: the share of y in the score of t is (1 + w) · tᵀ(YᵀY + Σ w yyᵀ + λ·I)⁻¹y, and all shares
+    sum to the score (section 5 of the same paper). Raises InvalidRequest where an argument does not fit.
     """
-    history, weights64 = vectors[item_indices].astype(np.float64), weights.astype(np.float64)
-    left = gram + (history.T * weights64) @ history
-    left.flat[:: len(left) + 1] += reg * (len(vectors) + weights64.sum()) ** reg_exponent
-    solved = np.linalg.solve(left, vectors[targets].T.astype(np.float64))
-    shares: npt.NDArray[np.float64] = (history @ solved).T * (1.0 + weights64)
-    return shares
+    vectors = checks.check_matrix("vectors", vectors)
+    check_reg(reg, reg_exponent)
+    shape = (len(targets), checks.check_k(n))
+    items, shares = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    gram = checks.read_only(check_gram(gram, vectors.shape[1]))
+    # Histories of a bundle are memory-mapped, those of requests are not: one form for both.
+    history, targets = checks.read_only(history), checks.read_only(targets)
+    n_found = _largest_shares(
+        vectors, gram, history, float(weight), targets, float(reg), float(reg_exponent), items, shares
+    )
+    if n_found < 0:
+        checks.check_items("history", history, len(vectors))
+        checks.check_items("targets", targets, len(vectors))
+    return items[:, :n_found], shares[:, :n_found]
 
 
 def gram_matrix(vectors: Vectors) -> Gram:
@@ -136,53 +157,125 @@ def check_gram(gram: Gram, dim: int) -> Gram:
 
 @kernel
 def _solve_users(vectors, gram, indptr, item_indices, weights, reg, reg_exponent, users):
-    n_items, dim = vectors.shape
-    left, right = np.empty((dim, dim)), np.empty(dim)
-    item, scaled = np.empty(dim), np.empty(dim)
+    dim = vectors.shape[1]
+    width = whole(dim, LANES)
+    matrix, block = np.zeros((width, width + LANES)), np.empty((2, BLOCK, width))
     for user in range(users.shape[0]):
-        if indptr[user] == indptr[user + 1]:
+        start, end = indptr[user], indptr[user + 1]
+        if start == end:
             continue
-        left[:] = gram
-        right[:] = 0.0
-        total_weight = 0.0
-        for position in range(indptr[user], indptr[user + 1]):
-            item_index, weight = item_indices[position], np.float64(weights[position])
-            total_weight += weight
-            for j in range(dim):
-                item[j] = vectors[item_index, j]
-                scaled[j] = weight * item[j]
-                right[j] += item[j] + scaled[j]
-            for i in range(dim):
-                factor = scaled[i]
-                for j in range(i, dim):
-                    left[i, j] += factor * item[j]
-        ridge = reg * (n_items + total_weight) ** reg_exponent
+        _assemble(
+            vectors, gram, item_indices[start:end], weights[start:end], reg, reg_exponent, matrix, block
+        )
+        factorise(matrix, width)
+        substitute(matrix, width)
         for i in range(dim):
-            left[i, i] += ridge
-        _solve_positive(left, right)
-        for i in range(dim):
-            users[user, i] = right[i]
+            users[user, i] = matrix[i, width]
 
 
 @kernel
-def _solve_positive(left, right):
-    """Solves left · x = right in place by Cholesky; reads and overwrites the upper half of ``left``.
+def _largest_shares(vectors, gram, history, weight, targets, reg, reg_exponent, items, shares):
+    """Fills the first columns of ``items`` and ``shares``, one per item of the history.
 
-    Row by row from the top, each subtracted from all rows below it: the innermost loops run along rows,
-    which the compiler turns into vector instructions, while a sum of products it may not reorder.
+    Returns how many; −1 where an index is out of range.
     """
-    dim = right.shape[0]
-    for k in range(dim):
-        inverse = 1.0 / np.sqrt(left[k, k])
-        for j in range(k, dim):
-            left[k, j] *= inverse
-        right[k] *= inverse
-        for i in range(k + 1, dim):
-            factor = left[k, i]
-            right[i] -= factor * right[k]
-            for j in range(i, dim):
-                left[i, j] -= factor * left[k, j]
-    for i in range(dim - 1, -1, -1):
-        right[i] /= left[i, i]
-        for j in range(i):
-            right[j] -= left[j, i] * right[i]
+    for indices in (history, targets):
+        for item in indices:
+            if item < 0 or item >= vectors.shape[0]:
+                return -1
+    distinct = np.sort(history)
+    weights = np.zeros(distinct.shape[0], np.float32)
+    n_distinct = 0
+    for item in distinct:
+        if n_distinct == 0 or distinct[n_distinct - 1] != item:
+            distinct[n_distinct] = item
+            n_distinct += 1
+        weights[n_distinct - 1] += np.float32(1.0)
+    distinct, weights = distinct[:n_distinct], weights[:n_distinct]
+    weights *= np.float32(weight)
+
+    dim, n_targets = vectors.shape[1], targets.shape[0]
+    width, n_right = whole(dim, LANES), whole(max(1, n_targets), LANES)
+    matrix, block = np.zeros((width, width + n_right)), np.empty((2, BLOCK, width))
+    _assemble(vectors, gram, distinct, weights, reg, reg_exponent, matrix, block)
+    for t in range(n_targets):
+        for i in range(dim):
+            matrix[i, width + t] = vectors[targets[t], i]
+    factorise(matrix, width)
+    substitute(matrix, width)
+
+    near, products = block[0], np.zeros((whole(n_distinct, BLOCK), n_right))
+    for start in range(0, n_distinct, BLOCK):
+        count = min(BLOCK, n_distinct - start)
+        _gather(vectors, distinct, start, count, near)
+        for row in range(0, count, ROWS):
+            for column in range(0, n_right, LANES):
+                subtract(products, start + row, column, near, row, 0, matrix, 0, width + column, width)
+        for row in range(start, start + count):
+            for column in range(n_right):
+                products[row, column] *= -(1.0 + weights[row])
+    n_found = min(n_distinct, items.shape[1])
+    _take_largest(products, distinct, n_found, items, shares)
+    return n_found
+
+
+@kernel
+def _take_largest(products, distinct, n, items, shares):
+    """Moves the ``n`` largest of each column to a row of ``shares``: all at once, no branch to guess."""
+    n_columns = products.shape[1]
+    largest, places = np.empty(n_columns), np.empty(n_columns, np.int64)
+    for rank in range(n):
+        largest[:] = -np.inf
+        places[:] = 0
+        for row in range(distinct.shape[0]):
+            for column in range(n_columns):
+                value, before = products[row, column], largest[column]
+                largest[column] = value if value > before else before
+                places[column] = row if value > before else places[column]
+        for column in range(items.shape[0]):
+            place = places[column]
+            items[column, rank], shares[column, rank] = distinct[place], largest[column]
+            products[place, column] = -np.inf
+
+
+@kernel
+def _assemble(vectors, gram, item_indices, weights, reg, reg_exponent, matrix, block):
+    """Writes YᵀY + Σ w yyᵀ + λ·I and, in the first column right of it, Σ (1 + w) y."""
+    n_items, dim = vectors.shape
+    width = matrix.shape[0]
+    near, scaled = block[0], block[1]
+    matrix[:] = 0.0
+    for i in range(dim):
+        for j in range(i, dim):
+            matrix[i, j] = gram[i, j]
+    total_weight = 0.0
+    for start in range(0, item_indices.shape[0], BLOCK):
+        count = min(BLOCK, item_indices.shape[0] - start)
+        _gather(vectors, item_indices, start, count, near)
+        for row in range(count):
+            weight = np.float64(weights[start + row])
+            total_weight += weight
+            for i in range(width):
+                # What is subtracted is added.
+                scaled[row, i] = -weight * near[row, i]
+                matrix[i, width] += near[row, i] - scaled[row, i]
+        for row in range(0, width, ROWS):
+            for column in range(row // LANES * LANES, width, LANES):
+                subtract_transposed(matrix, row, column, scaled, 0, row, near, 0, column, count)
+    ridge = reg * (n_items + total_weight) ** reg_exponent
+    for i in range(dim):
+        matrix[i, i] += ridge
+    for i in range(dim, width):
+        matrix[i, i] = 1.0
+
+
+@kernel
+def _gather(vectors, item_indices, start, count, near):
+    """Copies the vectors of ``count`` items to ``near``, zeros beyond their end and below, up to a tile."""
+    dim = vectors.shape[1]
+    for row in range(count):
+        item = item_indices[start + row]
+        for i in range(dim):
+            near[row, i] = vectors[item, i]
+        near[row, dim:] = 0.0
+    near[count : whole(count, ROWS)] = 0.0

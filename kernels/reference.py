@@ -69,6 +69,27 @@ def fold_in(
     return users
 
 
+def fold_in_shares(
+    vectors: Scores,
+    history: npt.NDArray[np.int32],
+    weight: float,
+    targets: npt.NDArray[np.int32],
+    n: int,
+    reg: float,
+    *,
+    reg_exponent: float = 0.0,
+    gram: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.int32], Scores]:
+    """Inverts the whole matrix and sorts all shares: the twin of recserve.kernels.fold_in_shares."""
+    distinct, counts = np.unique(history, return_counts=True)
+    items, weights = vectors.astype(np.float64), counts * np.float64(np.float32(weight))
+    ridge = reg * (len(items) + weights.sum()) ** reg_exponent
+    left = gram + (items[distinct].T * weights) @ items[distinct] + ridge * np.eye(items.shape[1])
+    shares = items[targets] @ np.linalg.inv(left) @ items[distinct].T * (1.0 + weights)
+    order = np.argsort(-shares, axis=1, kind="stable")[:, :n]
+    return distinct[order], np.take_along_axis(shares, order, axis=1).astype(np.float32)
+
+
 def count_repeats(interactions: Exclude) -> tuple[Exclude, Scores]:
     """Counts one user at a time: the twin of recserve.kernels.count_repeats."""
     indptr, item_indices = interactions

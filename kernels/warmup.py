@@ -11,7 +11,7 @@ from recserve.kernels.calibrated import Categories, calibrated
 from recserve.kernels.checks import read_only
 from recserve.kernels.diversity import dpp, mmr, unit_scores
 from recserve.kernels.encoding import encode_slate_items
-from recserve.kernels.foldin import fold_in
+from recserve.kernels.foldin import fold_in, fold_in_shares, gram_matrix
 from recserve.kernels.index import ItemIndex
 from recserve.kernels.nearest import nearest_of
 from recserve.kernels.padding import pad_lists, split_lengths
@@ -45,6 +45,8 @@ def warmup() -> None:
     nearest_of(vectors, np.array([0], np.int32), np.array([1, 2], np.int32), 2)
     fold_in(vectors, lists, np.ones(1, np.float32), reg=1.0)
     pad_lists(lists[1], lists[0][1:], split_lengths(lists[0][1:], 1.0)[0], 2)
+    few = np.array([0], np.int32)
+    fold_in_shares(vectors, few, 1.0, few, 1, reg=1.0, gram=gram_matrix(vectors))
     read_only_offsets, read_only_bytes = read_only(np.arange(4)), read_only(np.zeros(3, np.uint8))
     encode_slate_items(read_only_offsets, read_only_bytes, candidates, scores, np.array([2, 2, 2]))
 

@@ -33,6 +33,8 @@ N_FAST = 3
 
 Items = NDArray[np.int32]
 Scores = NDArray[np.float32]
+# The method, and for each item of the slate (n, m) items of the history and their values, largest first.
+Contributions = tuple[str, Items, Scores]
 
 
 def explain(batch: Batch, rows: Sequence[int]) -> None:
@@ -49,27 +51,40 @@ def _explain(batch: Batch, i: int) -> Explained:
     # A number per item is popularity, whoever asks.
     knows_users = has_directions(batch.loaded.bundle)
     marks = _marks(batch, i, items, popular=source in (SOURCE_SEGMENT, SOURCE_POPULARITY) or not knows_users)
-    history = _newest(batch.resolved[i].history.items, batch.loaded.bundle.manifest.inputs.max_history)
+    base = scores.astype(np.float64)
     is_model = knows_users and i in batch.model_rows
     exact = batch.requests[i].explain == EXPLAIN_EXACT
-    if not len(items) or not len(history) or not (is_model or (exact and i in batch.objectives)):
-        return Explained(scores.astype(np.float64), marks)
-    base = scores.astype(np.float64)
-    values = _leave_one_out(batch, i, items, history) if exact else _shares(batch, i, items, history)
-    if exact and values is None:
+    has_history = len(batch.resolved[i].history.items) > 0
+    if not len(items) or not has_history or not (is_model or (exact and i in batch.objectives)):
+        return Explained(base, marks)
+    found = (_leave_one_out if exact else _fast)(batch, i, items)
+    if found is None:
         warning = "this model has no score for a history that it has not seen: explanations have no numbers"
         return Explained(base, marks, warnings=(warning,))
-    if values is None:
-        places, cosines = nearest_of(batch.loaded.bundle.item_embeddings, items, history, N_FAST)
-        return Explained(base, marks, SIMILARITY, history[places], cosines)
-    order = np.argsort(-values, axis=1, kind="stable")[:, : len(history) if exact else N_FAST]
-    values = np.take_along_axis(values, order, axis=1).astype(np.float32)
-    base -= values.sum(axis=1, dtype=np.float64)
-    return Explained(base, marks, LEAVE_ONE_OUT if exact else SHARE, history[order], values)
+    method, history, values = found
+    if method != SIMILARITY:
+        base -= values.sum(axis=1, dtype=np.float64)
+    return Explained(base, marks, method, history, values)
 
 
-def _newest(items: Items, max_history: int) -> Items:
-    """Returns the items that the model sees, each once, the newest first."""
+def _fast(batch: Batch, i: int, items: Items) -> Contributions:
+    """Returns what items of the history add to the scores of ``items``; else how alike the nearest are.
+
+    What a ranker makes of the score is not the sum that the source knows.
+    """
+    loaded, history = batch.loaded, batch.resolved[i].history
+    if i not in batch.objectives:
+        found = loaded.sources[batch.variant].shares(history, items, N_FAST)
+        if found is not None:
+            return SHARE, *found
+    newest = _newest(batch, i)
+    places, cosines = nearest_of(loaded.bundle.item_embeddings, items, newest, N_FAST)
+    return SIMILARITY, newest[places], cosines
+
+
+def _newest(batch: Batch, i: int) -> Items:
+    """Returns the items of the history that the model sees, each once, the newest first."""
+    items, max_history = batch.resolved[i].history.items, batch.loaded.bundle.manifest.inputs.max_history
     seen = dict.fromkeys(items[-min(max_history, MAX_EVENTS) :][::-1].tolist())
     return np.array(list(seen)[:MAX_ITEMS], np.int32)
 
@@ -90,28 +105,22 @@ def _marks(batch: Batch, i: int, items: Items, *, popular: bool) -> dict[ReasonC
     return marks
 
 
-def _shares(batch: Batch, i: int, items: Items, history: Items) -> NDArray[np.floating] | None:
-    """Returns (n, m): what each of ``history`` adds to the scores of ``items``; None where they are no sum.
-
-    What a ranker makes of the score is not the sum that the source knows.
-    """
-    if i in batch.objectives:
-        return None
-    return batch.loaded.sources[batch.variant].shares(batch.resolved[i].history, history, items)
-
-
-def _leave_one_out(batch: Batch, i: int, items: Items, history: Items) -> Scores | None:
-    """Returns (n, m): what the score of each of ``items`` loses without each item of ``history``.
+def _leave_one_out(batch: Batch, i: int, items: Items) -> Contributions | None:
+    """Returns what the score of each of ``items`` loses without each item of the history, the largest first.
 
     None where the model cannot tell. All histories go through the model in one run.
     """
-    whole = batch.resolved[i].history
+    newest, whole = _newest(batch, i), batch.resolved[i].history
     histories = [History(whole.items, whole.timestamps)]
-    for item in history.tolist():
+    for item in newest.tolist():
         kept = whole.items != item
         histories.append(History(whole.items[kept], whole.timestamps[kept]))
     scores = _scores(batch, i, histories, items)
-    return None if scores is None else (scores[:1] - scores[1:]).T
+    if scores is None:
+        return None
+    lost = (scores[:1] - scores[1:]).T
+    order = np.argsort(-lost, axis=1, kind="stable")
+    return LEAVE_ONE_OUT, newest[order], np.take_along_axis(lost, order, axis=1).astype(np.float32)
 
 
 def _scores(batch: Batch, i: int, histories: list[History], items: Items) -> Scores | None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recserve.errors import InvalidRequest
-from recserve.kernels import count_repeats, fold_in, gram_matrix, reference
+from recserve.kernels import count_repeats, fold_in, fold_in_shares, gram_matrix, reference
 
 
 def problem(seed: int, n_items: int, dim: int, n_users: int) -> Any:
@@ -21,7 +21,7 @@ def problem(seed: int, n_items: int, dim: int, n_users: int) -> Any:
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 6), st.integers(0, 4))
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 20), st.integers(0, 4))
 def test_equals_the_reference(seed: int, n_items: int, dim: int, n_users: int) -> None:
     arguments = problem(seed, n_items, dim, n_users)
     for reg_exponent in (0.0, 0.5, 1.0):
@@ -42,6 +42,44 @@ def test_repeats_are_counted_as_the_reference_counts_them(histories: list[list[i
     np.testing.assert_array_equal(found_items, items)
     np.testing.assert_array_equal(found_counts, counts)
     assert (found_indptr.dtype, found_items.dtype, found_counts.dtype) == (np.int64, np.int32, np.float32)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 20), st.integers(1, 12), st.integers(1, 90))
+def test_shares_are_those_of_the_reference_and_sum_to_the_score(
+    seed: int, n_items: int, dim: int, n_targets: int, n_events: int
+) -> None:
+    """Widths that fill no tile, histories of several blocks, items that stand there twice."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n_items, dim)).astype(np.float32)
+    history = rng.integers(0, n_items, n_events).astype(np.int32)
+    targets = rng.integers(0, n_items, n_targets).astype(np.int32)
+    gram = gram_matrix(vectors)
+    interactions, counts = count_repeats((np.array([0, n_events]), history))
+    for exponent in (0.0, 0.7):
+        asked: dict[str, Any] = {"reg": 0.3, "reg_exponent": exponent, "gram": gram}
+        items, shares = fold_in_shares(vectors, history, 2.5, targets, n_events, **asked)
+        expected_items, expected = reference.fold_in_shares(vectors, history, 2.5, targets, n_events, **asked)
+        np.testing.assert_allclose(shares, expected, atol=1e-5)
+        assert (items.dtype, items.shape) == (np.int32, expected_items.shape)
+        assert all(set(row) == set(history) for row in items.tolist())
+        [user] = fold_in(vectors, interactions, counts * np.float32(2.5), **asked)
+        np.testing.assert_allclose(shares.sum(axis=1), vectors[targets] @ user, atol=1e-4)
+        best, largest = fold_in_shares(vectors, history, 2.5, targets, 2, **asked)
+        np.testing.assert_array_equal(best, items[:, :2])
+        np.testing.assert_array_equal(largest, shares[:, :2])
+
+
+def test_shares_of_nothing_are_none_and_of_unknown_items_refused() -> None:
+    vectors, nothing, one = np.eye(3, dtype=np.float32), np.empty(0, np.int32), np.array([2], np.int32)
+    for history, targets, shape in ((nothing, one, (1, 0)), (one, nothing, (0, 1))):
+        items, shares = fold_in_shares(vectors, history, 1.0, targets, 3, 0.1, gram=gram_matrix(vectors))
+        assert (items.shape, shares.shape) == (shape, shape)
+    for bad in (-1, 3):
+        wrong = np.array([1, bad], np.int32)
+        for name, history, targets in (("history", wrong, one), ("targets", one, wrong)):
+            with pytest.raises(InvalidRequest, match=rf"{name}\[1\] is {bad}; expected an item_index"):
+                fold_in_shares(vectors, history, 1.0, targets, 3, 0.1, gram=gram_matrix(vectors))
 
 
 def test_a_gram_matrix_given_changes_nothing() -> None:
