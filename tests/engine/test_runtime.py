@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from recserve.engine import Engine, Request, recorded, runtime
+from recserve.engine.batch_policy import BatcherConfig
 from recserve.engine.bundle import open_bundle
 from recserve.engine.config import EngineConfig, SessionConfig
 from recserve.engine.recorded import RecordedSession
@@ -28,6 +29,8 @@ from recserve.engine.runtime import (
     session_kind,
     with_options,
 )
+from recserve.engine.server.open_inference.describe import model_config
+from recserve.engine.server.open_inference.models import ServedModel
 from recserve.engine.session import QueryEncoder
 from recserve.errors import ConfigError
 
@@ -71,6 +74,8 @@ def test_a_gpu_that_does_not_work_is_given_up_once_and_visibly(
     ):
         runtime = engine.loaded.runtime
         assert engine.recommend(Request(user_id=engine.user_ids()[0])).source == "model"
+        described = model_config(ServedModel("shop", {"1": engine}), BatcherConfig()).parameters
+    assert (described["device"].string_value, described["degraded"].string_value) == ("cpu", "true")
     assert set(runtime.providers.values()) == {CPU_PROVIDER}
     assert (runtime.device, runtime.fell_back) == ("cpu", True)
     [line] = [line for line in logs if line["event"].startswith("GPU does not work")]

@@ -94,6 +94,7 @@ def _properties(engine: Engine) -> dict[str, str]:
         "variants": ",".join(sorted(manifest.variants)),
         "default_variant": manifest.default_variant,
         "device": engine.loaded.runtime.device,
+        "degraded": str(engine.loaded.runtime.fell_back).lower(),
         "default_k": str(DEFAULT_K),
         "max_k": str(engine.config.max_k),
         "max_history": str(engine.config.max_history),
