@@ -28,30 +28,41 @@ NONE: Found = (np.empty(0, np.float32), np.empty(0, np.int32))
 N_LIKED = 3
 
 
+def quotas_of(batch: Batch, i: int) -> dict[str, float]:
+    """Returns how several sources share the candidates of row ``i``; empty for one source."""
+    plan = batch.resolved[i].plan
+    return {} if plan is None else dict(plan.recipe.quotas)
+
+
 def mix(batch: Batch, rows: Sequence[int]) -> None:
     """Merges what each of ``rows`` has found with what other sources bring, where it has quotas.
 
     The candidates of a row get one scale of scores: the model's, or that of its cold start.
     """
     for i in rows:
-        plan = batch.resolved[i].plan
-        if plan is not None and plan.recipe.quotas:
-            _mix(batch, i, dict(plan.recipe.quotas))
+        if quotas_of(batch, i):
+            origins = batch.origins[i] = merge(bring(batch, i), n_merged(batch, i))
+            batch.found[i] = (batch.found[i][0], scores_of(batch, i, origins.items), origins.items)
 
 
-def _mix(batch: Batch, i: int, quotas: dict[str, float]) -> None:
+def n_merged(batch: Batch, i: int) -> int:
+    """How many candidates the sources of row ``i`` have together, with none to spare."""
+    return batch.n_wanted(i) - batch.n_spare
+
+
+def bring(batch: Batch, i: int, n_spare: int = 0) -> list[Source]:
+    """Returns what the sources of row ``i`` have for it, each ``n_spare`` more than are merged."""
     base, scores, items = batch.found[i]
-    n, real = batch.n_wanted(i) - batch.n_spare, items >= 0
+    quotas, n, real = quotas_of(batch, i), n_merged(batch, i), items >= 0
     # A cold start stands in for the model.
     own = quotas.pop(SOURCE_MODEL, 0.0)
     own += quotas.pop(base, 0.0)
     total = own + sum(quotas.values())
     sources = [Source(base, own, scores[real], items[real])]
     for name, quota in quotas.items():
-        sources.append(Source(name, quota, *_bring(batch, i, name, n, math.ceil(n * quota / total))))
-    origins = merge(sources, n)
-    batch.origins[i] = origins
-    batch.found[i] = (base, scores_of(batch, i, origins.items), origins.items)
+        found = _bring(batch, i, name, n + n_spare, math.ceil(n * quota / total))
+        sources.append(Source(name, quota, *found))
+    return sources
 
 
 def cold_start(batch: Batch, i: int) -> tuple[str, FixedRanking | TextRanking]:

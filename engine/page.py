@@ -7,13 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.batch import Batch
+from recserve.engine.mixing import bring, n_merged, quotas_of, scores_of
 from recserve.engine.optional_stages import Rows, rows_of_stages
 from recserve.engine.pipeline import assemble, find, finish, mix_rows, rank, timed
 from recserve.engine.ranked import Ranked
 from recserve.engine.slate.plan import NO_ITEMS
+from recserve.engine.slate.quotas import Source, merge
 from recserve.engine.slate.rerank import left_beside
 from recserve.engine.state.history import HistoryStore
-from recserve.engine.types import DEGRADED_RANK, Request
+from recserve.engine.types import DEGRADED_RANK, SOURCE_EXPLORE, Request
 from recserve.errors import InvalidRequest
 
 # By attribute, how many items of one value all rows have together.
@@ -42,40 +44,37 @@ def run_page(batch: Batch, store: HistoryStore, caps: PageCaps) -> list[Ranked]:
     ahead = _rank_ahead(batch, wanting)
     on_page = NO_ITEMS
     for i in rows:
+        _exclude(batch, i, on_page)
         _leave_out(batch, i, on_page, ahead.get(i))
-        mix_rows(batch, [i])
+        if i not in ahead:
+            mix_rows(batch, [i])
         finish(batch, [i], {stage: [i] if i in of else [] for stage, of in wanting.items()})
         items = batch.found[i][2][: batch.resolved[i].k]
         on_page = np.concatenate([on_page, items[items >= 0]])
     return timed(batch, "assemble", lambda: assemble(batch, on_page))
 
 
-def _rank_ahead(batch: Batch, wanting: Rows) -> dict[int, NDArray[np.int32]]:
-    """Ranks the candidates of all rows in one inference, and returns them in the order of retrieval, by row.
+def _rank_ahead(batch: Batch, wanting: Rows) -> dict[int, list[Source]]:
+    """Ranks the candidates of all rows in one inference, and returns what their sources brought, by row.
 
-    Rows with quotas wait: what other sources bring depends on the rows before.
+    Rows that explore wait: what chance draws depends on what the rows before them left.
     """
-    rows = [i for i in wanting[DEGRADED_RANK] if not _has_quotas(batch, i)]
-    if not rows:
-        return {}
+    rows = [i for i in wanting[DEGRADED_RANK] if SOURCE_EXPLORE not in quotas_of(batch, i)]
     wanting[DEGRADED_RANK] = [i for i in wanting[DEGRADED_RANK] if i not in rows]
-    found = {i: batch.found[i][2] for i in rows}
-    timed(batch, "rank", lambda: rank(batch, rows), len(rows))
-    return found
+    brought = timed(batch, "retrieve", lambda: {i: bring(batch, i, batch.n_spare) for i in rows})
+    for i in rows:
+        if len(brought[i]) > 1:
+            every = np.unique(np.concatenate([source.items for source in brought[i]]))
+            batch.found[i] = (batch.found[i][0], scores_of(batch, i, every), every)
+    if rows:
+        timed(batch, "rank", lambda: rank(batch, rows), len(rows))
+    return brought
 
 
-def _has_quotas(batch: Batch, i: int) -> bool:
-    plan = batch.resolved[i].plan
-    return plan is not None and bool(plan.recipe.quotas)
-
-
-def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32], retrieved: NDArray[np.int32] | None) -> None:
-    """Takes the items ``shown`` (m,) from what row ``i`` may have, and the candidates that were spare.
-
-    ``retrieved``: the candidates in the order in which the spare ones are last, where they are ranked.
-    """
-    resolved, (source, scores, items) = batch.resolved[i], batch.found[i]
-    plan, page = resolved.plan, batch.page_caps
+def _exclude(batch: Batch, i: int, shown: NDArray[np.int32]) -> None:
+    """Takes the items ``shown`` (m,) from what row ``i`` may have."""
+    resolved, page = batch.resolved[i], batch.page_caps
+    plan = resolved.plan
     if plan is not None and plan.pins:
         kept_out = np.concatenate([resolved.kept_out, shown])
         plan = batch.loaded.planner.plan(batch.requests[i], resolved.allowed, kept_out)
@@ -84,7 +83,25 @@ def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32], retrieved: NDArra
     warnings = resolved.warnings if plan is None else tuple(dict.fromkeys(resolved.warnings + plan.warnings))
     exclude = np.concatenate([resolved.exclude, shown])
     batch.resolved[i] = replace(resolved, exclude=exclude, plan=plan, warnings=warnings)
-    order = items if retrieved is None else retrieved
-    kept = order[~np.isin(order, shown)][: batch.n_wanted(i) - batch.n_spare]
+
+
+def _leave_out(batch: Batch, i: int, shown: NDArray[np.int32], brought: Sequence[Source] | None) -> None:
+    """Takes the items ``shown`` (m,) and the spare ones from the candidates of row ``i``.
+
+    ``brought``: where they come from, if they are ranked by now.
+    """
+    source, scores, items = batch.found[i]
+    n = n_merged(batch, i)
+    if brought is None or not quotas_of(batch, i):
+        order = items if brought is None else brought[0].items
+        kept = order[~np.isin(order, shown)][:n]
+    else:
+        left = [
+            one._replace(scores=one.scores[is_left], items=one.items[is_left])
+            for one in brought
+            for is_left in [~np.isin(one.items, shown)]
+        ]
+        origins = batch.origins[i] = merge(left, n)
+        kept = origins.items
     is_kept = np.isin(items, kept)
     batch.found[i] = (source, scores[is_kept], items[is_kept])

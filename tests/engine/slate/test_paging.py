@@ -3,6 +3,7 @@
 import base64
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +232,25 @@ def test_the_rows_of_a_page_are_ranked_in_one_inference(
         return predict(*arguments)
 
     monkeypatch.setattr(RankStage, "predict", counted)
-    two_stages.recommend_page({f"row {i}": Request(user_id=user_of(two_stages, i), k=5) for i in range(1, 5)})
-    assert calls == [4]
+    mixed = Rules(quotas={"model": 2, "similar": 1, "popularity": 1}, candidates=20)
+    drawn = Rules(quotas={"model": 1, "explore": 1}, candidates=20)
+    rules = {1: None, 2: mixed, 3: mixed, 4: Rules(quotas={"model": 1}), 5: mixed, 6: drawn}
+    rows = {
+        f"row {i}": Request(user_id=user_of(two_stages, i), k=5, rules=one, seed=i)
+        for i, one in rules.items()
+    }
+    page = two_stages.recommend_page(rows)
+    # What chance draws depends on the rows before.
+    assert calls == [5, 1]
+    before: list[str] = []
+    for title, row in rows.items():
+        alone = two_stages.recommend(replace(row, exclude=before))
+        assert ids_of(page[title]) == ids_of(alone)
+        assert [item.source for item in page[title].items] == [item.source for item in alone.items]
+        retrieval = [item.retrieval_score for item in alone.items]
+        assert [item.retrieval_score for item in page[title].items] == pytest.approx(retrieval, abs=1e-4)
+        before += ids_of(alone)
+    assert {item.source for i in (2, 3, 5) for item in page[f"row {i}"].items} > {"model"}
 
 
 def test_more_of_a_row_repeats_nothing_of_the_page(shop: Engine) -> None:
