@@ -161,11 +161,12 @@ def judge(
         # One session in turns with itself: the same, by definition.
         pair = {EXACT: exact_session} if is_exact else {EXACT: exact_session, name: graph.session(folder)}
         timed = [[*timings(pair, inputs[rows]).values()] for rows in BATCH_SIZES]
+        resident = resident_bytes(graph.data, inputs[BATCH_SIZES[-1]], graph.parts, folder)
         measured = compare(
             reference,
             found,
             (exact.item_embeddings, graph.item_embeddings),
-            bytes_and_resident=(graph.size_bytes, resident_bytes(graph, folder, inputs[BATCH_SIZES[-1]])),
+            bytes_and_resident=(graph.size_bytes, resident),
             exact_bytes=exact.size_bytes,
             one=(timed[0][0], timed[0][-1]),
             many=(timed[1][0], timed[1][-1]),

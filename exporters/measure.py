@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import layout
 from recserve.errors import CheckFailed
 from recserve.exporters.gate import Measured, paired_loss
-from recserve.exporters.onnx_graph import EncoderGraph
 from recserve.exporters.parity import BATCH, TOP, Encode
 from recserve.exporters.quantise import Inputs
 from recserve.training import metrics
@@ -88,17 +88,18 @@ def full_length(inputs: Inputs, n_rows: int, length: int) -> Inputs:
     return filled
 
 
-def resident_bytes(graph: EncoderGraph, folder: Path, inputs: Inputs) -> float:
+def resident_bytes(graph: bytes, inputs: Inputs, parts: Iterable[str] = (), folder: Path = Path()) -> float:
     """Returns the bytes that loading and running ``graph`` adds to a fresh process.
 
-    ``folder`` has the item table's files. Raises :class:`CheckFailed` where the process fails.
+    ``parts``: of the item table that it reads, whose files are in ``folder``. Raises :class:`CheckFailed`
+    where the process fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
         path, record = Path(scratch, "graph.onnx"), Path(scratch, "inputs.npz")
-        path.write_bytes(graph.data)
+        path.write_bytes(graph)
         np.savez(record, **inputs)  # type: ignore[arg-type]
         command = [sys.executable, "-m", "recserve.exporters.resident", str(path), str(folder), str(record)]
-        command += graph.parts
+        command += parts
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckFailed(

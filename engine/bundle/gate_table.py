@@ -47,12 +47,14 @@ def ranker_gate(manifest: Manifest) -> list[str]:
     ranker = manifest.ranker
     if ranker is None or "auc_loss" not in ranker.gate:
         return []
-    gate = ranker.gate
+    gate = defaultdict(lambda: float("nan"), ranker.gate)
     return [
         f"ranker {ranker.model} as {ranker.form}: AUC {gate['auc']:.4f}, lost {gate['auc_loss']:+.4f} "
-        f"({gate['auc_loss_low']:+.4f} to {gate['auc_loss_high']:+.4f}, 95 %), largest logit error "
-        f"{gate['max_logit_error']:.1e}; {gate['size_ratio']:.2f} of fp32's bytes; "
-        f"{gate['p50_batch1_ms']:.3f} and {gate['p50_batch32_ms']:.2f} ms for 1 and 32 requests, speed-up "
+        f"({gate['auc_loss_low']:+.4f} to {gate['auc_loss_high']:+.4f}, 95 %), same top 10 "
+        f"{gate['top10_overlap']:.3f}, largest logit error {gate['max_logit_error']:.1e}; "
+        f"{gate['size_ratio']:.2f} of fp32's bytes, {gate['resident_bytes'] / 1e6:.1f} MB of memory; "
+        f"{gate['p50_batch1_ms']:.3f} and {gate['p50_batch32_ms']:.2f} ms for 1 and 32 requests (p99 "
+        f"{gate['p99_batch1_ms']:.3f} and {gate['p99_batch32_ms']:.2f}), speed-up "
         f"{gate['speedup_batch1']:.2f}× and {gate['speedup_batch32']:.2f}×"
     ]
 

@@ -25,11 +25,15 @@ EQUAL = RankerMeasured(
     auc_loss=0.0,
     auc_loss_low=0.0,
     auc_loss_high=0.0,
+    top10_overlap=1.0,
     max_logit_error=0.0,
     size_bytes=1000,
     size_ratio=1.0,
+    resident_bytes=5000,
     p50_batch1_ms=1.0,
+    p99_batch1_ms=2.0,
     p50_batch32_ms=10.0,
+    p99_batch32_ms=20.0,
     speedup_batch1=1.0,
     speedup_batch32=1.0,
 )
@@ -105,6 +109,9 @@ def test_a_smaller_ranker_is_measured_served_and_shown(
     assert entry.form == "fp16"
     assert {field.name for field in dataclasses.fields(RankerMeasured)} <= set(entry.gate)
     assert entry.gate["size_ratio"] < 0.95
+    assert 0.9 < entry.gate["top10_overlap"] <= 1
+    assert entry.gate["resident_bytes"] > 1e5
+    assert entry.gate["p50_batch32_ms"] <= entry.gate["p99_batch32_ms"]
     with Engine.load(folder) as engine:
         slate = engine.recommend(Request(user_id=engine.user_ids()[0], k=5, predict="click"))
         assert len(slate.items) == 5
