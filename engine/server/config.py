@@ -47,6 +47,10 @@ class ServerConfig:
     """Calls that one connection may have open; its client waits with more. It learns that when it has
     connected: what it sends beyond it until then is refused (UNAVAILABLE)."""
 
+    max_pending: int = 8192
+    """Calls over grpcio that have arrived and wait to be read, some 17 kB each, those that were taken back at
+    once (HTTP/2 rapid reset) included. The core refuses more, whoever asks, as bare CANCELLED."""
+
     connection_age_seconds: float = 0.0
     """After so long (give or take a tenth) a client over grpcio is asked to connect again, which spreads
     callers over servers that were added; its streams get half a minute. 0: never."""
@@ -99,6 +103,7 @@ class ServerConfig:
             "max_in_flight",
             "max_connections",
             "max_streams",
+            "max_pending",
             "default_deadline_ms",
             "max_message_bytes",
         ):

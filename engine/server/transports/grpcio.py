@@ -20,10 +20,6 @@ from recserve.engine.server.transports import guard_socket
 from recserve.engine.wire.status import grpc_code, pushback_of, trailer_of
 from recserve.errors import ConfigError
 
-# The core drops calls at random beyond 1000 pending ones, as bare CANCELLED. Admission is ours, with a
-# status that says so, hence these stand above it: it takes more than a second to say so to as many. A
-# pending call takes some 17 kB, also one that was taken back at once.
-MAX_PENDING_REQUESTS = 8_192
 # Who has asked nothing for so long connects again when it does.
 IDLE_SECONDS = 300
 # A peer that is gone without a word is noticed by a ping that nobody answers.
@@ -107,8 +103,10 @@ def _options(config: ServerConfig, reuse_port: bool) -> list[tuple[str, int]]:
         "grpc.keepalive_permit_without_calls": 1,
         # The chain refuses what is over the limit; a byte more lets it see that.
         "grpc.max_receive_message_length": config.max_message_bytes + 1,
-        "grpc.server.max_pending_requests": MAX_PENDING_REQUESTS,
-        "grpc.server.max_pending_requests_hard_limit": MAX_PENDING_REQUESTS,
+        # Between the two the core drops calls at random. Admission is ours, with a status that says so: as
+        # many as may wait by default hear that after more than a second.
+        "grpc.server.max_pending_requests": config.max_pending,
+        "grpc.server.max_pending_requests_hard_limit": config.max_pending,
     }
     if config.connection_age_seconds:
         options["grpc.max_connection_age_ms"] = int(config.connection_age_seconds * 1000)

@@ -22,8 +22,9 @@ from tests.engine.server.raw_http2 import RawConnection, continuation, ping, res
 
 TIMEOUT_SECONDS = 60.0
 MAX_CONNECTIONS = 40
-# grpcio keeps 17 kB of each call that waits to be read, of at most 8192.
+# grpcio keeps 17 kB of each call that waits to be read, of at most 8192 by default.
 MAX_MORE_BYTES = 240 << 20
+FEW_PENDING, FEW_MORE_BYTES = 512, 64 << 20
 MAX_MORE_FILES = 8
 
 
@@ -53,22 +54,29 @@ def server(
 ) -> Iterator[ServerProcess]:
     if request.param == "native":
         pytest.importorskip("pygrpc_native")
-    command = [sys.executable, "-m", "recserve.engine.cli", "serve", str(bundle_folder), "--port", "0"]
     log = tmp_path_factory.mktemp("network") / "server.log"
-    environment = {**os.environ, "RECSERVE__SERVER__MAX_CONNECTIONS": str(MAX_CONNECTIONS)}
+    with serving(bundle_folder, str(request.param), log, MAX_CONNECTIONS=MAX_CONNECTIONS) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def serving(bundle_folder: Path, transport: str, log: Path, **limits: int) -> Iterator[ServerProcess]:
+    """A server with settings of the section [server]; it must be there at the end, without a traceback."""
+    command = [sys.executable, "-m", "recserve.engine.cli", "serve", str(bundle_folder), "--port", "0"]
+    settings = {f"RECSERVE__SERVER__{name}": str(value) for name, value in limits.items()}
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            [*command, "--transport", str(request.param)],
+            [*command, "--transport", transport],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment,
+            env={**os.environ, **settings},
         ) as process,
     ):
         try:
             assert process.stdout is not None
-            server = ServerProcess(str(request.param), process.stdout.readline().strip(), process.pid)
+            server = ServerProcess(transport, process.stdout.readline().strip(), process.pid)
             assert server.answers()
             yield server
             assert process.poll() is None
@@ -105,6 +113,19 @@ def test_a_hundred_thousand_streams_that_are_taken_back_cost_no_more_memory(serv
         with RawConnection(server.address) as raw, contextlib.suppress(OSError):
             for i in range(10_000):
                 raw.send(raw.headers() + reset(2 * i + 1))
+
+
+def test_streams_that_are_taken_back_cost_as_much_memory_as_may_wait_to_be_read(
+    server: ServerProcess, bundle_folder: Path, tmp_path: Path
+) -> None:
+    if server.transport == "native":
+        pytest.skip("nothing waits in its front")
+    with serving(bundle_folder, "grpcio", tmp_path / "server.log", MAX_PENDING=FEW_PENDING) as bounded:
+        before = bounded.memory()
+        with RawConnection(bounded.address) as raw, contextlib.suppress(OSError):
+            for i in range(10_000):
+                raw.send(raw.headers() + reset(2 * i + 1))
+        assert bounded.memory() - before < FEW_MORE_BYTES
 
 
 def test_headers_without_an_end(server: ServerProcess) -> None:
