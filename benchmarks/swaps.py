@@ -107,19 +107,28 @@ class Asking:
         return found
 
     def swapping(self, rate: float, n_swaps: int, interval: float) -> Window:
-        """As :meth:`steady`, with ``n_swaps`` swaps, one every ``interval`` seconds or later."""
+        """As :meth:`steady`, with up to ``n_swaps`` swaps, one every ``interval`` seconds or later.
+
+        Those count that ended while somebody asked; raises :class:`CheckFailed` when none did.
+        """
         swaps: list[float] = []
         seconds = n_swaps * interval
 
         def swap() -> None:
-            end = time.monotonic() + seconds
-            while len(swaps) < n_swaps and time.monotonic() < end:
-                swaps.append(self.swap())
-                time.sleep(max(0.0, interval - swaps[-1]))
+            end = time.monotonic() + WARM_UP_SECONDS + seconds
+            for _ in range(n_swaps):
+                spent = self.swap()
+                if time.monotonic() > end:
+                    return
+                swaps.append(spent)
+                time.sleep(max(0.0, interval - spent))
 
         thread = threading.Thread(target=swap)
         window = self._ask(rate, seconds, thread.start)
         thread.join()
+        if not swaps:
+            cure = "Raise --interval."
+            raise CheckFailed("a swap", found="longer", expected=f"done within {seconds:g} s", cure=cure)
         window.swaps = swaps
         _check(window)
         return window
@@ -206,9 +215,11 @@ def measure(asking: Asking, pid: int, options: argparse.Namespace) -> dict[str, 
     n_swaps = -(-options.swaps // options.rounds)
     steady = [asking.steady(rate, options.steady)]
     swapped: list[Window] = []
-    while sum(len(window.swaps) for window in swapped) < options.swaps:
-        swapped.append(asking.swapping(rate, n_swaps, options.interval))
-        steady.append(asking.steady(rate, options.steady))
+    with console.progress("swaps", total=options.swaps) as update:
+        while sum(len(window.swaps) for window in swapped) < options.swaps:
+            swapped.append(asking.swapping(rate, n_swaps, options.interval))
+            steady.append(asking.steady(rate, options.steady))
+            update(len(swapped[-1].swaps))
     time.sleep(SETTLE_SECONDS)
     after = _memory(pid)
     # Of each round next to the steady windows before and after it.
