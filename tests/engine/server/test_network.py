@@ -90,11 +90,11 @@ def nothing_stays(server: ServerProcess) -> Iterator[None]:
     """After each of these clients the server answers, has its files back and little more memory."""
     memory, files = server.memory(), server.files()
     yield
-    assert server.answers()
     end = time.monotonic() + TIMEOUT_SECONDS
     while server.files() > files + MAX_MORE_FILES:
         assert time.monotonic() < end, "connections that are gone keep their files"
         time.sleep(0.01)
+    assert server.answers()
     assert server.memory() - memory < MAX_MORE_BYTES
 
 
@@ -180,9 +180,9 @@ def test_a_caller_that_does_not_read_costs_only_itself(server: ServerProcess) ->
 
 
 def test_connections_that_come_and_go(server: ServerProcess) -> None:
+    """What is closed counts as open until the server has seen it: a busy one refuses the next meanwhile."""
     for _ in range(500):
         RawConnection(server.address).sock.close()
-    assert server.answers()
 
 
 def test_more_connections_than_allowed_are_closed_and_those_that_are_open_go_on(
