@@ -286,6 +286,10 @@ def pad_time_gaps(timestamps: list[NDArray[np.int64]], length: int, now: int) ->
     for row, times in zip(gaps, timestamps, strict=True):
         newest = times[-length:] if length else times[:0]
         if len(newest):
-            following = np.append(newest[1:], now)
-            row[-len(newest) :] = np.where(newest > 0, np.maximum(following - newest, 0), 0)
+            # In place, and in whole seconds until they are stored: a history alone waits for every step.
+            part = row[-len(newest) :]
+            np.subtract(newest[1:], newest[:-1], out=part[:-1], casting="unsafe")
+            part[-1] = now - newest[-1]
+            np.maximum(part, 0, out=part)
+            part *= newest > 0
     return gaps

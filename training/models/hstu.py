@@ -106,20 +106,21 @@ class HSTU(IncrementalModel):
         self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """Returns what the layers read, a bias for each: see :meth:`Layer.forward`."""
-        positions, distance, mask = self.places(history, memories)
+        positions, _, _ = self.places(history, memories)
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
         x = x + F.embedding(positions, self.position_embeddings)
         buckets = None if time_gaps is None else self._buckets(time_gaps, history.shape[1])
-        share = 1 / self.config.max_history
+        length = history.shape[1]
+        # What does not depend on the history is made before it is cut: constants of the exported graph.
+        biases = self._position_biases(self.distances)
+        earlier = (self.distances >= 0) * (1 / self.config.max_history)
         if memories is not None:
-            return x, mask * share, self._position_biases(distance), buckets
+            biases = [self.beside(memories, bias, length) for bias in biases]
+            return x, self.beside(memories, earlier, length), biases, buckets
         real = (history >= 0).to(x.dtype)
         x = self.input_dropout(x) * real.unsqueeze(-1)
-        # What does not depend on the history is made before it is cut: constants of the exported graph.
-        length = history.shape[1]
-        biases = [bias[:length, :length] for bias in self._position_biases(self.distances)]
-        earlier = ((self.distances >= 0) * share)[:length, :length]
-        return x, earlier * real[:, None, None], biases, buckets
+        biases = [bias[:length, :length] for bias in biases]
+        return x, earlier[:length, :length] * real[:, None, None], biases, buckets
 
     def _buckets(self, time_gaps: Tensor, n_asked: int) -> Tensor:
         return time_buckets(time_gaps, n_asked)

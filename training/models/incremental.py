@@ -6,11 +6,15 @@ instead of the newest. The newest item itself is computed anew each time, for ho
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recserve.training.models.sequence import SequenceConfig, SequenceModel
+
+# Without types.
+_check: Any = torch._check
 
 
 class LayerMemory:
@@ -95,6 +99,14 @@ class IncrementalModel(SequenceModel):
         query = self.encode_last(history, gaps, memories)
         return query, torch.cat([part for memory in memories for part in memory.new])
 
+    def beside(self, memories: Sequence[LayerMemory], table: Tensor, length: int) -> Tensor:
+        """Returns the part of ``table`` (max_history, max_history) of ``length`` new rows and all columns."""
+        n_past = memories[0].n_past
+        n_all = n_past + length
+        # What the exporter cannot know: a window is no longer than the table.
+        _check(n_all <= len(table))
+        return table[n_past:n_all, :n_all]
+
     def places(
         self, history: Tensor, memories: Sequence[LayerMemory] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,7 +120,7 @@ class IncrementalModel(SequenceModel):
             # As few operators as can be: with one new item each of them costs as much as its work.
             n_past = memories[0].n_past
             rows = torch.arange(n_past, n_past + length, device=history.device)
-            distance = rows.unsqueeze(1) - torch.arange(n_past + length, device=history.device)
+            distance = self.beside(memories, self.distances, length)
             return rows, distance, distance >= 0
         # A slice of a table is one operator of the exported graph.
         distance = self.distances[:length, :length]

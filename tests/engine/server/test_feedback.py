@@ -3,13 +3,15 @@
 import asyncio
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import grpc
+import numpy as np
 import pytest
 
 from recserve.engine import Engine, EngineConfig, Request
@@ -18,7 +20,7 @@ from recserve.engine.feedback_client import AsyncFeedbackClient, FeedbackClient,
 from recserve.engine.retry import NO_RETRY
 from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
-from recserve.engine.server.feedback import SERVICE
+from recserve.engine.server.feedback import PREFIX, SERVICE
 from recserve.engine.server.health import NOT_SERVING, SERVING
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.server.remembering import Remembering
@@ -168,6 +170,42 @@ def test_an_erased_user_is_nobody(server: Server, client: FeedbackClient) -> Non
     [(_, error)] = client.record([new_event(user_id="somebody", item_id="i")]).refused
     assert error.reason == "USER_ERASED"
     assert client.erase_user("somebody") == 0
+
+
+@contextmanager
+def calls_about(address: str) -> Iterator[Callable[[str, str], bytes]]:
+    """Yields what asks a method about a user and returns the bytes of the reply."""
+    with grpc.insecure_channel(address) as channel:
+        asks = {name: channel.unary_unary(PREFIX + name) for name in ("GetHistory", "ExportUser")}
+        yield lambda name, user: bytes(asks[name](b"\x0a" + bytes([len(user)]) + user.encode(), timeout=30))
+
+
+def test_no_reply_tells_an_erased_user_from_nobody(server: Server, client: FeedbackClient) -> None:
+    client.record([new_event(user_id="erased", item_id="i"), new_event(user_id="silent", item_id="i")])
+    client.erase_user("erased")
+    with calls_about(address(server)) as ask:
+        for name in ("GetHistory", "ExportUser"):
+            assert ask(name, "erased") == ask(name, "nobody") == b""
+        # It does tell those apart who are there.
+        assert ask("ExportUser", "silent")
+
+
+@pytest.mark.slow
+def test_no_time_tells_an_erased_user_from_nobody(server: Server, client: FeedbackClient) -> None:
+    client.record([new_event(user_id="erased", item_id="i")])
+    client.erase_user("erased")
+    rng, seconds = np.random.default_rng(0), np.empty((5_000, 2))
+    with calls_about(address(server)) as ask:
+        for row in seconds:
+            for which in rng.permutation(2):
+                begun = time.perf_counter()
+                ask("GetHistory", ("erased", "nobody")[which])
+                row[which] = time.perf_counter() - begun
+    # Mann-Whitney: the sum of ranks of one of two samples, as a normal variable; p = 0.01 is at 2.58.
+    n = len(seconds)
+    ranks = np.argsort(np.argsort(seconds, axis=None)).reshape(n, 2)
+    z = (ranks[:, 0].sum() - n * (2 * n - 1) / 2) / np.sqrt(n * n * (2 * n + 1) / 12)
+    assert abs(z) < 2.58
 
 
 def test_a_user_of_the_bundle_can_be_erased(server: Server, client: FeedbackClient, engine: Engine) -> None:
