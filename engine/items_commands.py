@@ -12,6 +12,7 @@ import typer
 
 from recserve import console
 from recserve.engine.asking import asking
+from recserve.engine.state_commands import KeyFileOption, StateOption
 from recserve.errors import DataError
 
 ServerOption = Annotated[str, typer.Option("--server", help="HOST:PORT of a server with --state.")]
@@ -23,7 +24,7 @@ PER_CALL = 200
 
 def register(add: Callable[..., Any]) -> None:
     """Adds the verbs below ``recserve items``."""
-    for verb in (upsert, remove):
+    for verb in (upsert, remove, prune):
         add(verb, group="items")
 
 
@@ -64,3 +65,20 @@ def remove(
         for start in range(0, len(item_ids), PER_CALL):
             ask("RemoveItems", pb.RemoveItemsRequest(item_ids=item_ids[start : start + PER_CALL]))
     console.note(f"{len(item_ids)} items removed")
+
+
+def prune(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that is served from now on.")],
+    state: StateOption,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Forget further items that a bundle has by now, to make room; a log in a file must be nobody's."""
+    from recserve.engine.bundle import open_bundle
+    from recserve.engine.state.config import StateConfig
+    from recserve.engine.state.opening import prune_items
+
+    vocabulary = open_bundle(bundle).catalogue.vocabulary
+    n_items = prune_items(
+        StateConfig(url=state, key_file=key_file), lambda id_: vocabulary.index_of(id_) >= 0
+    )
+    console.note(f"{n_items} items forgotten")

@@ -130,5 +130,5 @@ def check_room(known: LiveItems, changes: Iterable[ItemChange]) -> None:
             "changed items",
             found=f"over {MAX_CHANGED}",
             expected=f"at most {MAX_CHANGED} since the log began",
-            cure="Export a bundle that has them, and begin a new log.",
+            cure="Export a bundle that has them, and run: recserve items prune BUNDLE --state …",
         )

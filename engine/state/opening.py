@@ -11,6 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from recserve.engine.state.config import StateConfig
+from recserve.engine.state.items import unpack_change
 from recserve.engine.state.keys import KeyStore
 from recserve.engine.state.master import ENVIRONMENT, MasterKeys, add_key, new_line, parse, read_master_keys
 from recserve.engine.state.postgres_store import PostgresDatabase, PostgresKeys, PostgresStore
@@ -62,6 +63,24 @@ def pseudonyms(config: StateConfig, user_ids: Sequence[str]) -> list[str]:
     finally:
         store.close()
         keys.close()
+
+
+def prune_items(config: StateConfig, is_in_bundle: Callable[[str], bool]) -> int:
+    """Forgets items that a bundle brings by now; returns how many. Those that are gone stay gone.
+
+    Raises what :func:`open_places` does: a file must be nobody's. Servers of a shared log forget at their
+    next start.
+    """
+    places = open_places(config)
+    with ExitStack() as opened:
+        if places.lock is not None:
+            opened.callback(os.close, places.lock)
+        opened.callback(places.keys.close)
+        opened.callback(places.store.close)
+        changes = [unpack_change(item_id, body) for _, item_id, body in places.store.items(0)]
+        brought = [one.item_id for one in changes if one.is_served and is_in_bundle(one.item_id)]
+        places.store.forget_items(brought)
+    return len(brought)
 
 
 def _open_tables(config: StateConfig, *, read_only: bool) -> tuple[EventStore, KeyTable]:

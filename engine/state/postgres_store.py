@@ -207,6 +207,11 @@ class PostgresStore:
                 (ids, [body for _, body in items]),
             )
 
+    def forget_items(self, item_ids: Sequence[str]) -> None:
+        """As :meth:`EventStore.forget_items`."""
+        with self._database.use() as cursor:
+            cursor.execute("DELETE FROM recserve_items WHERE item_id = ANY(%b::text[])", (list(item_ids),))
+
     def items(self, after: int) -> list[tuple[int, str, bytes]]:
         """As :meth:`EventStore.items`."""
         with self._database.use() as cursor:

@@ -223,6 +223,14 @@ class RedisStore:
         with self._database.use():
             self._put_items(keys=(ITEMS, ITEM_ORDER, LAST), args=[part for item in items for part in item])
 
+    def forget_items(self, item_ids: Sequence[str]) -> None:
+        """As :meth:`EventStore.forget_items`."""
+        with self._database.use() as client, client.pipeline() as pipeline:
+            for item_id in item_ids:
+                pipeline.hdel(ITEMS, item_id)
+                pipeline.zrem(ITEM_ORDER, item_id)
+            pipeline.execute()
+
     def items(self, after: int) -> list[tuple[int, str, bytes]]:
         """As :meth:`EventStore.items`."""
         with self._database.use() as client:

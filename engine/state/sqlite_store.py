@@ -194,6 +194,11 @@ class SqliteStore:
             # Replaced: it gets a new number.
             self._database.executemany("INSERT OR REPLACE INTO items (item_id, body) VALUES (?, ?)", items)
 
+    def forget_items(self, item_ids: Sequence[str]) -> None:
+        """As :meth:`EventStore.forget_items`."""
+        with storage_errors(), self._database:
+            self._database.executemany("DELETE FROM items WHERE item_id = ?", [(id_,) for id_ in item_ids])
+
     def items(self, after: int) -> list[tuple[int, str, bytes]]:
         """As :meth:`EventStore.items`."""
         with storage_errors():

@@ -67,6 +67,9 @@ class EventStore(Protocol):
     def put_items(self, items: Sequence[tuple[str, bytes]]) -> None:
         """Keeps the newest that is known of items, by id, each named once; durable when it returns."""
 
+    def forget_items(self, item_ids: Sequence[str]) -> None:
+        """Removes what was put of items."""
+
     def items(self, after: int) -> list[tuple[int, str, bytes]]:
         """Returns number, id and bytes of what was put since the number ``after``, in that order."""
 

@@ -1,10 +1,15 @@
 """Items that changed, in every place that there is for a state."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from recserve.engine.bundle import open_bundle
 from recserve.engine.state import items
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.items import ItemChange, LiveItems, check_room
+from recserve.engine.state.opening import prune_items
 from recserve.errors import InvalidRequest
 from tests.engine.state.conftest import opened
 from tests.engine.state.test_shared import caught_up
@@ -51,6 +56,34 @@ def test_items_that_have_changed_may_change_again_where_there_is_no_room_for_oth
     check_room(live_items, changes[:2])
     with pytest.raises(InvalidRequest, match="over 2; expected at most 2"):
         check_room(live_items, changes[2:])
+
+
+def test_what_a_bundle_has_by_now_is_forgotten(anywhere: StateConfig) -> None:
+    served = [ItemChange(item_id=item_id, like=("x",)) for item_id in "abc"]
+    gone = ItemChange(item_id="d", is_served=False)
+    with opened(anywhere) as state:
+        state.change_items([*served, gone]).result(TIMEOUT_SECONDS)
+    assert prune_items(anywhere, lambda item_id: item_id in "acd") == 2
+    assert prune_items(anywhere, lambda item_id: False) == 0
+    with opened(anywhere) as state:
+        assert known(state.live_items) == {"b": served[1], "d": gone}
+        state.change_items(served[:1]).result(TIMEOUT_SECONDS)
+        assert known(state.live_items).keys() == {"a", "b", "d"}
+
+
+def test_the_verb_forgets_the_items_of_a_bundle(
+    config: StateConfig, bundle_folder: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    there = open_bundle(bundle_folder).catalogue.vocabulary[0]
+    with opened(config) as state:
+        changes = [ItemChange(item_id=item_id, like=("x",)) for item_id in (there, "new")]
+        state.change_items(changes).result(TIMEOUT_SECONDS)
+        # The log is not the verb's while somebody uses it.
+        assert run_cli("items", "prune", str(bundle_folder), "--state", config.url)[0] == 3
+    code, _, told = run_cli("items", "prune", str(bundle_folder), "--state", config.url)
+    assert (code, "1 items forgotten" in told) == (0, True)
+    with opened(config) as state:
+        assert known(state.live_items).keys() == {"new"}
 
 
 def test_servers_of_one_state_follow_each_other(shared: StateConfig) -> None:

@@ -194,7 +194,7 @@ def test_a_power_failure_loses_nothing_acknowledged(tmp_path: Path, monkeypatch:
 def test_ten_thousand_power_failures_lose_nothing_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Many logs, about two minutes: each image is read as a whole, so that a long log would take hours.
+    # Many logs, a minute of processor time: each image is read as a whole, a long log would take hours.
     n_images = seed = 0
     while n_images <= 10_000:
         folder = tmp_path / str(seed)
