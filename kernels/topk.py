@@ -14,6 +14,8 @@ from recserve.kernels.jit import kernel
 
 NO_KEY = np.int64(np.iinfo(np.int64).min)  # below the key of every item, −inf scores included
 
+RUN = 128  # keys whose order is counted: larger runs take longer than merging two of this length
+
 _INT32_MAX = np.int32(0x7FFFFFFF)
 _LOW_BITS = np.int64(0xFFFFFFFF)
 
@@ -109,27 +111,39 @@ def raise_bar(keys, n, k, spare):
 
 @kernel
 def sort_descending(keys, n):
-    """Sorts ``keys[:n]``, largest first, by heapsort: quick to compile and never quadratic."""
-    for root in range(n // 2 - 1, -1, -1):
-        _sift_down(keys, root, n)
-    for end in range(n - 1, 0, -1):
-        keys[0], keys[end] = keys[end], keys[0]
-        _sift_down(keys, 0, end)
+    """Sorts distinct ``keys[:n]``, largest first.
+
+    A key of a run has as many before it as are larger, which is counted without a branch; runs are merged.
+    """
+    source, target = keys[:n], np.empty(n, np.int64)
+    for start in range(0, n, RUN):
+        run = source[start : start + RUN]
+        for i in range(run.shape[0]):
+            place = start
+            for j in range(run.shape[0]):
+                place += run[j] > run[i]
+            target[place] = run[i]
+    source, target = target, source
+    width = RUN
+    while width < n:
+        for start in range(0, n, 2 * width):
+            _merge(source, start, min(start + width, n), min(start + 2 * width, n), target)
+        source, target = target, source
+        width *= 2
+    keys[:n] = source
 
 
 @kernel
-def _sift_down(keys, root, end):
-    """Restores the heap ``keys[:end]``, smallest on top, where only ``root`` may be too large."""
-    key = keys[root]
-    child = 2 * root + 1
-    while child < end:
-        if child + 1 < end and keys[child + 1] < keys[child]:
-            child += 1
-        if keys[child] >= key:
-            break
-        keys[root] = keys[child]
-        root, child = child, 2 * child + 1
-    keys[root] = key
+def _merge(source, start, middle, end, target):
+    """Merges the sorted runs ``source[start:middle]`` and ``source[middle:end]``."""
+    left, right = start, middle
+    for place in range(start, end):
+        if right == end or (left < middle and source[left] > source[right]):
+            target[place] = source[left]
+            left += 1
+        else:
+            target[place] = source[right]
+            right += 1
 
 
 @kernel

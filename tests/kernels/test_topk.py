@@ -60,8 +60,10 @@ def test_sort_descending(keys: list[int]) -> None:
     assert array.tolist() == sorted(keys, reverse=True)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_sort_descending_of_a_few(n: int) -> None:
-    array = np.arange(n)
+@pytest.mark.parametrize("n", [0, 1, 2, 127, 128, 129, 256, 257, 500, 1100])
+def test_sort_descending_of_any_number_of_runs(n: int) -> None:
+    array = np.random.default_rng(n).permutation(n + 3)
+    beyond = array[n:].copy()
     topk.sort_descending(array, n)
-    assert array.tolist() == list(range(n - 1, -1, -1))
+    left = set(range(n + 3)) - set(beyond.tolist())
+    assert array.tolist() == [*sorted(left, reverse=True), *beyond.tolist()]
