@@ -216,6 +216,14 @@ class Engine(Lookups):
         """Returns the rows of a batch that are late unless they are answered apart from the others."""
         return self._loaded.costs.in_haste(deadlines, time.monotonic())
 
+    def better_alone(self, requests: Sequence[Request]) -> list[int]:
+        """Returns the rows of a batch for whose texts the others would wait, the shortest text first."""
+        texts = self._loaded.texts
+        if texts is None or not texts.is_slow:
+            return []
+        rows = (i for i, request in enumerate(requests) if request.query_text)
+        return sorted(rows, key=lambda i: len(requests[i].query_text))
+
     def _recall(
         self, requests: list[Request], degraded: bool = False, deadlines: Sequence[float] = ()
     ) -> list[Ranked]:

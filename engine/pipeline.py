@@ -45,7 +45,8 @@ Runner = Callable[[Batch, HistoryStore], list[Ranked]]
 def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     """Answers a batch of checked requests, in their order."""
     find(batch, store)
-    if batch.deadlines:
+    # What a text took says nothing about the slates of others.
+    if batch.deadlines and not batch.by_text:
         batch.loaded.costs.record(UNSKIPPED, len(batch.requests), sum(batch.stage_ns.values()))
     if not _ends_with_retrieval(batch):
         rows = range(len(batch.requests))

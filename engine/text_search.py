@@ -89,6 +89,11 @@ class TextSearch:
         self._added: dict[str, Scores] = {}
         self._check_golden(bundle)
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether a graph reads the texts: 0.6 ms for a few words, 26 for 1000 characters, in company too."""
+        return bool(self._entry.graph)
+
     def rankings(self, texts: Sequence[str]) -> list[TextRanking]:
         """Returns the order of the catalogue by each of ``texts`` (n ≥ 1), encoded in one batch."""
         return [TextRanking(self._index, self._vectors, vector) for vector in self._encode(texts)]

@@ -57,12 +57,12 @@ class Router:
         calls; raises :class:`UnknownModel` when no arm has it. ``degraded``: as in Engine.rank_each;
         ``smaller``: by rank_smaller. Such answers say nothing about an arm and are neither counted for it nor
         shadowed. ``deadlines``: of the requests, by ``time.monotonic``; who is in haste is answered before
-        the others of the arm.
+        the others of the arm, who has a text that takes long to read after them.
         """
         with self.registry.lease(model) as lease:
             route = lease.route.only(version) if version else lease.route
             assigned = route.assign(keys() if route.is_split else [""] * len(requests))
-            for arm, rows in _by_haste(lease, assigned, deadlines):
+            for arm, rows in _in_turn(lease, assigned, [] if degraded else requests, deadlines):
                 asked = [for_arm(requests[i], arm) for i in rows]
                 start = self._clock()
                 until = [deadlines[i] for i in rows] if deadlines else None
@@ -164,15 +164,30 @@ class Router:
             self.on_rollback(active.model, breach)
 
 
-def _by_haste(
-    lease: Lease[Engine], assigned: list[tuple[Arm, list[int]]], deadlines: Sequence[float]
+def _in_turn(
+    lease: Lease[Engine],
+    assigned: list[tuple[Arm, list[int]]],
+    requests: Sequence[Request],
+    deadlines: Sequence[float],
 ) -> Iterator[tuple[Arm, list[int]]]:
-    """Yields arms and rows, those in haste apart and first: a batch is answered when all of it is done."""
+    """Yields arms and rows: a batch is answered when all of it is done.
+
+    Those in haste come first and apart, those with a text that takes long to read last and alone; where no
+    ``requests`` are given no text is read.
+    """
     for arm, rows in assigned:
-        hasty = lease.engine(arm).in_haste([deadlines[i] for i in rows]) if deadlines else []
-        if hasty:
-            yield arm, [rows[place] for place in hasty]
-        yield arm, [row for place, row in enumerate(rows) if place not in hasty] if hasty else rows
+        engine = lease.engine(arm)
+        alone = [rows[place] for place in engine.better_alone([requests[i] for i in rows if requests])]
+        others = [row for row in rows if row not in alone] if alone else rows
+        if deadlines and others:
+            hasty = [others[place] for place in engine.in_haste([deadlines[i] for i in others])]
+            if hasty:
+                yield arm, hasty
+                others = [row for row in others if row not in hasty]
+        if others:
+            yield arm, others
+        for row in alone:
+            yield arm, [row]
 
 
 def for_arm(request: Request, arm: Arm) -> Request:

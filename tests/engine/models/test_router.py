@@ -83,6 +83,23 @@ def test_who_is_in_haste_is_answered_first(bench: Bench, monkeypatch: pytest.Mon
     assert [rows for rows, _ in bench.router.answer(requests, list)] == [[0, 1, 2, 3, 4]]
 
 
+def test_nobody_waits_for_a_long_text_of_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.registry.set_route(MODEL, Route(arms=(Arm(version="v1"),)))
+    monkeypatch.setattr(bench.engines["v1"], "better_alone", lambda requests: [3, 0] if requests else [])
+    monkeypatch.setattr(bench.engines["v1"], "in_haste", lambda deadlines: [0] if len(deadlines) > 1 else [])
+    requests = [Request(user_id=f"user-{i}", k=3) for i in range(5)]
+
+    def turns(n: int, **asked: Any) -> list[list[int]]:
+        return [rows for rows, _ in bench.router.answer(requests[:n], list, **asked)]
+
+    assert turns(5) == [[1, 2, 4], [3], [0]]
+    assert turns(5, deadlines=[math.inf] * 5) == [[1], [2, 4], [3], [0]]
+    # In a brown-out no text is read.
+    assert turns(5, degraded=True) == [[0, 1, 2, 3, 4]]
+    monkeypatch.setattr(bench.engines["v1"], "better_alone", lambda requests: [0])
+    assert turns(1, deadlines=[math.inf]) == [[0]]
+
+
 def test_without_a_split_no_arm_is_named(bench: Bench) -> None:
     bench.registry.set_route(MODEL, Route(arms=(Arm(version="v1", variant="fp32"),)))
     [slate] = bench.ask("somebody")

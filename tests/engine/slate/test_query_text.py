@@ -20,6 +20,7 @@ from recserve.engine.server.app import Server
 from recserve.engine.server.config import ServerConfig
 from recserve.engine.server.http.config import HttpConfig
 from recserve.engine.state.items import ItemChange
+from recserve.engine.text_search import TextSearch
 from recserve.errors import BundleReason, ConfigError, DataError
 from recserve.exporters.assemble import export_run
 from recserve.training.run import Run, open_run
@@ -142,6 +143,15 @@ def test_an_item_that_comes_later_is_found_at_once(folder: Path, tmp_path: Path)
         engine.change_items([item])
         for text in ("bicycle", "自行车"):
             assert engine.recommend(Request(query_text=text, k=3)).items[0].item_id == "new"
+
+
+def test_a_text_that_a_graph_reads_is_better_alone(shop: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["red mugs", "", "mug", "scarf"]
+    requests = [Request(query_text=text) for text in texts]
+    # Hashing is nothing to wait for.
+    assert shop.better_alone(requests) == []
+    monkeypatch.setattr(TextSearch, "is_slow", True)
+    assert shop.better_alone(requests) == [2, 3, 0]
 
 
 def test_a_change_of_items_encodes_what_is_new_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
