@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
-from recserve.engine.bundle.histories import EMPTY_HISTORY, History
+from recserve.engine.bundle.histories import EMPTY_HISTORY, MAX_VALUE, History
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
 from recserve.engine.explain.explanation import EXPLAIN_LEVELS, EXPLAIN_NONE
@@ -85,14 +85,17 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
         check_ids("history", history, config.max_history)
     if request.exclude != ():
         check_ids("exclude", request.exclude, config.max_exclude)
-    if len(request.history_timestamps) and len(request.history_timestamps) != len(history):
-        raise InvalidRequest(
-            "history_timestamps",
-            found=f"{len(request.history_timestamps)} long",
-            expected=f"empty or as long as history ({len(history)})",
-        )
+    for name in ("history_timestamps", "history_values"):
+        if (length := len(getattr(request, name))) not in (0, len(history)):
+            raise InvalidRequest(
+                name, found=f"{length} long", expected=f"empty or as long as history ({len(history)})"
+            )
     for i, timestamp in enumerate(request.history_timestamps):
         check_timestamp(f"history_timestamps[{i}]", timestamp)
+    for i, value in enumerate(request.history_values):
+        is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+        if not is_number or abs(value) > MAX_VALUE:
+            raise InvalidRequest(f"history_values[{i}]", found=value, expected="a finite number, or NaN")
     if len(request.context) > MAX_CONTEXT:
         raise InvalidRequest(
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
@@ -244,7 +247,8 @@ def _given_history(request: Request, bundle: Bundle) -> tuple[History, int]:
     times = np.zeros(len(found), np.int64)
     if len(request.history_timestamps):
         times = np.asarray(request.history_timestamps, np.int64)
-    return History(found[known], times[known]), int(len(found) - known.sum())
+    values = np.asarray(request.history_values, np.float32) if len(request.history_values) else None
+    return History(found, times, values=values).where(known), int(len(found) - known.sum())
 
 
 def pad_histories(histories: Sequence[NDArray[np.int32]], max_history: int) -> NDArray[np.int32]:
@@ -275,6 +279,15 @@ def newest_items(histories: Sequence[NDArray[np.int32]], max_history: int) -> Ne
     values = np.concatenate(newest, dtype=np.int32) if newest else NO_ITEMS
     lengths = np.array([len(items) for items in newest], np.int64)
     return Newest(values, lengths.cumsum(), lengths)
+
+
+def pad_values(histories: Sequence[History], length: int) -> NDArray[np.float32]:
+    """Packs ratings of the newest items into (batch, length) as :func:`pad_histories` does, NaN for none."""
+    padded = np.full((len(histories), length), np.nan, np.float32)
+    for row, history in zip(padded, histories, strict=True):
+        if history.values is not None and len(newest := history.values[-length:]):
+            row[-len(newest) :] = newest
+    return padded
 
 
 def pad_time_gaps(timestamps: list[NDArray[np.int64]], length: int, now: int) -> NDArray[np.float32]:

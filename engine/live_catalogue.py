@@ -168,4 +168,4 @@ class _KnownItems:
         known = history.items < self.n_items
         if known.all():
             return history
-        return History(history.items[known], history.timestamps[known], key=history.key)
+        return history.where(known)

@@ -11,7 +11,7 @@ from recserve.engine.counters import Counters
 from recserve.engine.features import check_ids
 from recserve.engine.life import Life
 from recserve.engine.live_catalogue import LiveCatalogue
-from recserve.engine.state.events import HISTORY_ACTIONS, IMPRESSION, check_action
+from recserve.engine.state.events import HISTORY_ACTIONS, IMPRESSION, check_action, rating_of
 from recserve.engine.state.items import LiveItems
 from recserve.engine.state.observed import ObservedEvents
 
@@ -64,12 +64,18 @@ class Lookups:
         return self._loaded.bundle.histories.vocabulary
 
     def observe(
-        self, *, user_id: str, item_id: str, action: str = "click", timestamp: int | None = None
+        self,
+        *,
+        user_id: str,
+        item_id: str,
+        action: str = "click",
+        timestamp: int | None = None,
+        value: float | None = None,
     ) -> bool:
         """Remembers one event in memory; the next slate of ``user_id`` knows.
 
-        ``timestamp``: seconds since the epoch, now when not given. Returns whether the event entered the
-        history: an unknown item and an impression or dislike do not (the first is counted as ignored).
+        ``timestamp``: seconds since the epoch, now when not given; ``value``: of a rating. Returns whether
+        it entered the history: an unknown item (counted as ignored), an impression and a dislike do not.
         """
         self._life.check()
         check_id("user_id", user_id)
@@ -83,5 +89,6 @@ class Lookups:
             return False
         self._counters.add(observed_events=1)
         if action in (*HISTORY_ACTIONS, IMPRESSION):
-            self._observed.observe(user_id, item_id, timestamp, shown=action == IMPRESSION)
+            rating = rating_of(action, value)
+            self._observed.observe(user_id, item_id, timestamp, rating, shown=action == IMPRESSION)
         return action in HISTORY_ACTIONS

@@ -10,7 +10,7 @@ from recserve.engine.bundle.histories import History
 from recserve.engine.bundle.ranker_entry import ISOTONIC, LINEAR, CalibrationEntry, RankerEntry
 from recserve.engine.bundle.request_features import ID
 from recserve.engine.feature_reader import FeatureReader
-from recserve.engine.features import pad_histories
+from recserve.engine.features import pad_histories, pad_values
 from recserve.engine.golden import check_golden, read_golden, repeated
 from recserve.engine.runtime import Runtime, infer
 from recserve.errors import BundleInvalid, BundleReason
@@ -77,7 +77,7 @@ class Ranker:
             parts.append(
                 self._run(
                     {
-                        layout.HISTORY_INPUT: self._pad(histories[rows]),
+                        **self._of_histories(histories[rows]),
                         layout.USER_INPUT: users[rows],
                         layout.CONTEXT_INPUT: contexts[rows],
                         layout.CANDIDATES_INPUT: candidates[rows],
@@ -94,18 +94,25 @@ class Ranker:
         given = {name: inputs[name] for name in self._inputs}
         return infer(self._session, layout.LOGITS_OUTPUT, given)
 
-    def _pad(self, histories: Sequence[History]) -> NDArray[np.int64]:
+    def _of_histories(self, histories: Sequence[History]) -> dict[str, NDArray[np.generic]]:
         if not self.entry.max_history:
-            return np.empty((len(histories), 0), np.int64)
+            return {}
         padded = pad_histories([history.items for history in histories], self.entry.max_history)
-        # The graph has no form for a history of no length at all.
-        return (padded if padded.shape[1] else np.full((len(histories), 1), -1)).astype(np.int64)
+        if not padded.shape[1]:
+            # The graph has no form for a history of no length at all.
+            padded = np.full((len(histories), 1), -1, np.int32)
+        inputs: dict[str, NDArray[np.generic]] = {layout.HISTORY_INPUT: padded.astype(np.int64)}
+        if layout.HISTORY_VALUES_INPUT in self._inputs:
+            inputs[layout.HISTORY_VALUES_INPUT] = pad_values(histories, padded.shape[1])
+        return inputs
 
     def _check_signature(self) -> None:
         expected = {layout.USER_INPUT, layout.CANDIDATES_INPUT}
         expected |= {layout.HISTORY_INPUT} if self.entry.max_history else set()
         expected |= {layout.CONTEXT_INPUT} if self.entry.context_features else set()
-        if set(self._inputs) != expected:
+        # What the history's items were rated is read by rankers that learned from ratings.
+        may_be = expected | ({layout.HISTORY_VALUES_INPUT} if self.entry.max_history else set())
+        if not expected <= set(self._inputs) <= may_be:
             raise BundleInvalid(
                 f"inputs of {self.entry.graph}",
                 found=sorted(self._inputs),

@@ -28,7 +28,8 @@ class Request:
 
     ``history`` (newest last) wins over the history that the engine remembers for ``user_id``; an empty one
     means a cold start here, but "not given" over gRPC, which cannot tell the two apart.
-    ``history_timestamps``: seconds since the epoch, empty or as long as ``history``. ``filter``: which items
+    ``history_timestamps``: seconds since the epoch, and ``history_values``: what the items were rated (NaN:
+    not known), each empty or as long as ``history``. ``filter``: which items
     may come back, as ``price < 50 and category in ("book", "game")`` (docs/slates.md); the best of them do.
     ``predict`` (of a bundle with a ranker): what the score is. "context": click probability now; "click":
     whatever the moment; "rating": expected rating; "retrieval": that of the first stage; "": the first of
@@ -49,6 +50,7 @@ class Request:
     k: int = DEFAULT_K
     history: Sequence[str] | None = None
     history_timestamps: Sequence[int] = ()
+    history_values: Sequence[float] = ()
     exclude: Sequence[str] = ()
     context: Mapping[str, str] = field(default_factory=dict)
     variant: str = ""

@@ -117,7 +117,7 @@ def export_run(
     ):
         variant = _write_variant(writer, run, model, known, options, Path(scratch))
         _add_catalogue(writer, run.dataset)
-        _add_histories(writer, run.dataset, known)
+        _add_histories(writer, run.dataset, known, with_values=ranker is not None)
         writer.add_array(layout.POPULARITY, run.dataset.popularity())
         writer.add_array(layout.FIRST_SEEN, run.dataset.first_seen())
         by_segment = write_segments(writer, run.dataset, segments)
@@ -202,10 +202,14 @@ def _add_catalogue(writer: BundleWriter, dataset: Dataset) -> None:
     writer.add_table(layout.ITEM_LOOKUP, Vocabulary.build(ids.to_pylist()).lookup_table())
 
 
-def _add_histories(writer: BundleWriter, dataset: Dataset, known: Histories | None) -> None:
+def _add_histories(
+    writer: BundleWriter, dataset: Dataset, known: Histories | None, *, with_values: bool
+) -> None:
+    """``with_values``: what the items were rated is something that only rankers read."""
     user_ids = [] if known is None else dataset.users["user_id"].to_list()
     known = NO_HISTORIES if known is None else known
-    table = histories_table(user_ids, known.indptr, known.item_index, known.timestamp)
+    values = known.value if with_values else None
+    table = histories_table(user_ids, known.indptr, known.item_index, known.timestamp, values)
     writer.add_table(layout.HISTORIES, table)
     writer.add_table(layout.USER_LOOKUP, Vocabulary.build(user_ids).lookup_table())
 

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,14 +21,14 @@ from recserve.engine.bundle.ranker_entry import (
 from recserve.engine.bundle.request_features import ID, RequestFeature
 from recserve.errors import CheckFailed, InvalidRequest
 from recserve.exporters.parity import MAX_ABS_ERROR
-from recserve.exporters.ranker_forms import FORMS, judge, require_pass
+from recserve.exporters.quantise import Inputs
+from recserve.exporters.ranker_forms import FORMS, graph_inputs, inputs_by_name, judge, require_pass
 from recserve.exporters.ranker_graph import export_graph, open_graph
 from recserve.exporters.request_features import write_features
 from recserve.exporters.variant import VARIANT
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking.evaluation import calibrate
 from recserve.training.ranking.examples import Examples, held_out_examples
-from recserve.training.ranking.learner import inputs_of
 from recserve.training.run import Run
 
 FOLDER = "ranker"
@@ -106,7 +105,7 @@ def check_ranker_parity(model: Ranker, session: ort.InferenceSession, examples: 
     rows = np.unique(np.linspace(0, len(examples) - 1, min(N_PARITY, len(examples))).astype(np.int64))
     worst = 0.0
     for start in range(0, len(rows), PARITY_BATCH):
-        inputs = _inputs(model, examples, rows[start : start + PARITY_BATCH])
+        inputs = _some_inputs(model, examples, rows[start : start + PARITY_BATCH])
         found = _run(session, inputs)
         with torch.inference_mode():
             expected = model(*(torch.from_numpy(array) for array in inputs.values())).numpy()
@@ -120,27 +119,20 @@ def check_ranker_parity(model: Ranker, session: ort.InferenceSession, examples: 
     return RankerParity(len(rows), worst)
 
 
-def _inputs(model: Ranker, examples: Examples, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    history, user, context = (tensor.numpy() for tensor in inputs_of(model, examples, rows))
+def _some_inputs(model: Ranker, examples: Examples, rows: NDArray[np.int64]) -> Inputs:
     # Every request has other candidates, and all requests together most of the catalogue.
     candidates = (rows[:, None] * N_CANDIDATES + np.arange(N_CANDIDATES)) % model.n_items
-    return {
-        layout.HISTORY_INPUT: history,
-        layout.USER_INPUT: user,
-        layout.CONTEXT_INPUT: context,
-        layout.CANDIDATES_INPUT: candidates,
-    }
+    return inputs_by_name(model, examples, rows, candidates)
 
 
-def _record(model: Ranker, session: ort.InferenceSession, examples: Examples) -> dict[str, NDArray[Any]]:
+def _record(model: Ranker, session: ort.InferenceSession, examples: Examples) -> Inputs:
     rows = np.unique(np.linspace(0, len(examples) - 1, min(N_GOLDEN, len(examples))).astype(np.int64))
-    inputs = _inputs(model, examples, rows)
+    inputs = _some_inputs(model, examples, rows)
     return {**inputs, layout.LOGITS_OUTPUT: _run(session, inputs)}
 
 
-def _run(session: ort.InferenceSession, inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    given = {node.name: inputs[node.name] for node in session.get_inputs()}
-    logits: NDArray[np.float32] = session.run([layout.LOGITS_OUTPUT], given)[0]
+def _run(session: ort.InferenceSession, inputs: Inputs) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = session.run([layout.LOGITS_OUTPUT], graph_inputs(session, inputs))[0]
     return logits
 
 

@@ -30,6 +30,14 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "int8": int8_linear,
     "fp16": fp16_tensors,
 }
+# What a graph may read, in the order of Ranker.forward.
+INPUTS = (
+    layout.HISTORY_INPUT,
+    layout.USER_INPUT,
+    layout.CONTEXT_INPUT,
+    layout.CANDIDATES_INPUT,
+    layout.HISTORY_VALUES_INPUT,
+)
 MAX_AUC_LOSS = 0.001
 # What a request of serving ranks.
 N_CANDIDATES, BATCH_SIZES = 500, (1, 32)
@@ -152,7 +160,7 @@ def _logits(model: Ranker, session: ort.InferenceSession, examples: Examples) ->
     parts = []
     for start in range(0, len(examples), STEP):
         rows = np.arange(start, min(start + STEP, len(examples)))
-        given = _inputs(model, examples, rows, examples.item_index[rows, None].astype(np.int64))
+        given = inputs_by_name(model, examples, rows, examples.item_index[rows, None].astype(np.int64))
         parts.append(session.run([layout.LOGITS_OUTPUT], graph_inputs(session, given))[0][:, 0, CLICK])
     return np.concatenate(parts)
 
@@ -177,7 +185,7 @@ def some_candidates(model: Ranker, examples: Examples, batch: int) -> Inputs:
     """Returns the model's inputs for ``batch`` requests of 500 drawn candidates each."""
     rows = np.resize(np.arange(len(examples)), batch)
     candidates = np.random.default_rng(0).integers(0, model.n_items, (batch, N_CANDIDATES))
-    return _inputs(model, examples, rows, candidates)
+    return inputs_by_name(model, examples, rows, candidates)
 
 
 def graph_inputs(session: ort.InferenceSession, inputs: Inputs) -> Inputs:
@@ -185,13 +193,9 @@ def graph_inputs(session: ort.InferenceSession, inputs: Inputs) -> Inputs:
     return {node.name: inputs[node.name] for node in session.get_inputs()}
 
 
-def _inputs(
+def inputs_by_name(
     model: Ranker, examples: Examples, rows: NDArray[np.int64], candidates: NDArray[np.int64]
 ) -> Inputs:
-    history, user, context = (tensor.numpy() for tensor in inputs_of(model, examples, rows))
-    return {
-        layout.HISTORY_INPUT: history,
-        layout.USER_INPUT: user,
-        layout.CONTEXT_INPUT: context,
-        layout.CANDIDATES_INPUT: candidates,
-    }
+    """Returns what ``model`` reads of the examples ``rows`` with these candidates (n_rows, n_candidates)."""
+    history, user, context, values = (tensor.numpy() for tensor in inputs_of(model, examples, rows))
+    return dict(zip(INPUTS, (history, user, context, candidates, values), strict=True))

@@ -29,14 +29,19 @@ class _Graph(nn.Module):
             _join(fields)
 
     def forward(
-        self, user: Tensor, candidates: Tensor, history: Tensor | None = None, context: Tensor | None = None
+        self,
+        user: Tensor,
+        candidates: Tensor,
+        history: Tensor | None = None,
+        context: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         # Not by brackets, whose operator is several times as slow.
         items = tuple(F.embedding(candidates, getattr(self, f"item_table_{i}")) for i in range(self.n_tables))
         # What the model does not read is no input: a graph would ask for it to know the size of the batch.
         history = torch.full_like(user[:, :1], -1) if history is None else history
         context = user[:, :0] if context is None else context
-        return self.model.combine(self.model.user_side(history, user, context), items)
+        return self.model.logits(self.model.user_side(history, user, context, values), items)
 
 
 class _JoinedFields(Fields):
@@ -90,6 +95,7 @@ def export_graph(model: Ranker) -> bytes:
         layout.CONTEXT_INPUT: (torch.zeros((2, len(model.schema.context)), dtype=torch.int64), {0: batch})
         if model.schema.context
         else None,
+        layout.HISTORY_VALUES_INPUT: (torch.ones((2, 3)), {0: batch, 1: length}) if model.appraisal else None,
     }
     with quiet_exporter():
         program = torch.onnx.export(

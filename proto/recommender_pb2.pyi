@@ -88,6 +88,7 @@ class RecommendRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     BUDGET_MS_FIELD_NUMBER: _builtins.int
     QUERY_TEXT_FIELD_NUMBER: _builtins.int
+    HISTORY_VALUES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """External id, at most 256 bytes. Empty: nobody we know (cold start, or the history below)."""
     k: _builtins.int
@@ -157,6 +158,12 @@ class RecommendRequest(_message.Message):
     def rules(self) -> Global___Rules:
         """How the slate is made from what may come back, on top of the server's own rules."""
 
+    @_builtins.property
+    def history_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """What each item of `history` was rated, on the scale of the data (NaN: not known); empty or as long as
+        `history`. Rankers that learned from ratings read it.
+        """
+
     def __init__(
         self,
         *,
@@ -178,10 +185,11 @@ class RecommendRequest(_message.Message):
         seed: _builtins.int | None = ...,
         budget_ms: _builtins.int | None = ...,
         query_text: _builtins.str = ...,
+        history_values: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "k", b"k", "page_token", b"page_token", "rules", b"rules", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "query_text", b"query_text", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms", "_k", b"_k", "_page_token", b"_page_token", "_seed", b"_seed", "budget_ms", b"budget_ms", "context", b"context", "exclude", b"exclude", "explain", b"explain", "filter", b"filter", "history", b"history", "history_timestamps", b"history_timestamps", "history_values", b"history_values", "include_seen", b"include_seen", "k", b"k", "model", b"model", "page_token", b"page_token", "predict", b"predict", "query_text", b"query_text", "rules", b"rules", "seed", b"seed", "user_id", b"user_id", "variant", b"variant", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget_ms: _TypeAlias = _typing.Literal["budget_ms"]  # noqa: Y015
     _WhichOneofArgType__budget_ms: _TypeAlias = _typing.Literal["_budget_ms", b"_budget_ms"]  # noqa: Y015
@@ -698,6 +706,7 @@ class RankRequest(_message.Message):
     PREDICT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    HISTORY_VALUES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     predict: _builtins.str
     model: _builtins.str
@@ -717,6 +726,8 @@ class RankRequest(_message.Message):
 
     @_builtins.property
     def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def history_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -728,10 +739,11 @@ class RankRequest(_message.Message):
         predict: _builtins.str = ...,
         weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         model: _builtins.str = ...,
+        history_values: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "history", b"history", "history_timestamps", b"history_timestamps", "item_ids", b"item_ids", "model", b"model", "predict", b"predict", "user_id", b"user_id", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "history", b"history", "history_timestamps", b"history_timestamps", "history_values", b"history_values", "item_ids", b"item_ids", "model", b"model", "predict", b"predict", "user_id", b"user_id", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,16 +17,31 @@ def pad(
 
     Row i holds the newest ``length`` interactions of history ``rows[i]``.
     """
+    real, flat = _places(histories, rows, length)
+    if len(histories.item_index) == 0:
+        return np.full(real.shape, -1, np.int32), np.zeros(real.shape, np.int64)
+    items = np.where(real, histories.item_index[flat], -1).astype(np.int32)
+    return items, np.where(real, histories.timestamp[flat], 0)
+
+
+def pad_values(histories: Histories, rows: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+    """Returns the values of what :func:`pad` returns, (batch, length) float32, padded with NaN."""
+    real, flat = _places(histories, rows, length)
+    if len(histories.value) == 0:
+        return np.full(real.shape, np.nan, np.float32)
+    return np.where(real, histories.value[flat], np.float32(np.nan))
+
+
+def _places(
+    histories: Histories, rows: NDArray[np.int64], length: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Returns which places of padded rows (batch, length) are taken, and by which interaction."""
     starts = histories.indptr[rows]
     counts = histories.indptr[rows + 1] - starts
     # Position j of a padded row is interaction counts − length + j of the history.
     positions = counts[:, None] - length + np.arange(length)[None, :]
     real = positions >= 0
-    flat = np.where(real, starts[:, None] + positions, 0)
-    if len(histories.item_index) == 0:
-        return np.full(real.shape, -1, np.int32), np.zeros(real.shape, np.int64)
-    items = np.where(real, histories.item_index[flat], -1).astype(np.int32)
-    return items, np.where(real, histories.timestamp[flat], 0)
+    return real, np.where(real, starts[:, None] + positions, 0)
 
 
 def gaps_of(timestamps: NDArray[np.int64], now: NDArray[np.int64]) -> NDArray[np.float32]:

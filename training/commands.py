@@ -149,6 +149,9 @@ def train(
     context: Annotated[
         bool | None, typer.Option(help="Whether hour and weekday are features (rankers).")
     ] = None,
+    history_values: Annotated[
+        bool | None, typer.Option(help="Whether the user's earlier ratings are read (rankers).")
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(help="ratings, sampled (items at random are no clicks), listwise or auto (rankers)."),
@@ -161,7 +164,7 @@ def train(
     ] = None,
     unknown_rate: Annotated[
         float | None,
-        typer.Option(help="How often training hides an id (not of tables) or the moment."),
+        typer.Option(help="How often training hides an id (not of tables)."),
     ] = None,
     normalisation: Annotated[
         str | None, typer.Option(help="Of numbers: min-max, z-score, log or quantile (rankers).")
@@ -220,6 +223,7 @@ def train(
         "hidden": None if hidden is None else _widths(hidden),
         "crosses": crosses,
         "context": context,
+        "history_values": history_values,
         "labels": labels,
         "click_at": click_at,
         "negatives": negatives_per_click,

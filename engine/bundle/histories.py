@@ -14,6 +14,8 @@ from recserve.errors import BundleInvalid, BundleReason
 class History(NamedTuple):
     """One user's interactions, newest last: ``items`` (n,) int32, ``timestamps`` (n,) int64 seconds.
 
+    ``values``: (n,) float32, what the items were rated, NaN where that is not known; None: of none.
+
     ``user_row``: the row of the bundle's user tables that stands for exactly this history; −1 where there is
     none, as for a history that a request brought or that grew since. ``key``: what stands in memory for the
     user who is remembered by it; None for a history that a request brought.
@@ -23,9 +25,22 @@ class History(NamedTuple):
     timestamps: NDArray[np.int64]
     user_row: int = -1
     key: Hashable = None
+    values: NDArray[np.float32] | None = None
+
+    def rated(self) -> NDArray[np.float32]:
+        """Returns ``values``, NaN for all where there are none."""
+        return np.full(len(self.items), np.nan, np.float32) if self.values is None else self.values
+
+    def where(self, kept: NDArray[np.bool_]) -> "History":
+        """Returns what ``kept`` (n,) marks; no row of a table stands for it any more."""
+        values = None if self.values is None else self.values[kept]
+        return History(self.items[kept], self.timestamps[kept], key=self.key, values=values)
 
 
-# The columns of the Arrow file.
+# The columns of the Arrow file; the last one is there where the data has ratings.
+VALUES_COLUMN = "values"
+# What float32 holds.
+MAX_VALUE = 3e38
 HISTORY_COLUMNS = {
     "user_id": pa.large_string(),
     "items": pa.large_list(pa.int32()),
@@ -45,18 +60,34 @@ class StoredHistories:
         timestamps = table.column("timestamps").combine_chunks()
         self._timestamp_offsets = timestamps.offsets.to_numpy()
         self._timestamps = timestamps.values.to_numpy()
+        self._values = self._value_offsets = None
+        if VALUES_COLUMN in table.column_names:
+            values = table.column(VALUES_COLUMN).combine_chunks()
+            self._value_offsets = values.offsets.to_numpy()
+            self._values = values.values.to_numpy()
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     def check(self, name: str, n_items: int) -> None:
         """Raises :class:`BundleInvalid` for file ``name`` unless every item is one of the catalogue."""
-        if not np.array_equal(self._offsets, self._timestamp_offsets):
+        for column, offsets in (
+            ("timestamps", self._timestamp_offsets),
+            (VALUES_COLUMN, self._value_offsets),
+        ):
+            if offsets is not None and not np.array_equal(self._offsets, offsets):
+                raise BundleInvalid(
+                    f"column {column} of {name}",
+                    found="of other lengths",
+                    expected="one for each of items",
+                    reason=BundleReason.SHAPE,
+                )
+        if self._values is not None and np.isinf(self._values).any():
             raise BundleInvalid(
-                f"column timestamps of {name}",
-                found="of other lengths",
-                expected="one for each of items",
-                reason=BundleReason.SHAPE,
+                f"column {VALUES_COLUMN} of {name}",
+                found="not finite",
+                expected="numbers, or NaN where none is known",
+                reason=BundleReason.VALUE_RANGE,
             )
         if len(self._items) and not 0 <= self._items.min() <= self._items.max() < n_items:
             raise BundleInvalid(
@@ -80,27 +111,31 @@ class StoredHistories:
         # Of all at once; what the unknown ones (−1) find is not looked at.
         starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
         return [
-            EMPTY_HISTORY if row < 0 else History(self._items[start:end], self._timestamps[start:end], row)
+            EMPTY_HISTORY if row < 0 else self._between(row, start, end)
             for row, start, end in zip(rows.tolist(), starts, ends, strict=True)
         ]
 
     def _of_row(self, row: int) -> History:
         if row < 0:
             return EMPTY_HISTORY
-        start, end = self._offsets[row], self._offsets[row + 1]
-        return History(self._items[start:end], self._timestamps[start:end], row)
+        return self._between(row, self._offsets[row], self._offsets[row + 1])
+
+    def _between(self, row: int, start: int, end: int) -> History:
+        values = None if self._values is None else self._values[start:end]
+        return History(self._items[start:end], self._timestamps[start:end], row, values=values)
 
 
 def histories_table(
-    user_ids: list[str], indptr: NDArray[np.int64], items: NDArray[np.int32], timestamps: NDArray[np.int64]
+    user_ids: list[str],
+    indptr: NDArray[np.int64],
+    items: NDArray[np.int32],
+    timestamps: NDArray[np.int64],
+    values: NDArray[np.float32] | None = None,
 ) -> pa.Table:
     """Returns the Arrow table that :class:`StoredHistories` reads, from CSR arrays (row = user)."""
-    return pa.table(
-        {
-            "user_id": pa.array(user_ids, pa.large_string()),
-            "items": pa.LargeListArray.from_arrays(pa.array(indptr, pa.int64()), pa.array(items, pa.int32())),
-            "timestamps": pa.LargeListArray.from_arrays(
-                pa.array(indptr, pa.int64()), pa.array(timestamps, pa.int64())
-            ),
-        }
-    )
+    lists = {"items": pa.array(items, pa.int32()), "timestamps": pa.array(timestamps, pa.int64())}
+    if values is not None:
+        lists[VALUES_COLUMN] = pa.array(values, pa.float32())
+    starts = pa.array(indptr, pa.int64())
+    columns = {name: pa.LargeListArray.from_arrays(starts, flat) for name, flat in lists.items()}
+    return pa.table({"user_id": pa.array(user_ids, pa.large_string()), **columns})

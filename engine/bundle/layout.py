@@ -28,6 +28,8 @@ NEW_OUTPUT = "new"
 USER_INPUT = "user"
 CONTEXT_INPUT = "context"
 CANDIDATES_INPUT = "candidates"
+# Float32, NaN where it is not known how an item of the history was rated.
+HISTORY_VALUES_INPUT = "history_values"
 LOGITS_OUTPUT = "logits"
 # Recorded rows of the user table: their numbers and what stands in them.
 USER_ROW_RECORD = "user_row"

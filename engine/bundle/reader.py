@@ -1,8 +1,10 @@
 """Opens a bundle after checking every byte of it; large parts stay memory-mapped."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.catalogue import ITEM_ID, Catalogue
 from recserve.engine.bundle.graph_check import check_graph
-from recserve.engine.bundle.histories import HISTORY_COLUMNS, StoredHistories
+from recserve.engine.bundle.histories import HISTORY_COLUMNS, VALUES_COLUMN, StoredHistories
 from recserve.engine.bundle.item_encoder import ItemEncoder
 from recserve.engine.bundle.item_table import FORMS, Parts, check_finite, unpack
 from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, Manifest
@@ -248,8 +250,15 @@ def _check_rows(name: str, found: int, expected: int) -> None:
         )
 
 
-def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType], *, validate: bool) -> pa.Table:
-    """Maps an Arrow file; ``columns`` must be there, of these types and without nulls."""
+def _map_table(
+    folder: Path,
+    name: str,
+    columns: Mapping[str, pa.DataType],
+    optional: Mapping[str, pa.DataType] = MappingProxyType({}),
+    *,
+    validate: bool,
+) -> pa.Table:
+    """Maps an Arrow file; ``columns`` must be there, these and ``optional`` of their types, without nulls."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all()
         if validate:
@@ -273,7 +282,9 @@ def _map_table(folder: Path, name: str, columns: dict[str, pa.DataType], *, vali
                 expected="there once",
                 reason=BundleReason.TABLE_COLUMNS,
             )
-    for column, kind in columns.items():
+    for column, kind in {**columns, **optional}.items():
+        if column not in names and column in optional:
+            continue
         if column not in names:
             raise BundleInvalid(
                 f"column {column} of {name}",
@@ -353,6 +364,7 @@ def _vocabulary(folder: Path, ids: pa.ChunkedArray, lookup_file: str, *, validat
 def _open_histories(folder: Path, manifest: Manifest, *, validate: bool) -> StoredHistories:
     _require(manifest, layout.HISTORIES)
     _require(manifest, layout.USER_LOOKUP)
-    table = _map_table(folder, layout.HISTORIES, HISTORY_COLUMNS, validate=validate)
+    columns = {VALUES_COLUMN: pa.large_list(pa.float32())}
+    table = _map_table(folder, layout.HISTORIES, HISTORY_COLUMNS, columns, validate=validate)
     user_ids = table.column("user_id")
     return StoredHistories(table, _vocabulary(folder, user_ids, layout.USER_LOOKUP, validate=validate))

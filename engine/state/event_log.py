@@ -27,6 +27,7 @@ from recserve.engine.state.events import (
     Event,
     check_event,
     pack_event,
+    rating_of,
 )
 from recserve.engine.state.follower import Follower, Interaction
 from recserve.engine.state.keys import NONCE_BYTES, KeyStore
@@ -295,7 +296,8 @@ class EventLog:
                 outcome.n_stored += 1
                 if purposes & SERVE and event.action in (*HISTORY_ACTIONS, IMPRESSION):
                     kind = shown if event.action == IMPRESSION else fresh
-                    kind.append((row[1], event.item_id, event.timestamp))
+                    value = rating_of(event.action, event.value)
+                    kind.append((row[1], event.item_id, event.timestamp, value))
             else:
                 try:
                     self._check_same(row, plain)

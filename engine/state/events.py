@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from recserve.engine.bundle.histories import MAX_VALUE
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.errors import DataError, InvalidRequest, nearest
 
@@ -13,7 +14,7 @@ from recserve.errors import DataError, InvalidRequest, nearest
 HISTORY_ACTIONS = ("view", "click", "add-to-cart", "purchase", "rating", "dwell")
 # The log stores positions in this tuple: new actions are appended.
 ACTIONS = (*HISTORY_ACTIONS, "impression", "dislike")
-IMPRESSION = "impression"
+IMPRESSION, RATING = "impression", "rating"
 SHOWN = ACTIONS.index(IMPRESSION)
 IS_HISTORY = tuple(action in HISTORY_ACTIONS for action in ACTIONS)
 
@@ -166,13 +167,21 @@ def unpack_event(data: bytes, user_id: str) -> Event:
         raise DataError("event", found="of unknown bytes", expected="as this version writes it") from error
 
 
-def unpack_interaction(data: bytes) -> tuple[str, int, bool] | None:
-    """Returns item id and timestamp of what belongs in a history or was shown (True), None for the rest.
+def rating_of(action: str, value: float | None) -> float:
+    """Returns what an event with ``value`` rated its item, NaN where it is no rating."""
+    if value is None or action != RATING or not abs(value) <= MAX_VALUE:
+        return math.nan
+    return value
+
+
+def unpack_interaction(data: bytes) -> tuple[str, int, float, bool] | None:
+    """Returns item id, timestamp and rating of what belongs in a history or was shown (True), else None.
 
     The fast part of the above.
     """
-    timestamp, action, purposes, _, _, n_item, _, _ = _HEADER.unpack_from(data)
+    timestamp, action, purposes, _, value, n_item, _, _ = _HEADER.unpack_from(data)
     is_shown = action == SHOWN
     if not purposes & SERVE or not (is_shown or IS_HISTORY[action]):
         return None
-    return data[_HEADER.size : _HEADER.size + n_item].decode(), timestamp, is_shown
+    item_id = data[_HEADER.size : _HEADER.size + n_item].decode()
+    return item_id, timestamp, rating_of(ACTIONS[action], value), is_shown

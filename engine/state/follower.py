@@ -23,7 +23,7 @@ log = structlog.get_logger("recserve.state")
 # No rule looks further back at what was shown.
 SHOWN_SECONDS = MAX_HOURS * 3600
 
-Interaction = tuple[bytes, str, int]
+Interaction = tuple[bytes, str, int, float]
 """User key, item id, timestamp."""
 
 
@@ -138,8 +138,8 @@ class Follower:
             if plain is None:
                 self._n_unreadable += not self._keys.is_erased(user_key)
             elif (interaction := unpack_interaction(plain)) is not None:
-                item_id, timestamp, is_shown = interaction
+                item_id, timestamp, value, is_shown = interaction
                 if not is_shown:
-                    yield user_key, item_id, timestamp
+                    yield user_key, item_id, timestamp, value
                 elif timestamp > since:
-                    self._observed.add([(user_key, item_id, timestamp)], shown=True)
+                    self._observed.add([(user_key, item_id, timestamp, value)], shown=True)

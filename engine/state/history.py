@@ -47,7 +47,7 @@ class HistoryStore:
         if observed is None:
             return EMPTY_HISTORY
         if not len(observed):
-            return History(stored.items, stored.timestamps, stored.user_row, key)
+            return stored._replace(key=key)
         items = self._indices(observed["code"])
         # Observed by another version whose catalogue had more.
         known = items >= 0
@@ -57,6 +57,7 @@ class HistoryStore:
             np.concatenate([stored.items, items[known]]),
             np.concatenate([stored.timestamps, observed["timestamp"][known]]),
             key=key,
+            values=np.concatenate([stored.rated(), observed["value"][known]]),
         )
 
     def _indices(self, codes: NDArray[np.int32]) -> NDArray[np.int32]:

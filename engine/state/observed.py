@@ -1,5 +1,6 @@
 """What was observed since the start, or found in the log: each user's newest events, in memory."""
 
+import math
 import struct
 import threading
 import weakref
@@ -10,11 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-# One event: the item's code and seconds since the epoch. Bytes are replaced, never changed, so a reader needs
-# no lock; a thousand events are 12 kB to copy, half a microsecond.
-EVENT = np.dtype([("code", "<i4"), ("timestamp", "<i8")])
+# One event: the item's code, seconds since the epoch, and how the item was rated (NaN: not at all). Bytes are
+# replaced, never changed, so a reader needs no lock; a thousand events are 16 kB to copy, half a microsecond.
+EVENT = np.dtype([("code", "<i4"), ("timestamp", "<i8"), ("value", "<f4")])
 NO_EVENTS: NDArray[np.void] = np.empty(0, EVENT)
-_PACK = struct.Struct("<iq").pack
+_PACK = struct.Struct("<iqf").pack
+UNRATED = math.nan
 # Ids are the callers' choice: beyond these many, events of further ones are logged but not kept in memory.
 MAX_CODES = 1 << 22
 
@@ -60,29 +62,31 @@ class ObservedEvents:
         for key in erased:
             follower.forget(key)
 
-    def observe(self, user_id: str, item_id: str, timestamp: int, *, shown: bool = False) -> None:
+    def observe(
+        self, user_id: str, item_id: str, timestamp: int, value: float = UNRATED, *, shown: bool = False
+    ) -> None:
         """Appends one event, or impression; the next :meth:`get`, or :meth:`shown_to`, sees it."""
-        self.add([(self.key_of(user_id), item_id, timestamp)], shown=shown)
+        self.add([(self.key_of(user_id), item_id, timestamp, value)], shown=shown)
 
-    def add(self, events: Iterable[tuple[Hashable, str, int]], *, shown: bool = False) -> None:
-        """Appends events, or impressions, (key, item id, timestamp) in their order."""
+    def add(self, events: Iterable[tuple[Hashable, str, int, float]], *, shown: bool = False) -> None:
+        """Appends events, or impressions, (key, item id, timestamp, value) in their order."""
         kept = self._shown if shown else self._events
         with self._lock:
-            for key, item_id, timestamp in events:
+            for key, item_id, timestamp, value in events:
                 code = self._code(item_id)
                 if code < 0 or key in self._erased:
                     continue
                 # Readers take no lock: the key must never be missing in between.
-                kept[key] = (kept.get(key, b"") + _PACK(code, timestamp))[-self._max_bytes :]
+                kept[key] = (kept.get(key, b"") + _PACK(code, timestamp, value))[-self._max_bytes :]
                 kept.move_to_end(key)
                 if len(kept) > self._max_users:
                     kept.popitem(last=False)
 
-    def load(self, events: Iterable[tuple[Hashable, str, int]]) -> None:
+    def load(self, events: Iterable[tuple[Hashable, str, int, float]]) -> None:
         """Does what :meth:`add` does with many, oldest first, into an empty store."""
         buffers: OrderedDict[Hashable, bytearray] = OrderedDict()
         trim = 4 * self._max_bytes
-        for key, item_id, timestamp in events:
+        for key, item_id, timestamp, value in events:
             code = self._code(item_id)
             if code < 0:
                 continue
@@ -91,7 +95,7 @@ class ObservedEvents:
                 buffer = buffers[key] = bytearray()
             else:
                 buffers.move_to_end(key)
-            buffer += _PACK(code, timestamp)
+            buffer += _PACK(code, timestamp, value)
             if len(buffer) > trim:
                 del buffer[: -self._max_bytes]
             if len(buffers) > self._max_users:

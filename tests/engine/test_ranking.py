@@ -50,7 +50,8 @@ def test_the_graph_is_the_model(name: str, max_history: int, tmp_path: Path) -> 
     model = run.new_model()
     assert isinstance(model, Ranker)
     session = open_graph(export_graph(model))
-    expected = {"user", "candidates"} | ({"history"} if max_history else set())
+    of_history = {"history"} if name == "neumf" else {"history", "history_values"}
+    expected = {"user", "candidates"} | (of_history if max_history else set())
     assert {node.name for node in session.get_inputs()} == expected | (
         set() if name == "neumf" else {"context"}
     )
@@ -81,13 +82,16 @@ def test_predictions_are_those_of_the_trained_model(engine: Engine, ranker_run_f
     user = 5
     user_id = run.dataset.users["user_id"][user]
     ids = run.dataset.items["item_id"][[3, 1, 4]].to_list()
-    history = run.dataset.histories().row(user)[0][-6:].astype(np.int64)
+    histories = run.dataset.histories()
+    newest = slice(histories.indptr[user + 1] - 6, histories.indptr[user + 1])
+    history = histories.item_index[newest].astype(np.int64)
     with torch.inference_mode():
         logits = model(
             torch.from_numpy(history)[None],
             model.user_rows[user : user + 1],
             torch.tensor([[14, 3]]),
             torch.tensor([[3, 1, 4]]),
+            torch.from_numpy(histories.value[newest].copy())[None],
         )[0].numpy()
     ranking = engine.rank(Request(user_id=user_id, context={"hour": "13", "weekday": "2"}), ids)
     found = {item.item_id: item.predictions for item in ranking.items}
@@ -95,6 +99,42 @@ def test_predictions_are_those_of_the_trained_model(engine: Engine, ranker_run_f
     assert [found[id_]["click"] for id_ in ids] == pytest.approx(clicks.tolist(), abs=1e-4)
     ratings = ratings_of(logits[:, 1], model.labels)
     assert [found[id_]["rating"] for id_ in ids] == pytest.approx(ratings.tolist(), abs=1e-4)
+
+
+def predicted(engine: Engine, request: Request, item_ids: list[str]) -> list[float]:
+    found = {item.item_id: item.predictions["rating"] for item in engine.rank(request, item_ids).items}
+    return [found[item_id] for item_id in item_ids]
+
+
+def test_ratings_count_wherever_they_come_from(two_stage_folder: Path) -> None:
+    """Those of the bundle, of a request and of observed events; what has none says less."""
+    with Engine.load(two_stage_folder) as engine:
+        stored = engine.user_ids()[5]
+        items, times = engine.timed_history(stored)
+        values = engine.loaded.bundle.histories.get(stored).rated().tolist()
+        asked = engine.similar_items(items[0], 5)
+        ids = [item.item_id for item in asked.items]
+        given = Request(history=items, history_timestamps=times, history_values=values)
+        for item_id, timestamp, value in zip(items, times, values, strict=True):
+            engine.observe(user_id="new", item_id=item_id, action="rating", timestamp=timestamp, value=value)
+            engine.observe(user_id="clicks", item_id=item_id, timestamp=timestamp, value=value)
+        of_request = predicted(engine, given, ids)
+        # Who the user is says something too: a new one has the same history and no row.
+        assert predicted(engine, Request(user_id="new"), ids) == pytest.approx(of_request, abs=1e-5)
+        unrated = predicted(engine, dataclasses.replace(given, history_values=()), ids)
+        assert predicted(engine, Request(user_id="clicks"), ids) == pytest.approx(unrated, abs=1e-5)
+        assert of_request != pytest.approx(unrated, abs=1e-3)
+        kind = predicted(engine, dataclasses.replace(given, history_values=[9.0] * len(items)), ids)
+        strict = predicted(engine, dataclasses.replace(given, history_values=[-9.0] * len(items)), ids)
+        assert np.mean(kind) > np.mean(strict)
+
+
+@pytest.mark.parametrize("values", [(1.0,), (1.0, float("inf")), (1.0, 1e300), (1.0, True), (1.0, "5")])
+def test_ratings_that_are_none_are_refused(values: tuple[float, ...], engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="history_values"):
+        engine.recommend(
+            Request(history=list(engine.history(engine.user_ids()[0])[:2]), history_values=values)
+        )
 
 
 def test_alone_and_in_a_batch_is_the_same(engine: Engine) -> None:

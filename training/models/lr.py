@@ -9,7 +9,9 @@ from recserve.training.ranking.space import FeatureSpace
 
 
 class LogisticRegression(Ranker):
-    """A weight for each value of each feature and target."""
+    """A weight for each value of each feature and target; of ratings it knows how kind they are."""
+
+    has_taste = False
 
     def __init__(self, config: RankerConfig, space: FeatureSpace, labels: Labels) -> None:
         super().__init__(config, space, labels)

@@ -34,12 +34,14 @@ class NeuMFConfig(RankerConfig):
     embedding_size: int = 32
     context: bool = False
     labels: str = "sampled"
+    unknown_rate: float = 0.03
 
 
 class NeuMF(Ranker):
     """Two pairs of tables: one multiplied factor by factor, one under the perceptron."""
 
     order_free = True
+    reads_values = False
 
     def __init__(self, config: NeuMFConfig, space: FeatureSpace, labels: Labels) -> None:
         super().__init__(config, space, labels)

@@ -2,7 +2,8 @@
 
 A family says what it computes from the user alone (``encode_user``), from an item alone (``encode_item``)
 and from the two together (``combine``). Training, evaluation and the exported graph share these three; in
-the graph the items' part is a table, computed when it is exported.
+the graph the items' part is a table, computed when it is exported. What the ratings of the history say is
+added to the logits of every family in the same way (``Appraisal``).
 """
 
 import copy
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recserve.errors import DataError, InvalidRequest
-from recserve.training.batches import pad
+from recserve.training.batches import pad, pad_values
 from recserve.training.data import Dataset, EvaluationSet, Histories, Split
+from recserve.training.models.appraisal import Appraisal
 from recserve.training.models.base import EPOCH_OPTIONS, Family, RankingModel, ValidationMetric
 from recserve.training.ranking import calibration, normalise
 from recserve.training.ranking.examples import LISTWISE, Labels, labels_of
@@ -28,6 +30,8 @@ LABEL_SOURCES = ("auto", "ratings", "sampled", LISTWISE)
 # Near 0: what few examples teach stays small, instead of being noise from the start.
 EMBEDDING_STD = 0.001
 LOOP_OPTIONS = EPOCH_OPTIONS | {"batch_size", "learning_rate", "weight_decay"}
+# How often training hides the moment, to learn what to say without it.
+MOMENT_UNKNOWN_RATE = 0.03
 BUDGET = {"epochs": 30, "learning_rate": 2e-3, "validate_every": 1, "patience": 3}
 
 # What a family computes of one side: tensors of (batch, 1, …) of users, (…, width) of items.
@@ -43,6 +47,8 @@ class RankerConfig:
     dropout: float = 0.2
     max_history: int = 50
     """Newest items of the user that the model sees; 0: none."""
+    history_values: bool = True
+    """Whether the user's ratings of them are seen, where the labels are ratings."""
     context: bool = True
     """Whether the moment (hour, weekday) is a feature."""
     labels: str = "auto"
@@ -51,8 +57,8 @@ class RankerConfig:
     click_at: float = 4.0
     negatives: int = 4
     """Items drawn at random for each interaction, with sampled labels."""
-    unknown_rate: float = 0.03
-    """How often training hides a user's id or the moment, to learn what to say without them."""
+    unknown_rate: float = 0.5
+    """How often training hides a user's id, to learn what to say of users who come later."""
     normalisation: str = "quantile"
     calibration: str = "auto"
 
@@ -103,9 +109,17 @@ class Ranker(RankingModel):
             self.validation_metric = ValidationMetric("AUC")
         for name in ("user_rows", "item_ids", "item_categories", "item_lists", "item_numbers"):
             self.register_buffer(name, torch.from_numpy(getattr(space, name)))
+        self.appraisal: Appraisal | None = None
+        if labels.is_rated and self.reads_values and config.history_values and config.max_history:
+            size = config.embedding_size if self.has_taste else 0
+            self.appraisal = Appraisal(torch.from_numpy(space.item_values), labels, size)
 
     order_free = False
     """Whether training shows what the user met at any time, and not what was met before the example."""
+    reads_values = True
+    """Whether the ratings of the history may have a say."""
+    has_taste = True
+    """Whether they say more than how kind the user is."""
 
     user_rows: Tensor
     item_ids: Tensor
@@ -136,40 +150,58 @@ class Ranker(RankingModel):
         """Returns a copy that gives the same logits and costs least for one user and many candidates."""
         return copy.deepcopy(self)
 
-    def forward(self, history: Tensor, user: Tensor, context: Tensor, candidates: Tensor) -> Tensor:
+    def forward(
+        self,
+        history: Tensor,
+        user: Tensor,
+        context: Tensor,
+        candidates: Tensor,
+        values: Tensor | None = None,
+    ) -> Tensor:
         """Returns logits (batch, n_candidates, n_targets).
 
         ``history``: (batch, length) item indices, newest last, −1 for padding; ``user``: (batch, n) rows of
-        the user table; ``context``: (batch, n) indices of the moment; ``candidates``: (batch, n) items.
+        the user table; ``context``: (batch, n) indices of the moment; ``candidates``: (batch, n) items;
+        ``values``: (batch, length) float32, what the history's items were rated, NaN where that is not known.
         """
-        return self.combine(self.user_side(history, user, context), self.item_side(candidates))
+        return self.logits(self.user_side(history, user, context, values), self.item_side(candidates))
 
-    def user_side(self, history: Tensor, user: Tensor, context: Tensor) -> Side:
-        """Returns ``encode_user`` of the inputs of :meth:`forward`."""
+    def user_side(self, history: Tensor, user: Tensor, context: Tensor, values: Tensor | None = None) -> Side:
+        """Returns what depends on the user alone of the inputs of :meth:`forward`."""
         if self.training:
-            user = torch.cat([self._forget(user[:, :1]), user[:, 1:]], dim=1)
-            context = self._forget(context)
+            user = torch.cat([_hidden(user[:, :1], self.config.unknown_rate), user[:, 1:]], dim=1)
+            context = _hidden(context, MOMENT_UNKNOWN_RATE)
         ids = self.item_ids[history.clamp(min=0)] * (history >= 0)
-        return self.encode_user(ids, torch.cat([user, context], dim=1) if self.schema.context else user)
+        side = self.encode_user(ids, torch.cat([user, context], dim=1) if self.schema.context else user)
+        if self.appraisal is None:
+            return side
+        values = torch.full(ids.shape, torch.nan) if values is None else values
+        return *side, *self.appraisal.user(ids, values)
 
     def item_side(self, items: Tensor) -> Side:
-        """Returns ``encode_item`` of item indices of any shape."""
-        return self.encode_item(
-            ItemFeatures(
-                items,
-                self.item_ids[items],
-                self.item_categories[items],
-                self.item_lists[items],
-                self.item_numbers[items],
-            )
+        """Returns what depends on an item alone, of item indices of any shape."""
+        features = ItemFeatures(
+            items,
+            self.item_ids[items],
+            self.item_categories[items],
+            self.item_lists[items],
+            self.item_numbers[items],
         )
+        side = self.encode_item(features)
+        return side if self.appraisal is None else (*side, *self.appraisal.item(features.ids))
+
+    def logits(self, user: Side, item: Side) -> Tensor:
+        """Returns (batch, n_candidates, n_targets) of :meth:`user_side` and :meth:`item_side`."""
+        if self.appraisal is None:
+            return self.combine(user, item)
+        # What the appraisal computed stands last.
+        n_user, n_item = len(user) - (1 + self.has_taste), len(item) - self.has_taste
+        said: Tensor = self.appraisal(user[n_user:], item[n_item:])
+        return self.combine(user[:n_user], item[:n_item]) + said
 
     def item_tables(self) -> Side:
-        """Returns ``encode_item`` of every item, each (n_items, width)."""
+        """Returns :meth:`item_side` of every item, each (n_items, width)."""
         return self.item_side(torch.arange(self.n_items))
-
-    def _forget(self, indices: Tensor) -> Tensor:
-        return indices * (torch.rand(indices.shape) >= self.config.unknown_rate)
 
     def get_extra_state(self) -> Tensor:
         """Returns what the features are, as JSON in bytes: a checkpoint tells what it was trained on."""
@@ -189,14 +221,16 @@ class Ranker(RankingModel):
     def score_rows(self, held_out: EvaluationSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the click logits (len(rows), n_items) of users at the moment of their first target."""
         history = pad(held_out.histories, rows, max(1, self.config.max_history))[0]
+        values = pad_values(held_out.histories, rows, history.shape[1])
         now = held_out.targets.timestamp[held_out.targets.indptr[rows]]
         user = self.user_side(
             torch.from_numpy(history).to(torch.int64),
             self.user_rows[torch.from_numpy(held_out.user_index[rows].astype(np.int64))],
             torch.from_numpy(moments(self.schema.context, now)),
+            torch.from_numpy(values),
         )
         items = tuple(table.unsqueeze(0) for table in self.item_tables())
-        logits = [self.combine(tuple(part[i : i + 1] for part in user), items) for i in range(len(rows))]
+        logits = [self.logits(tuple(part[i : i + 1] for part in user), items) for i in range(len(rows))]
         scores: NDArray[np.float32] = torch.cat(logits)[:, :, 0].numpy().copy()
         return scores
 
@@ -286,6 +320,11 @@ def perceptron(widths: list[int], out: int, dropout: float) -> Perceptron:
 def pairwise(fields: Tensor) -> Tensor:
     """Returns ½((Σv)² − Σv²) over the fields (…, n, size): the products of all pairs, summed, (…, size)."""
     return 0.5 * (fields.sum(dim=-2) ** 2 - (fields**2).sum(dim=-2))
+
+
+def _hidden(indices: Tensor, rate: float) -> Tensor:
+    """Returns ``indices`` with 0, the unknown, for a share ``rate`` of them."""
+    return indices * (torch.rand(indices.shape) >= rate)
 
 
 def _embeddings(sizes: list[int], width: int) -> nn.ModuleList:

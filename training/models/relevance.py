@@ -57,6 +57,7 @@ class Relevance(Ranker):
     """texts: (n_items, d) float32, what is known of each item; it follows from the data set, so a checkpoint
     leaves it out."""
 
+    reads_values = False
     texts: Tensor
 
     def __init__(

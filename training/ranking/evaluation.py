@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recserve.training.data import EvaluationSet, Histories, Split
+from recserve.training.data import EvaluationSet, Split
 from recserve.training.models.ranker import Ranker
 from recserve.training.ranking import metrics
 from recserve.training.ranking.calibration import Calibration, fit_calibration
 from recserve.training.ranking.examples import Examples, Labels, held_out_examples
 from recserve.training.ranking.learner import predict
+from recserve.training.ranking.space import item_means
 from recserve.training.rating_metrics import mae, mse, rmse
 
 CLICK, RATING = 0, 1
-# Examples of the mean that an item is pulled to when it has few of its own.
-PRIOR_STRENGTH = 10.0
 N_BOOTSTRAP = 200
 
 # Rows of the examples → the metrics of these rows.
@@ -77,14 +76,6 @@ def evaluate_predictions(
         "model": {"metrics": _estimates(model_measure, examples, clicked, n_bootstrap, seed)},
         "item mean": {"metrics": _estimates(baseline, examples, clicked, n_bootstrap, seed)},
     }
-
-
-def item_means(train: Histories, values: NDArray[np.float64], n_items: int) -> NDArray[np.float64]:
-    """Returns the mean by item of ``values``, one of each training interaction, pulled to the mean of all."""
-    sums = np.bincount(train.item_index, values, minlength=n_items)
-    counts = np.bincount(train.item_index, minlength=n_items)
-    means: NDArray[np.float64] = (sums + PRIOR_STRENGTH * values.mean()) / (counts + PRIOR_STRENGTH)
-    return means
 
 
 def _measure(

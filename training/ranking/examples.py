@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ class Examples:
 
     user_index, item_index: (n,) int32; timestamp: (n,) int64, seconds; value: (n,) float32, the rating. The
     history of example i is ``items[start[i]:stop[i]]``: what the user met in an earlier second, oldest first;
-    ``items[start[i]:end[i]]`` is all that the user met.
+    ``items[start[i]:end[i]]`` is all that the user met; ``values``: the rating of each of ``items``, float32.
     """
 
     user_index: NDArray[np.int32]
@@ -29,6 +30,7 @@ class Examples:
     stop: NDArray[np.int64]
     end: NDArray[np.int64]
     items: NDArray[np.int32]
+    values: NDArray[np.float32]
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -36,11 +38,20 @@ class Examples:
 
     def history(self, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Returns the newest ``length`` items before each of ``rows``, (rows, length), padded with −1."""
+        return self._before(self.items.astype(np.int64), rows, length, -1)
+
+    def history_values(self, rows: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+        """Returns the ratings of what :meth:`history` returns, (rows, length), padded with NaN."""
+        return self._before(self.values, rows, length, np.nan)
+
+    def _before(
+        self, of_items: NDArray[Any], rows: NDArray[np.int64], length: int, padding: float
+    ) -> NDArray[Any]:
         positions = self.stop[rows, None] - length + np.arange(length)
         real = positions >= self.start[rows, None]
-        if not len(self.items):
-            return np.full(real.shape, -1, np.int64)
-        return np.where(real, self.items[np.where(real, positions, 0)], -1).astype(np.int64)
+        if not len(of_items):
+            return np.full(real.shape, padding, of_items.dtype)
+        return np.where(real, of_items[np.where(real, positions, 0)], of_items.dtype.type(padding))
 
     def others(self, rows: NDArray[np.int64], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Returns what the user of each of ``rows`` met at any time but the item of the row, padded with −1.
@@ -99,6 +110,7 @@ def _examples(user_index: NDArray[np.int32], whole: Histories, chosen: NDArray[n
         stops[rows],
         whole.indptr[1:][row[rows]],
         whole.item_index,
+        whole.value,
     )
 
 

@@ -65,10 +65,10 @@ class ExampleLearner:
         items = examples.item_index[rows, None].astype(np.int64)
         if not labels.is_rated:
             items = np.concatenate([items, self._draw(rows, rng)], axis=1)
-        history, user, context = inputs_of(self._model, examples, rows)
+        history, user, context, values = inputs_of(self._model, examples, rows)
         if self._model.order_free:
             history = torch.from_numpy(examples.others(rows, history.shape[1], rng))
-        logits = self._model(history, user, context, torch.from_numpy(items))
+        logits = self._model(history, user, context, torch.from_numpy(items), values)
         if self._model.config.labels == LISTWISE:
             return F.cross_entropy(logits[:, :, 0], torch.zeros(len(rows), dtype=torch.int64))
         if not labels.is_rated:
@@ -95,12 +95,15 @@ class ExampleLearner:
         return drawn
 
 
-def inputs_of(model: Ranker, examples: Examples, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns history, user and context of ``rows``, as :meth:`Ranker.forward` takes them."""
-    history = examples.history(rows, max(1, model.config.max_history))
+def inputs_of(
+    model: Ranker, examples: Examples, rows: NDArray[np.int64]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns history, user, context and values of ``rows``, as :meth:`Ranker.forward` takes them."""
+    length = max(1, model.config.max_history)
+    history, values = examples.history(rows, length), examples.history_values(rows, length)
     user = model.user_rows[torch.from_numpy(examples.user_index[rows].astype(np.int64))]
     context = moments(model.schema.context, examples.timestamp[rows])
-    return torch.from_numpy(history), user, torch.from_numpy(context)
+    return torch.from_numpy(history), user, torch.from_numpy(context), torch.from_numpy(values)
 
 
 @torch.inference_mode()
@@ -111,7 +114,8 @@ def predict(model: Ranker, examples: Examples) -> NDArray[np.float32]:
     for start in range(0, len(examples), PREDICTED_PER_STEP):
         rows = np.arange(start, min(start + PREDICTED_PER_STEP, len(examples)))
         items = torch.from_numpy(examples.item_index[rows, None].astype(np.int64))
-        parts.append(model(*inputs_of(model, examples, rows), items)[:, 0].numpy())
+        history, user, context, values = inputs_of(model, examples, rows)
+        parts.append(model(history, user, context, items, values)[:, 0].numpy())
     return np.concatenate(parts)
 
 

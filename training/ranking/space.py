@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recserve.training.data import Dataset, Split
+from recserve.training.data import Dataset, Histories, Split
 from recserve.training.data.attributes import TEXTS
 from recserve.training.data.columns import ITEM_ID, USER_ID
 from recserve.training.ranking.normalise import Normaliser
@@ -23,6 +23,8 @@ POPULARITY = "popularity"
 # A column with a different text for nearly every row says no more than the id does.
 MAX_CATEGORIES = 10_000
 MIN_ROWS_PER_CATEGORY = 2.0
+# Examples of the mean that an item is pulled to when it has few of its own.
+PRIOR_STRENGTH = 10.0
 # Values of a list feature that are kept of one item, and bins of a numeric feature of users.
 MAX_LIST = 8
 N_BINS = 16
@@ -102,7 +104,8 @@ class FeatureSpace:
 
     user_rows: (n_users, 1 + len(users)) int64, the id first; item_ids: (n_items,) int64, index + 1, or 0
     where training has no interaction; item_categories: (n_items, len(categories)) int64; item_lists:
-    (n_items, len(lists), MAX_LIST) int64, padded with 0; item_numbers: (n_items, len(numbers)) float32.
+    (n_items, len(lists), MAX_LIST) int64, padded with 0; item_numbers: (n_items, len(numbers)) float32;
+    item_values: (n_items,) float32, the :func:`item_means` of the values.
     """
 
     schema: Schema
@@ -111,6 +114,7 @@ class FeatureSpace:
     item_categories: NDArray[np.int64]
     item_lists: NDArray[np.int64]
     item_numbers: NDArray[np.float32]
+    item_values: NDArray[np.float32]
 
 
 def fit_space(dataset: Dataset, split: Split, *, context: bool, normalisation: str) -> FeatureSpace:
@@ -150,7 +154,16 @@ def fit_space(dataset: Dataset, split: Split, *, context: bool, normalisation: s
         item_numbers=np.stack(
             [s.normaliser.apply(_floats(n)) for n, s in zip(numbers, scales, strict=True)], axis=1
         ),
+        item_values=item_means(train, train.value.astype(np.float64), dataset.n_items).astype(np.float32),
     )
+
+
+def item_means(train: Histories, values: NDArray[np.float64], n_items: int) -> NDArray[np.float64]:
+    """Returns the mean by item of ``values``, one of each training interaction, pulled to the mean of all."""
+    sums = np.bincount(train.item_index, values, minlength=n_items)
+    counts = np.bincount(train.item_index, minlength=n_items)
+    means: NDArray[np.float64] = (sums + PRIOR_STRENGTH * values.mean()) / (counts + PRIOR_STRENGTH)
+    return means
 
 
 def user_indices(feature: Category | Bins, values: pl.Series) -> NDArray[np.int64]:

@@ -1,11 +1,13 @@
 """Events and their bytes."""
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recserve.engine.bundle.histories import MAX_VALUE
 from recserve.engine.state.events import (
     ACTIONS,
     EVERY_PURPOSE,
@@ -47,8 +49,13 @@ def test_an_event_comes_back_as_it_was(event: Event) -> None:
     assert unpack_event(data, "u") == event
     belongs = event.action in HISTORY_ACTIONS and bool(purposes & SERVE)
     is_shown = event.action == "impression" and bool(purposes & SERVE)
-    expected = (event.item_id, event.timestamp, is_shown) if belongs or is_shown else None
-    assert unpack_interaction(data) == expected
+    found = unpack_interaction(data)
+    assert (found is not None) == (belongs or is_shown)
+    if found is not None:
+        item_id, timestamp, value, shown = found
+        assert (item_id, timestamp, shown) == (event.item_id, event.timestamp, is_shown)
+        is_rating = event.action == "rating" and event.value is not None and abs(event.value) < MAX_VALUE
+        assert value == event.value if is_rating else math.isnan(value)
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,28 @@ from recserve.engine.state import observed as module
 from recserve.engine.state.observed import ObservedEvents
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from("uvwxyz"), st.sampled_from(["a", "b", "ü", "d"]), st.integers(0, 1 << 37))
+    st.tuples(
+        st.sampled_from("uvwxyz"),
+        st.sampled_from(["a", "b", "ü", "d"]),
+        st.integers(0, 1 << 37),
+        st.floats(-5, 5, width=32),
+    )
 )
 BOUNDS = {"max_users": 3, "max_items": 4}
 
 
-def contents(events: ObservedEvents, user_id: str) -> list[tuple[str, int]]:
+def contents(events: ObservedEvents, user_id: str) -> list[tuple[str, int, float]]:
     found = events.get(user_id)
     assert found is not None
     names = events.item_ids(0)
-    return [(names[code], timestamp) for code, timestamp in found.tolist()]
+    return [(names[code], timestamp, value) for code, timestamp, value in found.tolist()]
 
 
-def expected(events: list[tuple[str, str, int]]) -> dict[str, list[tuple[str, int]]]:
+def expected(events: list[tuple[str, str, int, float]]) -> dict[str, list[tuple[str, int, float]]]:
     """The newest events of the users that were observed last."""
-    kept: dict[str, list[tuple[str, int]]] = {}
-    for user, item, timestamp in events:
-        kept[user] = [*kept.pop(user, []), (item, timestamp)]
+    kept: dict[str, list[tuple[str, int, float]]] = {}
+    for user, item, timestamp, value in events:
+        kept[user] = [*kept.pop(user, []), (item, timestamp, value)]
         if len(kept) > BOUNDS["max_users"]:
             del kept[next(iter(kept))]
     return {user: found[-BOUNDS["max_items"] :] for user, found in kept.items()}
@@ -34,7 +39,7 @@ def expected(events: list[tuple[str, str, int]]) -> dict[str, list[tuple[str, in
 
 @given(EVENTS)
 def test_one_by_one_and_at_once_give_the_newest_events_of_the_last_users(
-    events: list[tuple[str, str, int]],
+    events: list[tuple[str, str, int, float]],
 ) -> None:
     one_by_one, at_once = ObservedEvents(**BOUNDS), ObservedEvents(**BOUNDS)
     for event in events:
@@ -61,7 +66,7 @@ def test_what_was_read_does_not_change_afterwards() -> None:
     before = events.get("u")
     events.observe("u", "b", 2)
     assert before is not None
-    assert before.tolist() == [(0, 1)]
+    assert before[["code", "timestamp"]].tolist() == [(0, 1)]
 
 
 def test_ids_beyond_the_bound_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +74,7 @@ def test_ids_beyond_the_bound_are_not_kept_in_memory(monkeypatch: pytest.MonkeyP
     events = ObservedEvents(**BOUNDS)
     for item in "abcab":
         events.observe("u", item, 1)
-    assert [item for item, _ in contents(events, "u")] == ["a", "b", "a", "b"]
+    assert [item for item, *_ in contents(events, "u")] == ["a", "b", "a", "b"]
 
 
 def test_who_follows_hears_of_the_erased_of_before_and_after() -> None:

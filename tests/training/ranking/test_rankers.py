@@ -71,7 +71,7 @@ def test_a_request_alone_and_in_a_batch_and_by_tables_is_the_same(name: str, mak
         torch.testing.assert_close(shorter[0], together[0], atol=1e-5, rtol=1e-4)
         side = model.user_side(history, user, context)
         items = tuple(table[candidates] for table in model.item_tables())
-        torch.testing.assert_close(model.combine(side, items), together, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.logits(side, items), together, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("crosses", [1, 2, 3])
