@@ -7,7 +7,13 @@ import typer
 
 from recserve import console
 from recserve.errors import InvalidRequest
-from recserve.training.show import show_cold_start, show_evaluation, show_folds, show_predictions
+from recserve.training.show import (
+    show_cold_items,
+    show_cold_start,
+    show_evaluation,
+    show_folds,
+    show_predictions,
+)
 from recserve.training.show_robustness import plot_robustness, show_robustness
 
 if TYPE_CHECKING:
@@ -23,6 +29,12 @@ def evaluate(
     cold_start: Annotated[
         bool, typer.Option("--cold-start", help="NDCG@10 of users cut to 0, 1 and 5 events instead.")
     ] = False,
+    cold_items: Annotated[
+        bool, typer.Option("--cold-items", help="Rank the items that training has no event of, alone.")
+    ] = False,
+    category: Annotated[
+        str, typer.Option(help="Attribute of the items that a baseline of --cold-items goes by.")
+    ] = "",
     robustness: Annotated[
         bool,
         typer.Option(
@@ -42,7 +54,13 @@ def evaluate(
     from recserve.training import comparison
     from recserve.training.run import open_run, write_json
 
-    whole = {"--folds": folds, "--cold-start": cold_start, "--robustness": robustness, "--sweep": sweep}
+    whole = {
+        "--folds": folds,
+        "--cold-start": cold_start,
+        "--cold-items": cold_items,
+        "--robustness": robustness,
+        "--sweep": sweep,
+    }
     chosen = [name for name, value in whole.items() if value not in (None, False, "")]
     if len(chosen) > 1:
         raise InvalidRequest(chosen[0], found=f"given with {chosen[1]}", expected="one of them")
@@ -53,6 +71,11 @@ def evaluate(
         return
     if cold_start:
         _evaluate_cold_start(opened, json=json, out=out, plot=plot)
+        return
+    if category and not cold_items:
+        raise InvalidRequest("--category", found="given", expected="given with --cold-items")
+    if cold_items:
+        _evaluate_cold_items(opened, category, json=json, out=out, plot=plot)
         return
     if plot:
         comparison.check_plot(plot)
@@ -106,6 +129,24 @@ def _evaluate_cold_start(runs: "list[Run]", *, json: bool, out: Path | None, plo
         console.print_json(result)
         return
     show_cold_start(result)
+
+
+def _evaluate_cold_items(
+    runs: "list[Run]", category: str, *, json: bool, out: Path | None, plot: Path | None
+) -> None:
+    from recserve.training.cold_items import evaluate_cold_items
+    from recserve.training.run import write_json
+
+    if plot:
+        raise InvalidRequest("--cold-items", found="given with --plot", expected="no plot")
+    with console.progress("evaluating", len(runs) * len(runs[0].split().test.user_index)) as update:
+        result = evaluate_cold_items(runs, category, update)
+    if out:
+        write_json(out, result)
+    if json:
+        console.print_json(result)
+        return
+    show_cold_items(result)
 
 
 def _evaluate_robustness(

@@ -59,6 +59,17 @@ def show_cold_start(result: dict[str, Any]) -> None:
     )
 
 
+def show_cold_items(result: dict[str, Any]) -> None:
+    """Prints what ``cold_items.evaluate_cold_items`` returned."""
+    models = result["models"]
+    console.print_table(
+        f"{result['dataset']}, {result['protocol']}: {result['n_cold_items']:,} for "
+        f"{result['n_users']:,} users [mean, 95 % interval]",
+        ["model", *next(iter(models.values()))],
+        [[name, *(estimate_text(value) for value in found.values())] for name, found in models.items()],
+    )
+
+
 def show_folds(result: dict[str, Any]) -> None:
     """Prints what ``cross_validation.cross_validate`` returned."""
     models = result["models"]

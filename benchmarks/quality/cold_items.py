@@ -21,26 +21,25 @@ from numpy.typing import NDArray
 
 from recserve.benchmarks.quality.protocol import Ask, Protocol, Rows, Values, train
 from recserve.errors import InvalidRequest
-from recserve.training import metrics
+from recserve.training import cold_items, metrics
+from recserve.training.cold_items import CATEGORY, METRICS, N_RECALLED, RANDOM, K
 from recserve.training.data import Dataset, EvaluationSet, Histories, load_dataset, temporal_split
 from recserve.training.evaluate import ranks_of
 from recserve.training.features.text import WORD
 from recserve.training.features.tfidf import text_vectors
 
 COLD_SHARE = 0.2
-K, N_RECALLED = 10, 20
 # Of the TF-IDF vectors.
 WIDTH = 256
 # Titles that end in a word for it to be a category.
 MIN_TITLES = 10
-RANDOM, CATEGORY = "random", "popularity in category"
 Scores = NDArray[np.float32]
 
 
 class ColdItems(Protocol):
     """Ranks the cold items alone; no other library is asked."""
 
-    metrics = (f"NDCG@{K}", f"recall@{N_RECALLED}")
+    metrics = METRICS
 
     def __init__(self, test: "ColdTest", seed: int) -> None:
         self._test, self._seed = test, seed
@@ -143,17 +142,11 @@ def category_scores(test: ColdTest, seed: int) -> Scores:
     named = [next((w for w in reversed(words) if n_titles_with[w] >= MIN_TITLES), "") for words in titles]
     codes = {name: code for code, name in enumerate(dict.fromkeys(named))}
     category = np.array([codes[name] for name in named])
-    known = np.ones(test.dataset.n_items, np.bool_)
-    known[test.cold] = False
-    sums = np.bincount(category, test.dataset.popularity(), len(codes))
-    popularity = sums / np.maximum(1, np.bincount(category[known], minlength=len(codes)))
-    histories = test.held_out.histories
-    row = np.repeat(np.arange(len(histories)), histories.lengths)
-    had = np.zeros((len(histories), len(codes)), np.float32)
-    np.add.at(had, (row, category[histories.item_index]), 1)
-    worth = had + 0.5 * popularity / popularity.max()
     noise = np.random.default_rng(seed).random(len(test.cold)) * 1e-3
-    scores: Scores = (worth[:, category[test.cold]] + noise).astype(np.float32)
+    worth = cold_items.category_scores(
+        category, test.dataset.popularity(), test.held_out.histories, test.cold
+    )
+    scores: Scores = (worth + noise).astype(np.float32)
     return scores
 
 
@@ -161,7 +154,4 @@ def measure(test: ColdTest, scores: Scores) -> dict[str, NDArray[np.float64]]:
     """Returns the metrics of each customer."""
     targets = test.held_out.targets
     ranks = [ranks_of(row, np.unique(targets.row(i)[0])) for i, row in enumerate(scores)]
-    return {
-        f"NDCG@{K}": metrics.ndcg(ranks, K),
-        f"recall@{N_RECALLED}": metrics.recall(ranks, N_RECALLED),
-    }
+    return dict(zip(METRICS, (metrics.ndcg(ranks, K), metrics.recall(ranks, N_RECALLED)), strict=True))
