@@ -115,6 +115,7 @@ def _measured(test: EvaluationSet, cold: NDArray[np.int64], scores: Scores) -> d
     for i, row in enumerate(scores):
         # As in full ranking, what the user has is not offered.
         offered = np.where(np.isin(cold, test.histories.row(i)[0]), np.float32(-np.inf), row)
-        ranks.append(ranks_of(offered, np.searchsorted(cold, np.unique(test.targets.row(i)[0]))))
+        places = np.searchsorted(cold, np.unique(test.targets.row(i)[0])).astype(np.int32)
+        ranks.append(ranks_of(offered, places))
     values = (metrics.ndcg(ranks, K), metrics.recall(ranks, N_RECALLED))
     return {name: asdict(metrics.bootstrap(own)) for name, own in zip(METRICS, values, strict=True)}

@@ -57,12 +57,12 @@ class ToldEvents(ObservedEvents):
         super().__init__(max_users=0, max_items=0)
         self._tell = tell
 
-    def add(self, events: Iterable[tuple[Hashable, str, int]], *, shown: bool = False) -> None:
+    def add(self, events: Iterable[tuple[Hashable, str, int, float]], *, shown: bool = False) -> None:
         """As :meth:`ObservedEvents.add`, there."""
         if found := list(events):
             self._tell("add", found, shown)
 
-    def load(self, events: Iterable[tuple[Hashable, str, int]]) -> None:
+    def load(self, events: Iterable[tuple[Hashable, str, int, float]]) -> None:
         """As :meth:`ObservedEvents.load`, there: in parts, the last one empty."""
         rest = iter(events)
         while part := list(islice(rest, CHUNK)):

@@ -64,12 +64,14 @@ def opened(open_it: Open, config: StateConfig) -> Iterator[AnyState]:
         yield state
 
 
-def memory(state: AnyState) -> dict[str, list[tuple[str, int]] | None]:
+def memory(state: AnyState) -> dict[str, list[tuple[str, int, str]] | None]:
     """What the next request of each user would see."""
     ids = state.observed.item_ids(0)
     found = {f"u{i}": state.observed.get(f"u{i}") for i in range(3)}
     return {
-        user: None if events is None else [(ids[code], int(at)) for code, at in events]
+        user: None
+        if events is None
+        else [(ids[code], at, repr(value)) for code, at, value in events.tolist()]
         for user, events in found.items()
     }
 
@@ -122,7 +124,7 @@ def test_a_load_of_several_parts_is_whole(config: StateConfig, monkeypatch: pyte
     told: list[tuple[Any, ...]] = []
     monkeypatch.setattr(log_process, "CHUNK", 10)
     log_process.ToldEvents(lambda *message: told.append(message)).load(  # type: ignore[arg-type]
-        (b"key", f"i{i}", i) for i in range(25)
+        (b"key", f"i{i}", i, 5.0) for i in range(25)
     )
     assert [len(part) for _, part in told] == [10, 10, 5, 0]
     with opened(open_distant, config) as state:
@@ -152,7 +154,7 @@ def test_when_its_process_dies_nothing_is_acknowledged_any_more(config: StateCon
         with pytest.raises(StorageFailed):
             state.erase("u0").result(TIMEOUT_SECONDS)
         assert failures == [True]
-        assert memory(state)["u0"] == [("i0", 1_750_000_000)]
+        assert memory(state)["u0"] == [("i0", 1_750_000_000, "nan")]
     with opened(open_distant, config) as state:
         assert state.record([event(0), event(1)]).n_stored == 1
 
