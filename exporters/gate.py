@@ -37,8 +37,8 @@ class Measured:
     95 % interval from resampling users in pairs. ``top10_overlap``: mean share of fp32's ten items that
     are among this form's. ``size_bytes``: graph and item table.
     ``resident_bytes``: what loading and running it adds to a fresh process.
-    Times are of one thread and full-length histories, milliseconds of a call; ``speedup_*`` is the median
-    of fp32, measured in turns with this form, over this form's.
+    Times are of one thread and full-length histories, milliseconds of a call; ``speedup_*`` is what the
+    fastest quarter of fp32's calls took at most, measured in turns with this form, over this form's.
     """
 
     ndcg: float
