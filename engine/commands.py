@@ -19,6 +19,7 @@ from recserve.engine.server.security import verbs
 
 if TYPE_CHECKING:
     from recserve.engine.bundle import Manifest, VariantEntry
+    from recserve.engine.bundle.ranker_entry import RankerEntry
 
 # What a person compares variants by; --json has all of them.
 HEADLINE_METRICS = ("NDCG@10", "HR@10", "MRR@10", "coverage@10")
@@ -67,6 +68,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json
                 [f"query embeddings of {name}", _query_text(variant)]
                 for name, variant in manifest.variants.items()
             ),
+            ["second stage", "none" if manifest.ranker is None else _ranker_text(manifest.ranker)],
         ],
     )
     metrics = [name for name in HEADLINE_METRICS if name in manifest.metrics]
@@ -109,6 +111,12 @@ def _query_text(variant: "VariantEntry") -> str:
             f"(exponent {fold_in.reg_exponent:g})"
         )
     return variant.query_encoder or f"user {variant.query}, others by popularity"
+
+
+def _ranker_text(ranker: "RankerEntry") -> str:
+    targets = ", ".join(f"{name} ({ranker.calibration[name].method})" for name in ranker.targets)
+    context = ", ".join(feature.name for feature in ranker.context_features) or "no context"
+    return f"{ranker.model}, {ranker.form}, predicts {targets} by {context}"
 
 
 def serve(

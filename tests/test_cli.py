@@ -292,6 +292,14 @@ def test_an_interruption_has_its_exit_code(
     assert "Traceback" not in err
 
 
+def test_inspect_says_what_the_second_stage_predicts(
+    run: Run, bundle_folder: Path, two_stage_folder: Path
+) -> None:
+    assert "predicts" not in run("inspect", bundle_folder)[1]
+    lines = run("inspect", two_stage_folder)[1].split("second stage")[1]
+    assert "deepfm, fp32, predicts click" in " ".join(lines.replace("│", " ").split())
+
+
 def test_no_verb_shows_the_help(run: Run) -> None:
     code, out, err = run()
     assert code == 2
