@@ -2,9 +2,11 @@
 
 import itertools
 import multiprocessing
+import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -73,7 +75,7 @@ class DistantState:
         self._numbers = itertools.count()
         self._waiting: dict[int, Callable[[Any], None]] = {}
         # A full pipe must hold up nobody who asks.
-        self._to_send: SimpleQueue[tuple[int, str, tuple[Any, ...]] | None] = SimpleQueue()
+        self._to_send: SimpleQueue[bytes | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=work, name=f"recserve-log-{name}", daemon=True)
             for name, work in (("sender", self._send), ("receiver", self._receive))
@@ -164,22 +166,19 @@ class DistantState:
         if self._closed:
             raise _closed()
         number = next(self._numbers)
+        message = pickle.dumps((number, name, arguments), pickle.HIGHEST_PROTOCOL)
         self._waiting[number] = done
         # Looked at after the entry was made: who ends the waiting ones sees it, or it sees the failure.
         if self._failure is not None and self._waiting.pop(number, None) is not None:
             raise self._failure
-        self._to_send.put((number, name, arguments))
+        self._to_send.put(message)
 
     def _send(self) -> None:
-        while True:
-            message = self._to_send.get()
-            try:
-                self._pipe.send(message)
-            except OSError:
-                # The receiver finds the end of the process, and tells everybody.
-                return
-            if message is None:
-                return
+        # The receiver finds the end of the process, and tells everybody.
+        with suppress(OSError):
+            while (message := self._to_send.get()) is not None:
+                self._pipe.send_bytes(message)
+            self._pipe.send(None)
 
     def _receive(self) -> None:
         for what, arguments in self._told():
