@@ -110,11 +110,10 @@ def _leave_one_out(batch: Batch, i: int, items: Items) -> Contributions | None:
 
     None where the model cannot tell. All histories go through the model in one run.
     """
-    newest, whole = _newest(batch, i), batch.resolved[i].history
-    histories = [History(whole.items, whole.timestamps)]
-    for item in newest.tolist():
-        kept = whole.items != item
-        histories.append(History(whole.items[kept], whole.timestamps[kept]))
+    newest, known = _newest(batch, i), batch.resolved[i].history
+    # Neither the row of a table nor what is remembered of the user stands for a part of a history.
+    whole = History(known.items, known.timestamps, values=known.values)
+    histories = [whole, *(whole.where(whole.items != item) for item in newest.tolist())]
     scores = _scores(batch, i, histories, items)
     if scores is None:
         return None

@@ -46,8 +46,10 @@ def explanations(slate: Slate) -> list[Explanation]:
     return found
 
 
-def score_of(engine: Engine, item_id: str, history: list[str]) -> float:
-    request = Request(history=history, k=1, include_seen=True, filter=f"item_id = {item_id!r}")
+def score_of(engine: Engine, item_id: str, rated: list[tuple[str, float]]) -> float:
+    history, values = zip(*rated, strict=True)
+    only = f"item_id = {item_id!r}"
+    request = Request(history=history, history_values=values, k=1, include_seen=True, filter=only)
     [item] = engine.recommend(request).items
     return item.score
 
@@ -60,7 +62,9 @@ def test_an_exact_contribution_is_what_the_score_loses_without_the_item(
     history = engine.history(engine.user_ids()[3])
     # An item that stands there twice is left out with both.
     history = [*history, history[0]]
-    slate = engine.recommend(Request(history=history, k=3, explain="exact"))
+    # A second stage reads how the items were rated.
+    ratings = [1.0 + i % 5 for i in range(len(history))]
+    slate = engine.recommend(Request(history=history, history_values=ratings, k=3, explain="exact"))
     assert list(slate.stage_ns)[-2:] == ["explain", "assemble"]
     for item, explanation in zip(slate.items, explanations(slate), strict=True):
         assert explanation.method == "leave_one_out"
@@ -69,7 +73,8 @@ def test_an_exact_contribution_is_what_the_score_loses_without_the_item(
         assert explanation.base + sum(values) == pytest.approx(item.score, abs=TOLERANCE)
         assert {found.item_id for found in explanation.contributions} <= set(history)
         for found in explanation.contributions:
-            without = [item_id for item_id in history if item_id != found.item_id]
+            rated = zip(history, ratings, strict=True)
+            without = [(item_id, value) for item_id, value in rated if item_id != found.item_id]
             expected = item.score - score_of(engine, item.item_id, without)
             assert found.value == pytest.approx(expected, abs=TOLERANCE)
 
