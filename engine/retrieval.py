@@ -1,6 +1,7 @@
 """Retrieval: from a query embedding to the best items of the whole catalogue."""
 
 import fcntl
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -20,6 +21,8 @@ from recserve.kernels import ItemFilter, ItemIndex
 
 # A version that is being loaded is not served yet.
 KEPT_SECONDS = 3600
+# What is called so, unfinished ones included, was left by prepare_index: the folder may have more in it.
+_NAME = re.compile(r"\.?[0-9a-f]{64}\.(inner|cosine|text)\b")
 
 
 class Retriever:
@@ -116,7 +119,7 @@ def drop_indices(folder: Path, used: Collection[str]) -> None:
     ``used``: digests of the vectors that are served. Who has mapped an index goes on with it.
     """
     for index in folder.iterdir():
-        if index.is_dir() and index.stem not in used:
+        if _NAME.match(index.name) and index.is_dir() and index.stem not in used:
             with _alone(index):
                 if index.exists() and time.time() - index.stat().st_mtime > KEPT_SECONDS:
                     # One that stays is in nobody's way.
