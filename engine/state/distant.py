@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import Outcome
+from recserve.engine.state.event_log import Outcome, check_waiting
 from recserve.engine.state.events import Event
 from recserve.engine.state.follower import Interaction, Loaded, LogListener
 from recserve.engine.state.items import ItemChange, LiveItems
@@ -90,6 +90,8 @@ class DistantState:
         done: Callable[[Outcome | Exception], None],
     ) -> None:
         """As :meth:`State.append`; ``events`` must be picklable."""
+        # Here, too: a process that stands still refuses nobody.
+        check_waiting(len(self._waiting), self.config)
         self._put("append", (events, n_events), done)
 
     def load(self) -> Loaded:
@@ -168,9 +170,10 @@ class DistantState:
         number = next(self._numbers)
         message = pickle.dumps((number, name, arguments), pickle.HIGHEST_PROTOCOL)
         self._waiting[number] = done
-        # Looked at after the entry was made: who ends the waiting ones sees it, or it sees the failure.
-        if self._failure is not None and self._waiting.pop(number, None) is not None:
-            raise self._failure
+        # Looked at after the entry was made: who ends the waiting ones sees it, or it sees the end.
+        ended = _closed() if self._closed else self._failure
+        if ended is not None and self._waiting.pop(number, None) is not None:
+            raise ended
         self._to_send.put(message)
 
     def _send(self) -> None:
@@ -184,9 +187,11 @@ class DistantState:
         for what, arguments in self._told():
             self._hear(what, arguments)
         error = _closed() if self._closed else self._died()
-        while self._waiting:
-            _, done = self._waiting.popitem()
-            done(error)
+        # Empty, also by who takes theirs back.
+        with suppress(KeyError):
+            while True:
+                _, done = self._waiting.popitem()
+                self._hear("ended", (done, error))
 
     def _told(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         while True:
@@ -200,6 +205,9 @@ class DistantState:
             if what == "answer":
                 number, answer = arguments
                 self._waiting.pop(number)(answer)
+            elif what == "ended":
+                done, error = arguments
+                done(error)
             elif what == "add":
                 events, shown = arguments
                 self.observed.add(events, shown=shown)

@@ -134,13 +134,7 @@ class EventLog:
                 "event log", found="waiting for its disk", expected="writing", cure="Try again after a pause."
             )
         with self._lock:
-            if self._n_waiting >= self._config.max_waiting_calls:
-                raise Overloaded(
-                    "calls that wait for the event log",
-                    found=self._n_waiting,
-                    expected=f"below {self._config.max_waiting_calls}",
-                    cure="Bring more events in one call, or try again after a pause.",
-                )
+            check_waiting(self._n_waiting, self._config)
             self._n_waiting += 1
         self._queue.put(Entry(events, n_events, done))
 
@@ -315,6 +309,17 @@ class EventLog:
             before = self._keys.open(known.user_key, known.event_key, known.received, known.body)
         if before is None or before[TIMESTAMP_BYTES:] != plain[TIMESTAMP_BYTES:]:
             raise AlreadyRecorded("event_id", found="used by another event", expected="one for each event")
+
+
+def check_waiting(n_calls: int, config: StateConfig) -> None:
+    """Raises :class:`Overloaded` when ``n_calls`` that bring events wait and one more is too many."""
+    if n_calls >= config.max_waiting_calls:
+        raise Overloaded(
+            "calls that wait for the event log",
+            found=n_calls,
+            expected=f"below {config.max_waiting_calls}",
+            cure="Bring more events in one call, or try again after a pause.",
+        )
 
 
 def blocking(log: EventLog, events: Sequence[Event]) -> Outcome:

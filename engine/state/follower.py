@@ -24,7 +24,7 @@ log = structlog.get_logger("recserve.state")
 SHOWN_SECONDS = MAX_HOURS * 3600
 
 Interaction = tuple[bytes, str, int, float]
-"""User key, item id, timestamp."""
+"""User key, item id, timestamp, rating (NaN: none)."""
 
 
 class Loaded(NamedTuple):

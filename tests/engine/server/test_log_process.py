@@ -159,15 +159,34 @@ def test_when_its_process_dies_nothing_is_acknowledged_any_more(config: StateCon
         assert state.record([event(0), event(1)]).n_stored == 1
 
 
-def test_a_closed_one_and_one_with_too_many_waiting_refuse(config: StateConfig) -> None:
-    with closing(open_distant(StateConfig(url=config.url, max_waiting_calls=1))) as state:
-        answers: list[Any] = []
-        for number in range(200):
+def test_when_its_process_dies_everybody_who_waits_hears_of_it(config: StateConfig) -> None:
+    answers: list[Any] = []
+
+    def fail(answer: Any) -> None:
+        raise ValueError(answer)
+
+    with opened(open_distant, config) as state:
+        os.kill(process_of(config), signal.SIGSTOP)
+        for number, done in enumerate((answers.append, fail, answers.append, fail)):
+            state.append(partial(tuple, [event(number)]), 1, done)
+        os.kill(process_of(config), signal.SIGKILL)
+        with pytest.raises(StorageFailed):
+            state.record([event(9)])
+    assert [type(answer) for answer in answers] == [StorageFailed] * 2
+
+
+def test_a_process_that_stands_still_is_sent_no_more_than_may_wait(config: StateConfig) -> None:
+    answers: list[Any] = []
+    with closing(open_distant(StateConfig(url=config.url, max_waiting_calls=2))) as state:
+        os.kill(process_of(config), signal.SIGSTOP)
+        for number in range(2):
             state.append(partial(tuple, [event(number)]), 1, answers.append)
-    assert {type(answer).__name__ for answer in answers} == {"Outcome", "Overloaded"}
-    assert len(answers) == 200
-    n_stored = sum(answer.n_stored for answer in answers if not isinstance(answer, Overloaded))
-    assert len(list(read_log(config))) == n_stored
+        with pytest.raises(Overloaded, match="calls that wait for the event log is 2"):
+            state.append(partial(tuple, [event(2)]), 1, answers.append)
+        os.kill(process_of(config), signal.SIGCONT)
+    # Who was let in is answered before it is closed.
+    assert [answer.n_stored for answer in answers] == [1, 1]
+    assert [logged.event.event_id for logged in read_log(config)] == ["e0", "e1"]
     with pytest.raises(Unavailable):
         state.record([event(300)])
 
