@@ -19,6 +19,7 @@ from recserve.engine.bundle.ranker_entry import RankerEntry
 from recserve.engine.bundle.request_features import ID
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
+from recserve.engine.bundle.shards import SHARD_BYTES
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest, nearest
 from recserve.exporters.candidates import AUTO, Material, wanted_forms
@@ -61,7 +62,8 @@ class FormOptions:
 
     ``variants``: names of forms, "all" or "auto" (``forms.write_forms``); ``item_table``: what all of them
     read their items from, one of ``item_table.FORMS``, or "auto" for the smallest that passes the gate;
-    ``ranker``: the form of the ranker, one of ``ranker_forms.FORMS``; ``budget``: what each encoder may lose.
+    ``ranker``: the form of the ranker, one of ``ranker_forms.FORMS``; ``budget``: what each encoder may lose;
+    ``shard_bytes``: a table of embeddings above it lies in several files of at most so many.
     """
 
     variants: tuple[str, ...] = (VARIANT,)
@@ -69,6 +71,7 @@ class FormOptions:
     pruning: PruneConfig = field(default_factory=PruneConfig)
     item_table: str = FLOAT32
     ranker: str = VARIANT
+    shard_bytes: int = SHARD_BYTES
 
     def __post_init__(self) -> None:
         check_form(self.ranker)
@@ -112,7 +115,7 @@ def export_run(
     wanted_forms(options.variants, model)
     known = run.dataset.histories() if histories else None
     with (
-        BundleWriter(target, replace=replace) as writer,
+        BundleWriter(target, replace=replace, shard_bytes=options.shard_bytes) as writer,
         tempfile.TemporaryDirectory(prefix=".", suffix=".tables", dir=target.parent) as scratch,
     ):
         variant = _write_variant(writer, run, model, known, options, Path(scratch))

@@ -59,6 +59,9 @@ def export(
             show_default=False,
         ),
     ] = "",
+    shard_mb: Annotated[
+        int, typer.Option(min=1, help="A table of embeddings above so many MiB lies in several files.")
+    ] = 2048,
     ranker_form: Annotated[
         str, typer.Option(help="fp32, int8 or fp16, which have to pass a gate of their own (AUC).")
     ] = "fp32",
@@ -121,6 +124,7 @@ def export(
         variants=names,
         item_table=item_table or (AUTO if AUTO in names else FLOAT32),
         ranker=ranker_form,
+        shard_bytes=shard_mb << 20,
         budget=GateBudget(max_loss=max_loss),
         pruning=PruneConfig(
             hidden_share=prune_hidden,

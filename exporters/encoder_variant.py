@@ -55,7 +55,7 @@ def write_encoder(
     save_parts(parts, table, scratch)
     graph = over_table(exact, parts, table)
     for name, part in parts.items():
-        writer.add_array(FORMS[table][name].file, part)
+        writer.add_rows(FORMS[table][name].file, part)
     parity = check_parity(
         "ONNX parity",
         onnx_encoder(model, exact.session(scratch), recorded),

@@ -30,8 +30,8 @@ def write_table(
     """
     items = np.ascontiguousarray(model.item_embeddings.numpy())
     users = model.queries(np.arange(len(histories), dtype=np.int32), histories)
-    writer.add_array(layout.ITEM_EMBEDDINGS, items)
-    writer.add_array(layout.USER_EMBEDDINGS, users)
+    writer.add_rows(layout.ITEM_EMBEDDINGS, items)
+    writer.add_rows(layout.USER_EMBEDDINGS, users)
     sample = recorded.take(evenly_spaced(len(recorded.user_index), MAX_COMPARED))
     parity = _compare_fold_in(model, items, sample)
     golden = io.BytesIO()

@@ -1,6 +1,7 @@
 """The table of contents of a bundle: ``manifest.json``, canonical JSON, strict on reading."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from recserve.engine.bundle.layout import USER_EMBEDDINGS
 from recserve.engine.bundle.ranker_entry import MAX_GOLDEN_TOLERANCE, MIN_GOLDEN_TOLERANCE, RankerEntry
 from recserve.engine.bundle.rules import PipelineConfig
 from recserve.engine.bundle.segments_entry import SegmentsEntry
+from recserve.engine.bundle.shards import files_of
 from recserve.engine.bundle.text_encoder import TextEncoderEntry
 from recserve.errors import BundleInvalid, BundleReason, ConfigError, nearest
 
@@ -140,9 +142,10 @@ class Manifest:
 
     @property
     def item_table_sha256(self) -> str:
-        """Which vectors the items have: the digest of the table's file, or parts of those of its files."""
+        """Which vectors the items have: the digest of the table's file, or that of those of its files."""
         parts = FORMS[self.item_table].values()
-        return "".join(self.files[part.file].sha256[: 64 // len(parts)] for part in parts)
+        digests = [self.files[name].sha256 for part in parts for name in files_of(part.file, self.files)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Returns canonical JSON: sorted keys, two spaces, no NaN."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from recserve.engine.bundle.item_encoder import ItemEncoder
 from recserve.engine.bundle.item_table import FORMS, Parts, check_finite, unpack
 from recserve.engine.bundle.manifest import MANIFEST_NAME, TABLE, Manifest
 from recserve.engine.bundle.plain_files import EXPORT_AGAIN, check_file, files_in, not_plain, read_plain
+from recserve.engine.bundle.shards import files_of, joined
 from recserve.engine.bundle.signatures import (
     SIGNATURES_NAME,
     SignaturePolicy,
@@ -112,7 +113,8 @@ def _map_bundle(folder: Path, manifest: Manifest, trust: Trust, *, validate: boo
     shape = (manifest.n_items, manifest.embedding_size)
     histories = _open_histories(folder, manifest, validate=validate)
     parts = {
-        name: _map_array(folder, part.file, part.dtype, part.shape(*shape)) for name, part in table.items()
+        name: _map_rows(folder, manifest, part.file, part.dtype, part.shape(*shape))
+        for name, part in table.items()
     }
     return Bundle(
         folder=folder,
@@ -316,14 +318,38 @@ def _has_nulls(column: pa.ChunkedArray) -> bool:
     return pa.types.is_large_list(column.type) and any(chunk.values.null_count for chunk in column.chunks)
 
 
+def _map_rows(
+    folder: Path, manifest: Manifest, name: str, dtype: np.dtype[Scalar], shape: tuple[int, int]
+) -> NDArray[Scalar]:
+    """As :func:`_map_array`, of a table that may lie in several files."""
+    names = files_of(name, manifest.files)
+    if names == [name]:
+        return _map_array(folder, name, dtype, shape)
+    shards = [_open_map(folder, one) for one in names]
+    for one, shard in zip(names, shards, strict=True):
+        _check_layout(one, shard, dtype, (*shard.shape[:1], *shape[1:]))
+    _check_rows(name, sum(map(len, shards)), shape[0])
+    return joined(folder, names, shards)
+
+
 def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[int, ...]) -> NDArray[Scalar]:
+    array = _open_map(folder, name)
+    _check_layout(name, array, dtype, shape)
+    # Of a memory map every slice would be a map again, at ten times the cost.
+    return np.asarray(array)
+
+
+def _open_map(folder: Path, name: str) -> np.memmap[Any, Any]:
     try:
         # Not np.load: it also opens archives, and knows more ways to fail.
-        array = np.lib.format.open_memmap(folder / name, mode="r")
+        return np.lib.format.open_memmap(folder / name, mode="r")
     except (ValueError, OSError, OverflowError, TypeError) as error:
         raise BundleInvalid(
             f"file {name}", found="unreadable", expected="a .npy array", reason=BundleReason.CONTENT_MALFORMED
         ) from error
+
+
+def _check_layout(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise BundleInvalid(
             f"shape of {name}",
@@ -340,15 +366,13 @@ def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[in
             expected=f"{dtype.str}, C order",
             reason=BundleReason.ARRAY_TYPE,
         )
-    # Of a memory map every slice would be a map again, at ten times the cost.
-    return np.asarray(array)
 
 
 def _open_user_embeddings(folder: Path, manifest: Manifest, n_users: int) -> NDArray[np.float32] | None:
     if all(variant.query != TABLE for variant in manifest.variants.values()):
         return None
     shape = (n_users, manifest.embedding_size)
-    return _map_array(folder, layout.USER_EMBEDDINGS, np.dtype(np.float32), shape)
+    return _map_rows(folder, manifest, layout.USER_EMBEDDINGS, np.dtype(np.float32), shape)
 
 
 def _vocabulary(folder: Path, ids: pa.ChunkedArray, lookup_file: str, *, validate: bool) -> Vocabulary:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from recserve.engine.bundle.shards import SHARD_BYTES, save_shard, split
 from recserve.engine.bundle.signatures import SIGNATURES_NAME, signatures_with
 from recserve.engine.bundle.signing_keys import SigningKey
 from recserve.errors import InvalidRequest
@@ -31,8 +32,11 @@ class BundleWriter:
     ...     writer.commit(manifest_without_files)
     """
 
-    def __init__(self, target: Path, *, replace: bool = False) -> None:
-        """Raises :class:`InvalidRequest` when ``target`` exists and may not be replaced."""
+    def __init__(self, target: Path, *, replace: bool = False, shard_bytes: int = SHARD_BYTES) -> None:
+        """``shard_bytes``: of a file of :meth:`add_rows`, at most.
+
+        Raises :class:`InvalidRequest` when ``target`` exists and may not be replaced.
+        """
         if target.is_symlink():
             raise InvalidRequest(
                 f"bundle folder {target}",
@@ -42,6 +46,7 @@ class BundleWriter:
             )
         self.target = target
         self._replace = replace
+        self._shard_bytes = shard_bytes
         if target.exists() and not (replace and (target / MANIFEST_NAME).is_file()):
             raise _taken(target)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,18 @@ class BundleWriter:
         """Writes an array as ``.npy``, C-order."""
         np.save(self.path(name), np.ascontiguousarray(array), allow_pickle=False)
         self.seal(name)
+
+    def add_rows(self, name: str, table: NDArray[np.generic]) -> None:
+        """As :meth:`add_array`, a table (n, width) of many rows in several files."""
+        table = np.ascontiguousarray(table)
+        parts = list(split(name, table, self._shard_bytes))
+        if len(parts) == 1:
+            self.add_array(name, table)
+            return
+        for file, rows in parts:
+            with self.path(file).open("wb") as stream:
+                save_shard(stream, rows)
+            self.seal(file)
 
     def add_table(self, name: str, table: pa.Table) -> None:
         """Writes an Arrow table as one record batch, so that a reader maps it without copying."""
