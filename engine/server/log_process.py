@@ -109,7 +109,8 @@ def run_log(config: StateConfig, pipe: Connection) -> None:
     """
     follow_parent(signal.SIGKILL)
     # Whoever stops the server by a signal to all of its processes: events are kept until it has drained.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)
     configure_logs()
     tell = Teller(pipe)
     try:

@@ -22,6 +22,8 @@ log = structlog.get_logger("recserve.state")
 
 # No rule looks further back at what was shown.
 SHOWN_SECONDS = MAX_HOURS * 3600
+# Impressions that go to memory in one go: it may be that of another process.
+SHOWN_TOGETHER = 1000
 
 Interaction = tuple[bytes, str, int, float]
 """User key, item id, timestamp, rating (NaN: none)."""
@@ -127,6 +129,7 @@ class Follower:
     def _interactions(self) -> Iterator[Interaction]:
         """Yields what belongs in histories; what was shown lately goes to memory on the way."""
         since = time.time() - SHOWN_SECONDS
+        shown: list[Interaction] = []
         open_ = self._keys.open
         for seq, event_key, user_key, received, body in self._store.rows(self._seen):
             self._read = seq
@@ -142,4 +145,8 @@ class Follower:
                 if not is_shown:
                     yield user_key, item_id, timestamp, value
                 elif timestamp > since:
-                    self._observed.add([(user_key, item_id, timestamp, value)], shown=True)
+                    shown.append((user_key, item_id, timestamp, value))
+                    if len(shown) == SHOWN_TOGETHER:
+                        self._observed.add(shown, shown=True)
+                        shown = []
+        self._observed.add(shown, shown=True)

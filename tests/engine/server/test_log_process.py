@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from recserve.engine.feedback_client import FeedbackClient, new_event
 from recserve.engine.retry import NO_RETRY
 from recserve.engine.server import log_process
 from recserve.engine.server.log_process import run_log
+from recserve.engine.state import follower
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.distant import AnyState, DistantState
 from recserve.engine.state.events import Event
@@ -130,6 +132,35 @@ def test_a_load_of_several_parts_is_whole(config: StateConfig, monkeypatch: pyte
     with opened(open_distant, config) as state:
         found = memory(state)
         assert [len(events or ()) for events in found.values()] == [9, 8, 8]
+
+
+def test_impressions_of_a_load_go_to_memory_together(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time())
+    with opened(open_here, config) as state:
+        state.record([event(i, action="impression", timestamp=now + i) for i in range(25)])
+        shown = [state.observed.shown_to(f"u{i}").tobytes() for i in range(3)]
+    monkeypatch.setattr(follower, "SHOWN_TOGETHER", 10)
+    with closing(open_here(config)) as state:
+        added: list[int] = []
+        add = state.observed.add
+
+        def count(events: list[Any], *, shown: bool = False) -> None:
+            added.append(len(events))
+            add(events, shown=shown)
+
+        monkeypatch.setattr(state.observed, "add", count)
+        state.load()
+        assert added == [10, 10, 5]
+        assert [state.observed.shown_to(f"u{i}").tobytes() for i in range(3)] == shown
+
+
+def test_a_signal_to_all_processes_of_a_server_ends_no_log(config: StateConfig) -> None:
+    with opened(open_distant, config) as state:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process_of(config), number)
+        assert state.record([event(0)]).n_stored == 1
 
 
 def test_a_log_in_use_is_refused_and_so_is_one_without_its_key(
