@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.bundle import Bundle
-from recserve.engine.bundle.histories import EMPTY_HISTORY, MAX_VALUE, History
+from recserve.engine.bundle.histories import EMPTY_HISTORY, History, check_value
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
 from recserve.engine.explain.explanation import EXPLAIN_LEVELS, EXPLAIN_NONE
@@ -93,9 +93,7 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
     for i, timestamp in enumerate(request.history_timestamps):
         check_timestamp(f"history_timestamps[{i}]", timestamp)
     for i, value in enumerate(request.history_values):
-        is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-        if not is_number or abs(value) > MAX_VALUE:
-            raise InvalidRequest(f"history_values[{i}]", found=value, expected="a finite number, or NaN")
+        check_value(f"history_values[{i}]", value)
     if len(request.context) > MAX_CONTEXT:
         raise InvalidRequest(
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"

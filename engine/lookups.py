@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recserve.engine.batch import LoadedBundle
+from recserve.engine.bundle.histories import check_value
 from recserve.engine.bundle.ids import check_id, check_timestamp
 from recserve.engine.config import EngineConfig
 from recserve.engine.counters import Counters
@@ -83,6 +84,8 @@ class Lookups:
         check_action(action)
         timestamp = int(time.time()) if timestamp is None else timestamp
         check_timestamp("timestamp", timestamp)
+        if value is not None:
+            check_value("value", value)
         item = self._loaded.bundle.catalogue.vocabulary.index_of(item_id)
         if item < 0:
             self._counters.add(ignored_events=1)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recserve.engine.bundle.vocabulary import Vocabulary
-from recserve.errors import BundleInvalid, BundleReason
+from recserve.errors import BundleInvalid, BundleReason, InvalidRequest
 
 
 class History(NamedTuple):
@@ -41,6 +41,15 @@ class History(NamedTuple):
 VALUES_COLUMN = "values"
 # What float32 holds.
 MAX_VALUE = 3e38
+
+
+def check_value(name: str, value: float) -> None:
+    """Raises :class:`InvalidRequest` unless ``value`` is what an item may be rated, or NaN for not known."""
+    is_number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+    if not is_number or abs(value) > MAX_VALUE:
+        raise InvalidRequest(name, found=value, expected="a finite number, or NaN")
+
+
 HISTORY_COLUMNS = {
     "user_id": pa.large_string(),
     "items": pa.large_list(pa.int32()),

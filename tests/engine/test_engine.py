@@ -134,6 +134,14 @@ def test_observing_an_unknown_item_is_counted_not_raised(engine: Engine) -> None
     assert engine.stats()["ignored_events"] == 1
 
 
+@pytest.mark.parametrize("value", [float("inf"), 1e300, True, "5"])
+def test_a_rating_that_is_none_is_not_observed(engine: Engine, value: float) -> None:
+    item = engine.recommend(Request(k=1)).items[0].item_id
+    with pytest.raises(InvalidRequest, match=r"value is .*; expected a finite number, or NaN"):
+        engine.observe(user_id="rater", item_id=item, action="rating", value=value)
+    assert engine.history("rater") == []
+
+
 def test_observed_state_is_bounded(bundle_folder: Path) -> None:
     with Engine.load(bundle_folder, EngineConfig(max_observed_users=2, max_observed_items=3)) as engine:
         items = item_ids(engine.recommend(Request(k=5)))
