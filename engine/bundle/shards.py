@@ -89,6 +89,8 @@ def _side_by_side(folder: Path, names: Sequence[str], shards: Sequence[np.memmap
     system.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
     place = ctypes.addressof(ctypes.c_char.from_buffer(area))
     for name, shard in zip(names, shards, strict=True):
+        if shard.nbytes == 0:
+            continue
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # Over the pages of ``area``, which unmaps them with its own.

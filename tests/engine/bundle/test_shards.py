@@ -124,6 +124,16 @@ def test_files_of_other_headers_are_copied_together(tmp_path: Path) -> None:
     assert not found.flags.writeable
 
 
+def test_a_part_without_rows_adds_none(tmp_path: Path) -> None:
+    rows = np.arange(2 * PAGE, dtype=np.int8).reshape(-1, 64)
+    names = ["a.npy", "a.2.npy", "a.3.npy"]
+    for name, part in zip(names, (rows[:64], rows[:0], rows[64:]), strict=True):
+        with (tmp_path / name).open("wb") as file:
+            save_shard(file, part)
+    shards: list[Any] = [np.load(tmp_path / name, mmap_mode="r") for name in names]
+    np.testing.assert_array_equal(joined(tmp_path, names, shards), rows)
+
+
 def rewrite(number: int, change: Callable[[Any], Any]) -> Break:
     def broken(bundle: BundleCopy) -> None:
         name = parts_of(bundle)[number]
