@@ -90,7 +90,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode != 0:
         pytest.skip("file systems cannot be mounted here")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    # A process that was killed a moment ago may still be letting go of it.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(client: FeedbackClient) -> tuple[int, str]:
