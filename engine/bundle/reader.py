@@ -329,7 +329,7 @@ def _map_rows(
     for one, shard in zip(names, shards, strict=True):
         _check_layout(one, shard, dtype, (*shard.shape[:1], *shape[1:]))
     _check_rows(name, sum(map(len, shards)), shape[0])
-    return joined(folder, names, shards)
+    return joined(shards)
 
 
 def _map_array(folder: Path, name: str, dtype: np.dtype[Scalar], shape: tuple[int, ...]) -> NDArray[Scalar]:

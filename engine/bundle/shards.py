@@ -10,7 +10,6 @@ import mmap
 import os
 import sys
 from collections.abc import Container, Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -65,8 +64,8 @@ def save_shard(file: BinaryIO, rows: NDArray[Any]) -> None:
     file.write(rows.data)
 
 
-def joined(folder: Path, names: Sequence[str], shards: Sequence[np.memmap[Any, Any]]) -> NDArray[Any]:
-    """Returns the rows of ``shards``, the maps of the files ``names``, as one array that may not be written.
+def joined(shards: Sequence[np.memmap[Any, Any]]) -> NDArray[Any]:
+    """Returns the rows of ``shards``, each the map of a file, as one array that may not be written.
 
     It is a map of the files where their data fill whole pages and the system can lay maps side by side
     (Linux, macOS), else a copy.
@@ -75,30 +74,30 @@ def joined(folder: Path, names: Sequence[str], shards: Sequence[np.memmap[Any, A
         one.nbytes % PAGE == 0 for one in shards[:-1]
     )
     if whole and PAGE % mmap.PAGESIZE == 0 and sys.platform in ("linux", "darwin"):
-        array = _side_by_side(folder, names, shards)
+        array = _side_by_side(shards)
     else:
         array = np.concatenate(shards)
     array.flags.writeable = False
     return array
 
 
-def _side_by_side(folder: Path, names: Sequence[str], shards: Sequence[np.memmap[Any, Any]]) -> NDArray[Any]:
+def _side_by_side(shards: Sequence[np.memmap[Any, Any]]) -> NDArray[Any]:
     area = mmap.mmap(-1, sum(one.nbytes for one in shards))
     system = ctypes.CDLL(None, use_errno=True)
     system.mmap.restype = ctypes.c_void_p
     system.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
     place = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    for name, shard in zip(names, shards, strict=True):
+    for shard in shards:
         if shard.nbytes == 0:
             continue
-        descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(str(shard.filename), os.O_RDONLY | os.O_CLOEXEC)
         try:
             # Over the pages of ``area``, which unmaps them with its own.
             found = system.mmap(
                 place, shard.nbytes, mmap.PROT_READ, mmap.MAP_SHARED | MAP_FIXED, descriptor, shard.offset
             )
             if found != place:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), shard.filename)
         finally:
             os.close(descriptor)
         place += shard.nbytes

@@ -119,7 +119,7 @@ def test_files_of_other_headers_are_copied_together(tmp_path: Path) -> None:
     for name, part in zip(names, (rows[:4], rows[4:]), strict=True):
         np.save(tmp_path / name, part)
     shards: list[Any] = [np.load(tmp_path / name, mmap_mode="r") for name in names]
-    found = joined(tmp_path, names, shards)
+    found = joined(shards)
     np.testing.assert_array_equal(found, rows)
     assert not found.flags.writeable
 
@@ -131,7 +131,7 @@ def test_a_part_without_rows_adds_none(tmp_path: Path) -> None:
         with (tmp_path / name).open("wb") as file:
             save_shard(file, part)
     shards: list[Any] = [np.load(tmp_path / name, mmap_mode="r") for name in names]
-    np.testing.assert_array_equal(joined(tmp_path, names, shards), rows)
+    np.testing.assert_array_equal(joined(shards), rows)
 
 
 def rewrite(number: int, change: Callable[[Any], Any]) -> Break:
