@@ -1,8 +1,9 @@
 """Trains RecTools' SASRec, BERT4Rec or HSTU (softmax loss) on one split; run by `benchmarks.quality`.
 
 Usage: ``python rectools_sequences.py SETTINGS.json``. Reads the ``arrays`` (.npz) that the settings name,
-trains each of the ``grid`` in steps of ``validate_every`` epochs, keeps the step with the best validation
-NDCG@10 and writes its top-10 lists for the test histories to ``output``.
+trains each of the ``grid`` in steps of ``validate_every`` epochs until ``PATIENCE`` steps have passed without
+a better validation NDCG@10, keeps the best step and writes its top-10 lists for the test histories to
+``output``.
 """
 
 import json
@@ -21,6 +22,7 @@ from rectools.models import BERT4RecModel, SASRecModel
 from rectools.models.nn.transformers.hstu import HSTUModel
 
 K = 10
+PATIENCE = 4
 MICROSECONDS = 1_000_000
 
 
@@ -80,13 +82,15 @@ def _train(arrays: Any, settings: dict[str, Any], options: dict[str, Any]) -> tu
     model = MODELS[settings["model"]](
         **shape, **options, loss="softmax", epochs=1, deterministic=True, get_trainer_func=_trainer
     )
-    train, best, lists = _dataset(arrays, "train"), -1.0, np.empty((0, K))
+    train, best, best_epoch, lists = _dataset(arrays, "train"), -1.0, 0, np.empty((0, K))
     for epoch in range(step, epochs + 1, step):
         model.fit_partial(train, min_epochs=step, max_epochs=step)
         score = _ndcg(_top(model, arrays, "train", "validation"), arrays["validation_item"])
         if score > best:
-            best, lists = score, _top(model, arrays, "known", "test")
+            best, best_epoch, lists = score, epoch, _top(model, arrays, "known", "test")
         print(f"rectools {options} epoch {epoch} validation NDCG@10 {score:.4f}", flush=True)
+        if epoch - best_epoch >= PATIENCE * step:
+            break
     return best, lists
 
 
