@@ -27,10 +27,10 @@ MIN_ROW_SHARE = 0.25
 # Batches whose sizes vary by less (rows²) say nothing about it.
 MIN_VARIANCE = 1.0
 DELAYS_MS = MappingProxyType({"grpcio": 3.0, "native": 0.0})
-# An adaptive delay for each row that a batch has had of late: about what a call costs the thread of grpcio.
-DELAY_SECONDS_PER_ROW = 0.0001
-# With fewer rows than this in a batch nobody is expected: who is there waits for an answer.
-COMPANY = 1.5
+# An adaptive delay for each call that is expected: twice what one costs the thread of grpcio.
+DELAY_SECONDS_PER_CALL = 0.0002
+# So much of what was expected before is still expected after a batch that was smaller.
+KEPT_CALLERS = 0.9
 PRIORITIES = 4
 # Less urgent classes wait, or are late, rather than take a cheaper answer.
 DEGRADABLE_PRIORITIES = 2
@@ -51,7 +51,8 @@ class BatcherConfig:
     thread that every batch takes the interpreter from; 0 over native, whose calls arrive in batches."""
 
     adaptive_delay: bool = True
-    """Wait the shorter the fewer calls the last batches had; not at all for callers who come one by one."""
+    """Wait for as many calls as there were around the last batch and no longer than they take to come; not at
+    all for callers who come one by one."""
 
     preferred_sizes: tuple[int, ...] = ()
     """Batch sizes that the model runs best at: a batch is cut to the largest that is full."""
@@ -113,6 +114,7 @@ class Rates:
     """What the policy knows of the past: ``batch_seconds`` and the ``rows`` of one, as running means.
 
     ``variance`` of the rows (rows²) and ``covariance`` with the seconds: the straight line through batches.
+    ``callers``: how many ask at a time: the rows of a batch, or more where others waited when it was done.
     """
 
     batch_seconds: float = 0.0
@@ -120,15 +122,18 @@ class Rates:
     rows: float = 0.0
     variance: float = 0.0
     covariance: float = 0.0
+    callers: int = 0
 
     def expected_seconds(self, now: float) -> float:
         """Returns how long a batch takes, as far as that is still believed."""
         return float(self.batch_seconds * 0.5 ** ((now - self.measured_at) / ESTIMATE_HALF_LIFE_SECONDS))
 
-    def after_batch(self, n_rows: int, seconds: float, now: float) -> "Rates":
-        """Returns the rates after a batch of ``n_rows`` that took ``seconds``."""
+    def after_batch(self, n_rows: int, seconds: float, now: float, n_waiting: int = 0) -> "Rates":
+        """Returns the rates after a batch of ``n_rows`` that took ``seconds``; then ``n_waiting`` wait."""
         if self.batch_seconds == 0:
-            return Rates(seconds, now, n_rows)
+            return Rates(seconds, now, n_rows, callers=n_rows)
+        # Of many who ask, few get through while a batch is computed: those stand for others.
+        others = max(n_rows, n_waiting) if n_waiting else 0
         more_seconds, more_rows = seconds - self.batch_seconds, n_rows - self.rows
         old = 1 - EWMA_WEIGHT
         return Rates(
@@ -137,6 +142,7 @@ class Rates:
             self.rows + EWMA_WEIGHT * more_rows,
             old * (self.variance + EWMA_WEIGHT * more_rows * more_rows),
             old * (self.covariance + EWMA_WEIGHT * more_rows * more_seconds),
+            max(n_rows + others, int(KEPT_CALLERS * self.callers)),
         )
 
     def seconds_per_row(self, now: float) -> float:
@@ -152,8 +158,9 @@ class Rates:
 class Decision(Generic[W]):
     """What to do now: compute ``take``, answer ``late`` with DEADLINE_EXCEEDED, look again at ``wake_at``.
 
-    ``degrade``: who gets the cheaper answer. ``consumed``: how many entries leave the head of each class;
-    ``n_gone``: how many of them were done.
+    ``company``: how many must wait for a look before that to be worth it. ``degrade``: who gets the cheaper
+    answer. ``consumed``: how many entries leave the head of each class; ``n_gone``: how many of them
+    were done.
     """
 
     take: list[W] = field(default_factory=list)
@@ -162,6 +169,7 @@ class Decision(Generic[W]):
     consumed: tuple[int, ...] = ()
     n_gone: int = 0
     wake_at: float | None = None
+    company: int = 0
 
 
 def decide(
@@ -182,15 +190,14 @@ def decide(
     n = len(full.take)
     if n == 0:
         return full
-    target = max(config.preferred_sizes, default=config.max_size)
-    delay = delay_seconds(config, rates) if n < target else 0.0
-    if delay:
+    company, delay = company_of(config, rates)
+    if n < company and delay:
         oldest = min(entry.received_at for entry in full.take)
         tightest = min(entry.deadline for entry in full.take)
         demanded_at = tightest - (finished_at - now) - CLOSE_EARLY_SECONDS
         close_at = min(oldest + delay, demanded_at)
         if now < close_at:
-            return Decision(consumed=(0,) * len(classes), wake_at=close_at)
+            return Decision(consumed=(0,) * len(classes), wake_at=close_at, company=company)
     n = min(n, in_time(full.take, now, rates))
     size = max((size for size in config.preferred_sizes if size <= n), default=n)
     return full if size == len(full.take) else _scan(classes, size, finished_at, degrade_until)
@@ -234,12 +241,13 @@ def surplus(classes: Sequence[Sequence[W]], now: float, size: int) -> Decision[W
     return Decision([], late, degrade, tuple(consumed), n_gone)
 
 
-def delay_seconds(config: BatcherConfig, rates: Rates) -> float:
-    """Returns how long the oldest call waits for company."""
-    longest = (config.max_delay_ms or 0) / 1000
+def company_of(config: BatcherConfig, rates: Rates) -> tuple[int, float]:
+    """Returns for how many calls a batch waits, the oldest included, and for how long (seconds)."""
+    most, longest = max(config.preferred_sizes, default=config.max_size), (config.max_delay_ms or 0) / 1000
     if not config.adaptive_delay:
-        return longest
-    return min(longest, rates.rows * DELAY_SECONDS_PER_ROW) if rates.rows >= COMPANY else 0.0
+        return most, longest
+    company = min(most, rates.callers)
+    return company, min(longest, company * DELAY_SECONDS_PER_CALL)
 
 
 def _scan(

@@ -4,6 +4,7 @@ What a batch is made of is decided by engine/batch_policy.py; here is what that 
 the clock, the threads, and the promise that each entry is answered exactly once whatever the work does.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -25,10 +26,10 @@ from recserve.errors import Overloaded, Unavailable
 
 log = structlog.get_logger("recserve.batcher")
 
-# How soon is seen that a batch which waits for company is full.
-LOOK_SECONDS = 0.0005
-# After so many looks the policy is asked again: one who is in haste may have come.
-LOOKS = 8
+# So long at most a batch waits for company until the policy is asked again: one in haste may have come.
+PAUSE_SECONDS = 0.004
+# How soon a thread sees at the end that nobody waits any more.
+END_SECONDS = 0.0005
 # How often the thread that gives cheaper answers looks who waits: in a brown-out, and else.
 RELIEF_SECONDS, IDLE_SECONDS = 0.01, 0.1
 
@@ -71,6 +72,8 @@ class Batcher(Generic[E]):
         self._places: deque[None] = deque([None] * config.threads)
         # Held by all threads that sleep until there is something to do; released to wake one.
         self._asleep = threading.Lock()
+        # Held by the thread that waits until ``_company`` are there, and released then.
+        self._alone, self._company = threading.Lock(), math.inf
         # What a thread knows of itself: whether it ``lends`` itself to compute what it submits.
         self._own = threading.local()
         # Held by the one thread that forms the next batch; guards the fields below.
@@ -121,16 +124,19 @@ class Batcher(Generic[E]):
         """
         if self._closing:
             raise _closed()
-        if self.n_waiting >= self._config.max_waiting:
+        n_waiting = self.n_waiting
+        if n_waiting >= self._config.max_waiting:
             raise Overloaded(
                 "waiting requests",
-                found=self.n_waiting,
+                found=n_waiting,
                 expected=f"below {self._config.max_waiting}",
                 cure="Try again after a pause.",
             )
         self._inbox.append(entry)
         if self._closed:
             self._refuse_the_rest()  # Nobody is left who would look.
+        elif n_waiting + 1 >= self._company:
+            _release(self._alone)
         elif not getattr(self._own, "lends", False):
             self._wake_one()
 
@@ -174,9 +180,7 @@ class Batcher(Generic[E]):
                 self._inbox.popleft().fail(_closed())
 
     def _wake_one(self) -> None:
-        if self._asleep.locked():
-            with suppress(RuntimeError):  # Another thread was faster.
-                self._asleep.release()
+        _release(self._asleep)
 
     def _work(self) -> None:
         while self._help():
@@ -184,7 +188,7 @@ class Batcher(Generic[E]):
                 self._wake_one()  # It is the others' end as well.
                 return
             # At the end a thread that receives may still be at work.
-            self._asleep.acquire(timeout=LOOK_SECONDS if self._closing else -1)
+            self._asleep.acquire(timeout=END_SECONDS if self._closing else -1)
 
     def _help(self) -> bool:
         """Computes what waits, unless as many threads do as may; False: this one was given up, so it ends."""
@@ -238,7 +242,7 @@ class Batcher(Generic[E]):
                     return decision
                 if decision.wake_at is None:
                     return None
-                self._pause(decision.wake_at - now)
+                self._pause(decision.wake_at - now, decision.company)
 
     def _relieve(self) -> None:
         """Gives cheaper answers, on a thread of its own: whatever the model does, they are in time."""
@@ -293,13 +297,12 @@ class Batcher(Generic[E]):
         if self._brownout.is_on != before:
             log.warning("brown-out ends" if before else "brown-out begins", waiting=self.n_waiting)
 
-    def _pause(self, seconds: float) -> None:
-        """Lets others come; not woken by each of them, which would hold up the thread that brings them."""
-        for _ in range(LOOKS):
-            if seconds <= 0 or self._closing or self.n_waiting >= self._config.max_size:
-                return
-            time.sleep(min(seconds, LOOK_SECONDS))
-            seconds -= LOOK_SECONDS
+    def _pause(self, seconds: float, company: int) -> None:
+        """Lets others come, until ``company`` wait: woken once, for each time costs those who bring them."""
+        if seconds > 0 and not self._closing and self.n_waiting < company:
+            self._company = company
+            self._alone.acquire(timeout=min(seconds, PAUSE_SECONDS))
+            self._company = math.inf
 
     def _drain_inbox(self) -> None:
         for _ in range(len(self._inbox)):
@@ -362,7 +365,7 @@ class Batcher(Generic[E]):
         self._note(batch, failed)
         end = self._clock()
         # Several threads may do this at once; a mean that misses one batch is as good.
-        self._rates = self._rates.after_batch(len(batch), end - start, end)
+        self._rates = self._rates.after_batch(len(batch), end - start, end, self.n_waiting)
         self._counters.add(batches=1, rows=len(batch))
 
     def _without_failing(self, batch: list[E], now: float) -> list[E]:
@@ -375,6 +378,13 @@ class Batcher(Generic[E]):
     def _degrade(self, batch: list[E]) -> None:
         self._run.run(self._answer_degraded, batch)
         self._counters.add(degraded_rows=len(batch))
+
+
+def _release(lock: threading.Lock) -> None:
+    """Wakes one of those who sleep on ``lock``, or who will next."""
+    if lock.locked():
+        with suppress(RuntimeError):  # Another thread was faster.
+            lock.release()
 
 
 def _closed() -> Unavailable:

@@ -1,6 +1,7 @@
 """What comes out of the pipeline: ranked items as arrays, and the slates that they become."""
 
 import os
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -15,6 +16,10 @@ from recserve.engine.explain.explanation import Explanation
 from recserve.engine.online.stage import Choice
 from recserve.engine.slate.quotas import Origins
 from recserve.engine.types import Slate, SlateItem
+
+# Not the system's own numbers for each batch: reading them gives the interpreter lock away.
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
 
 
 # Not frozen: one is made per request, and freezing triples the time that takes.
@@ -44,7 +49,7 @@ class Ranked:
 
 def new_slate_ids(n: int) -> list[str]:
     """Returns ``n`` ids that no other slate has: 96 random bits of the batch, then the row."""
-    batch = os.urandom(12).hex()
+    batch = f"{_random.getrandbits(96):024x}"
     return [f"{batch}{row:x}" for row in range(n)]
 
 

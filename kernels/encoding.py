@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import config, types
 
-from recserve.kernels.jit import kernel
+from recserve.kernels.jit import brief_kernel, kernel
 
 # Field numbers of recserve.v1 with their wire types: Slate.items; SlateItem.item_id, score, rank.
 TAG_ITEMS, TAG_ITEM_ID, TAG_SCORE, TAG_RANK = 0x0A, 0x0A, 0x15, 0x18
@@ -47,7 +47,7 @@ def _compiled() -> Callable[..., Any]:
     return _encode if config.DISABLE_JIT else _encode.compile(ARGUMENTS)  # type: ignore[no-any-return]
 
 
-@kernel
+@brief_kernel
 def _encode(id_offsets, id_bytes, items, bits, lengths, ends):
     out = np.empty(_measure(id_offsets, items, lengths, ends), np.uint8)
     _write(id_offsets, id_bytes, items, bits, lengths, out)

@@ -1,4 +1,4 @@
-"""The one decorator of every kernel: serial, ``nogil``, compiled once per machine and cached on disk."""
+"""The decorators of kernels: serial, mostly ``nogil``, compiled once per machine and cached on disk."""
 
 import fcntl
 import functools
@@ -17,11 +17,23 @@ def kernel(function: Callable[..., Any]) -> Any:
     No fast-math: the order of every floating-point sum is part of the contract of this package. Threads
     belong to the caller, so no kernel is ever ``parallel=True``.
     """
+    return _compiled(function, nogil=True)
+
+
+def brief_kernel(function: Callable[..., Any]) -> Any:
+    """Does what :func:`kernel` does for microseconds of work: it keeps the interpreter lock.
+
+    To take the lock back from a thread that is busy takes longer than such a kernel.
+    """
+    return _compiled(function, nogil=False)
+
+
+def _compiled(function: Callable[..., Any], nogil: bool) -> Any:
     try:
-        compiled = njit(nogil=True, error_model="numpy", cache=True)(function)
+        compiled = njit(nogil=nogil, error_model="numpy", cache=True)(function)
     except RuntimeError:  # Numba: "cannot cache function ...: no locator available for file ..."
         _warn_without_cache()
-        return njit(nogil=True, error_model="numpy")(function)
+        return njit(nogil=nogil, error_model="numpy")(function)
     if not config.DISABLE_JIT:
         _secure_cache(compiled._cache._cache_file)
     return compiled
@@ -60,5 +72,5 @@ def _warn_without_cache() -> None:
         "The compiled kernels cannot be kept: no cache folder is writable, so every process compiles them "
         "anew. Set NUMBA_CACHE_DIR to a writable folder.",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import config, types
 
-from recserve.kernels.jit import kernel
+from recserve.kernels.jit import brief_kernel
 
 PADDING = -1
 SPLIT = (types.int64[::1], types.float64, types.int64[::1])
@@ -55,7 +55,7 @@ def _compiled(name: str) -> Callable[..., Any]:
     return form if config.DISABLE_JIT else form.compile(arguments)  # type: ignore[no-any-return]
 
 
-@kernel
+@brief_kernel
 def _split(descending, call_positions, ends):
     """Writes where each group ends; returns how many there are."""
     n = descending.shape[0]
@@ -80,7 +80,7 @@ def _split(descending, call_positions, ends):
     return n_groups
 
 
-@kernel
+@brief_kernel
 def _pad(values, ends, rows, out):
     length = out.shape[1]
     for i in range(rows.shape[0]):

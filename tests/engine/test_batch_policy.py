@@ -1,6 +1,6 @@
 """The batching policy as the pure function that it is: no clock, no threads, no sleeping."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,8 +12,8 @@ from recserve.engine.batch_policy import (
     MIN_ROW_SHARE,
     BatcherConfig,
     Rates,
+    company_of,
     decide,
-    delay_seconds,
 )
 from recserve.errors import ConfigError
 
@@ -54,6 +54,7 @@ rates = st.builds(
     rows=st.floats(0, 64),
     variance=st.floats(0, 1000),
     covariance=st.floats(-10, 10),
+    callers=st.integers(0, 64),
 )
 
 
@@ -79,6 +80,7 @@ def test_laws_of_a_decision(queue: list[list[Row]], config: BatcherConfig, known
     if decision.wake_at is not None:
         assert NOW < decision.wake_at <= min(row.received_at for row in live) + config.max_delay_ms / 1000
         assert (decision.take, decision.late, sum(decision.consumed)) == ([], [], 0)
+        assert len(live) < decision.company <= config.max_size
     if config.max_delay_ms == 0 and live:
         assert decision.take
 
@@ -88,7 +90,7 @@ def test_waiting_ends_when_it_was_said(queue: list[list[Row]], config: BatcherCo
     decision = decide(queue, NOW, config, known)
     if decision.wake_at is not None:
         # The estimate as it was: one that has faded lets a batch wait for longer.
-        frozen = Rates(known.expected_seconds(NOW), decision.wake_at, known.rows)
+        frozen = replace(known, batch_seconds=known.expected_seconds(NOW), measured_at=decision.wake_at)
         assert decide(queue, decision.wake_at, config, frozen).take
 
 
@@ -204,13 +206,25 @@ def test_nobody_waits_past_what_its_deadline_allows() -> None:
     assert decide([[Row(deadline=NOW + 0.3)]], NOW, config, known).wake_at == pytest.approx(NOW + 0.2)
 
 
-def test_the_delay_follows_what_batches_had_of_late() -> None:
+def test_a_batch_waits_for_those_who_asked_around_the_last_one() -> None:
     config = BatcherConfig(max_delay_ms=3.0)
     # Callers who come one by one: each waits for its answer, nobody else is there.
-    assert delay_seconds(config, Rates()) == delay_seconds(config, Rates(rows=1.4)) == 0
-    assert delay_seconds(config, Rates(rows=8.0)) == pytest.approx(0.0008)
-    assert delay_seconds(config, Rates(rows=60.0)) == pytest.approx(0.003)
-    assert Rates(rows=1.0, batch_seconds=1.0).after_batch(11, 1.0, NOW).rows == pytest.approx(3.0)
+    assert not any(decide([[Row()]], NOW, config, Rates(callers=n)).wake_at for n in (0, 1))
+    assert company_of(config, Rates(callers=4)) == (4, pytest.approx(0.0008))
+    assert company_of(config, Rates(callers=100)) == (64, pytest.approx(0.003))
+    four = Rates(callers=4)
+    assert decide([[Row()] * 3], NOW, config, four).company == 4
+    assert len(decide([[Row()] * 4], NOW, config, four).take) == 4
+
+
+def test_where_others_came_meanwhile_more_are_expected_and_forgotten_when_they_stay_away() -> None:
+    known = Rates(callers=8, batch_seconds=1.0)
+    assert known.after_batch(8, 1.0, NOW).callers == 8
+    assert known.after_batch(8, 1.0, NOW, n_waiting=1).callers == 16
+    assert known.after_batch(8, 1.0, NOW, n_waiting=20).callers == 28
+    for _ in range(30):
+        known = known.after_batch(1, 1.0, NOW)
+    assert known.callers == 1
 
 
 def test_each_transport_has_a_delay_that_a_setting_overrules() -> None:
