@@ -14,8 +14,8 @@ from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.state import LoggedEvent
 from recserve.engine.wire.events import (
     event_to_message,
-    events_from_message,
     outcome_to_message,
+    read_events,
 )
 from recserve.errors import InvalidRequest
 from recserve.proto import feedback_pb2 as pb
@@ -44,6 +44,7 @@ class FeedbackService:
             scope="feedback:write",
             shape=Shape.BIDIRECTIONAL,
             is_admitted=False,
+            decode=bytes,
         )
         return [
             Method(
@@ -53,6 +54,8 @@ class FeedbackService:
                 handler=self._record,
                 scope="feedback:write",
                 http="/v1/events",
+                # Read by who writes the log: it has time, and maybe a process of its own.
+                decode=bytes,
             ),
             *([stream] if with_stream else []),
             Method(
@@ -83,23 +86,19 @@ class FeedbackService:
             ),
         ]
 
-    def append(self, message: pb.RecordRequest, done: Callable[[Outcome | Exception], None]) -> None:
-        """Hands the events of a message to the log, whose thread reads and checks them."""
-        config = self._state.config
-        n_events = len(message.events)
-        if n_events > config.max_events:
-            raise InvalidRequest("events", found=f"{n_events} long", expected=f"at most {config.max_events}")
-        read = partial(events_from_message, message)
-        self._state.append(read, n_events, done)
+    def append(self, request: bytes | pb.RecordRequest, done: Callable[[Outcome | Exception], None]) -> None:
+        """Hands a request, a message where it came as JSON, to the log, whose thread reads and checks it."""
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        self._state.append(partial(read_events, data, self._state.config.max_events), done)
 
-    def _record(self, message: pb.RecordRequest, call: Call) -> None:
+    def _record(self, request: bytes | pb.RecordRequest, call: Call) -> None:
         def done(outcome: Outcome | Exception) -> None:
             if isinstance(outcome, Outcome):
                 call.reply(outcome_to_message(outcome))
             else:
                 call.fail(outcome)
 
-        self.append(message, done)
+        self.append(request, done)
 
     def _get_history(self, message: pb.GetHistoryRequest, call: Call) -> None:
         with self._router.registry.lease(message.model) as lease:
@@ -142,7 +141,7 @@ class _RecordStream:
         self._open: deque[Future[None]] = deque()
         self._ended = False
 
-    def message(self, request: pb.RecordRequest) -> "Future[None] | None":
+    def message(self, request: bytes) -> "Future[None] | None":
         """Takes one batch; the transport reads on while few wait."""
         written: Future[None] = Future()
         waiting = list(self._open)

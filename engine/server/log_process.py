@@ -4,6 +4,7 @@ A server that kept its log itself would share one interpreter between the thread
 events and those that answer requests: each of them would wait for the other.
 """
 
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -18,9 +19,11 @@ from recserve.engine.children import follow_parent
 from recserve.engine.logs import configure_logs
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.distant import Opened
+from recserve.engine.state.event_log import Events
 from recserve.engine.state.items import ItemChange, LiveItems
-from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.state.observed import ObservedEvents, pack_one
 from recserve.engine.state.opening import open_places
+from recserve.engine.state.packed import Packed
 from recserve.engine.state.state import State
 from recserve.errors import CheckFailed, RecserveError
 
@@ -39,15 +42,24 @@ class Teller:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+        self._held: list[tuple[str, tuple[Any, ...]]] = []
         self._lock = threading.Lock()
 
     def __call__(self, what: str, *arguments: Any) -> None:
         """Sends one; when the server is gone there is nobody to tell, and the process ends."""
         with self._lock:
+            # Before anything is sent, or let go: what cannot be packed takes nothing else with it.
+            message = pickle.dumps([*self._held, (what, arguments)], pickle.HIGHEST_PROTOCOL)
+            self._held.clear()
             try:
-                self._pipe.send((what, arguments))
-            except BrokenPipeError:
+                self._pipe.send_bytes(message)
+            except OSError:
                 log.warning("the server of the event log is gone")
+
+    def first(self, what: str, *arguments: Any) -> None:
+        """Sends one before the next one, together: the server wakes up once."""
+        with self._lock:
+            self._held.append((what, arguments))
 
 
 class ToldEvents(ObservedEvents):
@@ -56,11 +68,21 @@ class ToldEvents(ObservedEvents):
     def __init__(self, tell: Teller) -> None:
         super().__init__(max_users=0, max_items=0)
         self._tell = tell
+        self._n_told = 0
 
     def add(self, events: Iterable[tuple[Hashable, str, int, float]], *, shown: bool = False) -> None:
-        """As :meth:`ObservedEvents.add`, there."""
-        if found := list(events):
-            self._tell("add", found, shown)
+        """As :meth:`ObservedEvents.add`, there, before what is answered then."""
+        keys: list[Any] = []
+        packed: list[bytes] = []
+        for key, item_id, timestamp, value in events:
+            code = self.code(item_id)
+            if code >= 0:
+                keys.append(key)
+                packed.append(pack_one(code, timestamp, value))
+        if keys:
+            new_ids = self.item_ids(self._n_told)
+            self._n_told += len(new_ids)
+            self._tell.first("add", Packed(new_ids, b"".join(keys), b"".join(packed)), shown)
 
     def load(self, events: Iterable[tuple[Hashable, str, int, float]]) -> None:
         """As :meth:`ObservedEvents.load`, there: in parts, the last one empty."""
@@ -95,7 +117,7 @@ class ToldListener:
 
     def stored(self) -> None:
         """As :meth:`LogListener.stored`."""
-        self._tell("stored")
+        self._tell.first("stored")
 
     def erased(self, user_key: bytes) -> None:
         """As :meth:`LogListener.erased`."""
@@ -129,7 +151,7 @@ def run_log(config: StateConfig, pipe: Connection) -> None:
             for number, name, arguments in _asked(pipe):
                 answer = _answering(tell, number)
                 if name == "append":
-                    _append(state, arguments, answer)
+                    _append(state, arguments[0], answer)
                 else:
                     asking.submit(_ask, getattr(state, name), arguments, answer)
 
@@ -150,10 +172,9 @@ def _answering(tell: Teller, number: int) -> Callable[[Any], None]:
     return lambda answer: tell("answer", number, answer)
 
 
-def _append(state: State, arguments: tuple[Any, ...], answer: Callable[[Any], None]) -> None:
+def _append(state: State, read: Callable[[], Events], answer: Callable[[Any], None]) -> None:
     try:
-        events, n_events = arguments
-        state.append(events, n_events, answer)
+        state.append(read, answer)
     except RecserveError as error:
         answer(error)
 

@@ -1,6 +1,6 @@
 """How the state's SQLite files are opened, and what their errors mean."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ WRITING = (
 )
 CACHE_KIB = 64 << 10
 BUSY_MS = 5000
+# Rows, or keys that are looked for, of one statement: SQLite runs without the interpreter meanwhile.
+TOGETHER = 32
 # Of the tables, in each file: another one is refused.
 FORMAT = 1
 
@@ -96,6 +98,18 @@ def _check_format(database: Any, path: str | Path, probe: str, *, read_only: boo
         )
     if found == 0 and not read_only:
         database.execute(f"PRAGMA user_version={FORMAT}").fetchall()
+
+
+def insert_all(database: Any, insert: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Inserts ``rows``, some together; ``insert``: the statement up to VALUES."""
+    if not rows:
+        return
+    one = f"({', '.join('?' * len(rows[0]))})"
+    n_together = len(rows) // TOGETHER * TOGETHER
+    together = f"{insert} VALUES {', '.join([one] * TOGETHER)}"
+    for start in range(0, n_together, TOGETHER):
+        database.execute(together, [value for row in rows[start : start + TOGETHER] for value in row])
+    database.executemany(f"{insert} VALUES {one}", rows[n_together:])
 
 
 @contextmanager

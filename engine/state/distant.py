@@ -4,7 +4,7 @@ import itertools
 import multiprocessing
 import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import Outcome, check_waiting
+from recserve.engine.state.event_log import Events, Outcome, check_waiting
 from recserve.engine.state.events import Event
 from recserve.engine.state.follower import Interaction, Loaded, LogListener
 from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.keys import Pseudonyms
 from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.state.packed import PackedReader
 from recserve.engine.state.state import LoggedEvent, State, identity_of
 from recserve.errors import RecserveError, StorageFailed, Unavailable
 
@@ -67,6 +68,7 @@ class DistantState:
         self.observed = ObservedEvents(
             max_users=max_users, max_items=max_items, key_of=self._pseudonyms.user_key
         )
+        self._packed = PackedReader(self.observed.code)
         self.live_items = LiveItems()
         self.listeners: list[LogListener] = []
         self.on_failed: Callable[[], None] = lambda: None
@@ -85,14 +87,13 @@ class DistantState:
 
     def append(
         self,
-        events: Callable[[], Iterable[Event | RecserveError]],
-        n_events: int,
+        read: Callable[[], Events],
         done: Callable[[Outcome | Exception], None],
     ) -> None:
-        """As :meth:`State.append`; ``events`` must be picklable."""
+        """As :meth:`State.append`; ``read`` must be picklable."""
         # Here, too: a process that stands still refuses nobody.
         check_waiting(len(self._waiting), self.config)
-        self._put("append", (events, n_events), done)
+        self._put("append", (read,), done)
 
     def load(self) -> Loaded:
         """As :meth:`State.load`."""
@@ -102,7 +103,7 @@ class DistantState:
     def record(self, events: Sequence[Event]) -> Outcome:
         """As :meth:`State.record`."""
         future: Future[Outcome] = Future()
-        self.append(partial(tuple, events), len(events), _resolving(future))
+        self.append(partial(tuple, events), _resolving(future))
         return future.result()
 
     def events_of(
@@ -196,9 +197,10 @@ class DistantState:
     def _told(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         while True:
             try:
-                yield self._pipe.recv()
+                messages = self._pipe.recv()
             except (EOFError, OSError):
                 return
+            yield from messages
 
     def _hear(self, what: str, arguments: tuple[Any, ...]) -> None:
         try:
@@ -210,7 +212,7 @@ class DistantState:
                 done(error)
             elif what == "add":
                 events, shown = arguments
-                self.observed.add(events, shown=shown)
+                self.observed.add_packed(self._packed.open(events), shown=shown)
             elif what == "load":
                 self.observed.load(self._loaded(*arguments))
             elif what == "erase":

@@ -68,12 +68,21 @@ class Outcome:
     refused: list[tuple[int, RecserveError]] = field(default_factory=list)
 
 
-class Entry(NamedTuple):
-    """A call that waits. ``events`` makes them on the writer's thread; an error stands for a bad one."""
+Events = Sequence[Event | RecserveError]
 
-    events: Callable[[], Iterable[Event | RecserveError]]
-    n_events: int
+
+class Entry(NamedTuple):
+    """A call that waits. ``read`` makes its events on the writer's thread; an error stands for a bad one."""
+
+    read: Callable[[], Events]
     done: Callable[[Outcome | Exception], None]
+
+
+class Read(NamedTuple):
+    """A call and its events, or why it has none."""
+
+    entry: Entry
+    events: Events | Exception
 
 
 class Candidate(NamedTuple):
@@ -119,12 +128,12 @@ class EventLog:
 
     def append(
         self,
-        events: Callable[[], Iterable[Event | RecserveError]],
-        n_events: int,
+        read: Callable[[], Events],
         done: Callable[[Outcome | Exception], None],
     ) -> None:
         """Queues the events of one call; ``done`` is called on the writer's thread when they are durable.
 
+        ``read`` returns them, on that thread too; what it raises is the answer.
         Raises :class:`Overloaded`, :class:`StorageFailed` or :class:`Unavailable`; then nothing is queued.
         """
         self._check_open()
@@ -136,7 +145,7 @@ class EventLog:
         with self._lock:
             check_waiting(self._n_waiting, self._config)
             self._n_waiting += 1
-        self._queue.put(Entry(events, n_events, done))
+        self._queue.put(Entry(read, done))
 
     def do(self, work: Callable[[], T]) -> Future[T]:
         """Runs ``work`` on the writer's thread, after what waits now."""
@@ -176,18 +185,29 @@ class EventLog:
                 while True:
                     waiting.append(self._queue.get_nowait())
             while waiting:
-                taken = waiting.popleft()
-                if taken is None:
-                    return
-                if not isinstance(taken, Entry):
-                    taken()
+                work = waiting[0]
+                if isinstance(work, Entry):
+                    self._write(self._group(waiting))
                     continue
-                group, n_events = [taken], taken.n_events
-                while n_events < self._config.commit_events and waiting and isinstance(waiting[0], Entry):
-                    group.append(waiting[0])
-                    n_events += waiting[0].n_events
-                    waiting.popleft()
-                self._write(group)
+                waiting.popleft()
+                if work is None:
+                    return
+                work()
+
+    def _group(self, waiting: deque[Entry | Callable[[], None] | None]) -> list[Read]:
+        """Takes and reads the next calls, as many as are committed together."""
+        group: list[Read] = []
+        n_events = 0
+        while waiting and isinstance(entry := waiting[0], Entry) and n_events < self._config.commit_events:
+            waiting.popleft()
+            try:
+                events = entry.read()
+                n_events += len(events)
+            except Exception as error:  # noqa: BLE001 - this caller gets it, the others are not to blame
+                group.append(Read(entry, error))
+            else:
+                group.append(Read(entry, events))
+        return group
 
     def _follow(self) -> None:
         """Looks for what other servers wrote while there is nothing to write here."""
@@ -199,20 +219,20 @@ class EventLog:
                 log.error("the event log cannot be followed", error=str(error))
             self._is_behind = True
 
-    def _write(self, group: Sequence[Entry]) -> None:
+    def _write(self, group: Sequence[Read]) -> None:
         self._busy_since = time.monotonic()
         answers = self._commit(group)
         self._busy_since = None
         with self._lock:
             self._n_waiting -= len(group)
-        for entry, answer in zip(group, answers, strict=True):
+        for read, answer in zip(group, answers, strict=True):
             try:
-                entry.done(answer)
+                read.entry.done(answer)
             except Exception:
                 # The next caller must be answered whatever happens to this one.
                 log.exception("an answer of the event log was lost")
 
-    def _commit(self, group: Sequence[Entry]) -> Sequence[Outcome | Exception]:
+    def _commit(self, group: Sequence[Read]) -> Sequence[Outcome | Exception]:
         if self.failure is not None:
             return [self.failure] * len(group)
         try:
@@ -236,25 +256,27 @@ class EventLog:
         self.failure = error
         self._on_failed()
 
-    def _prepare_all(self, group: Sequence[Entry]) -> tuple[list[Outcome | Exception], list[Candidate]]:
+    def _prepare_all(self, group: Sequence[Read]) -> tuple[list[Outcome | Exception], list[Candidate]]:
         candidates: list[Candidate] = []
-        return [self._prepare(entry, candidates) for entry in group], candidates
+        return [self._prepare(read.events, candidates) for read in group], candidates
 
-    def _prepare(self, entry: Entry, candidates: list[Candidate]) -> Outcome | Exception:
+    def _prepare(self, events: Events | Exception, candidates: list[Candidate]) -> Outcome | Exception:
         """Checks and closes the events of a call; adds those that can be written to ``candidates``."""
+        if isinstance(events, Exception):
+            return events
         outcome = Outcome(self._store.durability)
         n_before = len(candidates)
         try:
-            self._prepare_each(entry, outcome, candidates)
+            self._prepare_each(events, outcome, candidates)
         except Exception as error:  # noqa: BLE001 - this caller gets it, the others are not to blame
             del candidates[n_before:]
             return error
         return outcome
 
-    def _prepare_each(self, entry: Entry, outcome: Outcome, candidates: list[Candidate]) -> None:
+    def _prepare_each(self, events: Events, outcome: Outcome, candidates: list[Candidate]) -> None:
         received = int(self._clock())
-        nonces = os.urandom(NONCE_BYTES * entry.n_events)
-        for position, event in enumerate(entry.events()):
+        nonces = os.urandom(NONCE_BYTES * len(events))
+        for position, event in enumerate(events):
             if isinstance(event, RecserveError):
                 outcome.refused.append((position, event))
                 continue
@@ -332,5 +354,5 @@ def blocking(log: EventLog, events: Sequence[Event]) -> Outcome:
         else:
             future.set_exception(answer)
 
-    log.append(lambda: events, len(events), done)
+    log.append(lambda: events, done)
     return future.result()

@@ -8,25 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recserve.engine.state.database import open_database, storage_errors
+from recserve.engine.state.database import insert_all, open_database, storage_errors
+from recserve.engine.state.row_index import INDEXED, Place, RowIndex
+from recserve.engine.state.row_index import TABLES as INDEX_TABLES
 from recserve.engine.state.store import PAGE, EventRow, KeyRow, Row
 
-EVENTS = """
+EVENTS = f"""
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_key BLOB NOT NULL UNIQUE,
+    event_key BLOB NOT NULL,
     user_key BLOB NOT NULL,
     received INTEGER NOT NULL,
     body BLOB NOT NULL
 ) STRICT;
-DROP INDEX IF EXISTS events_by_user;
-CREATE TABLE IF NOT EXISTS rows_of_users (
-    user_key BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (user_key, seq)
-) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, item_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS cursors (name TEXT PRIMARY KEY, seq INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+{INDEX_TABLES}
 """
 KEYS = """
 CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, master TEXT NOT NULL, wrapped BLOB NOT NULL)
@@ -34,15 +32,23 @@ CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, master TEXT NOT NULL, wr
 CREATE TABLE IF NOT EXISTS erased (user_key BLOB PRIMARY KEY, time INTEGER NOT NULL, is_done INTEGER NOT NULL)
     STRICT, WITHOUT ROWID;
 """
+BEFORE = "sqlite_autoindex_events_1"
+# Numbers of rows that are gone must not come again: they are cursors of those who read the log.
+BRING_UP_TO_DATE = f"""
+DROP INDEX IF EXISTS events_by_user;
+ALTER TABLE events RENAME TO events_before;
+{EVENTS}
+INSERT INTO events SELECT * FROM events_before;
+DELETE FROM sqlite_sequence WHERE name = 'events';
+INSERT INTO sqlite_sequence SELECT 'events', seq FROM sqlite_sequence WHERE name = 'events_before';
+INSERT INTO rows_of_events SELECT event_key, seq FROM events ORDER BY event_key;
+INSERT OR IGNORE INTO rows_of_users SELECT user_key, seq FROM events ORDER BY user_key, seq;
+INSERT OR REPLACE INTO cursors SELECT :cursor, max(seq) FROM events HAVING max(seq) IS NOT NULL;
+DELETE FROM cursors WHERE name = 'rows of users';
+DROP TABLE events_before;
+"""
 COLUMNS = "seq, event_key, user_key, received, body"
-INSERT = "INSERT OR IGNORE INTO events (event_key, user_key, received, body) VALUES (?, ?, ?, ?)"
-# Rows of one statement: SQLite runs without the interpreter meanwhile.
-TOGETHER = 32
-INSERT_TOGETHER = INSERT + ", (?, ?, ?, ?)" * (TOGETHER - 1)
-# Rows that wait for their place among those of their user. Each alone would write a page of the index with
-# every event; as many as these, in the order of the users, share pages: half the work of a commit.
-INDEXED_TOGETHER = 16_384
-INDEXED = "rows of users"
+INSERT = "INSERT INTO events (event_key, user_key, received, body)"
 
 
 class SqliteStore:
@@ -60,75 +66,41 @@ class SqliteStore:
             durability=durability,
             read_only=read_only,
         )
-        # At most so many rows, all of them new, are not yet among those of their users.
-        self._n_to_index = max(0, self._newest() - self.cursor(INDEXED))
+        if not read_only:
+            with storage_errors():
+                self._bring_up_to_date()
+                self._index = RowIndex(self._database)
 
     def append(self, rows: Sequence[EventRow]) -> list[bool]:
         """As :meth:`EventStore.append`."""
-        database, added = self._database, []
+        database, index = self._database, self._index
         with storage_errors():
-            # Before the rows: an error of it must say that none was added.
-            if self._n_to_index >= INDEXED_TOGETHER:
-                self._index()
+            known = set(index.find([row[0] for row in rows]))
+            added = []
+            for row in rows:
+                added.append(row[0] not in known)
+                known.add(row[0])
+            fresh = [row for row, is_new in zip(rows, added, strict=True) if is_new]
             database.execute("BEGIN IMMEDIATE")
             try:
-                for start in range(0, len(rows), TOGETHER):
-                    added += self._insert(rows[start : start + TOGETHER])
+                insert_all(database, INSERT, fresh)
+                first = database.last_insert_rowid() - len(fresh) + 1
+                parts = index.write_next()
                 database.execute("COMMIT")
             except BaseException:
                 # SQLite has rolled back by itself after some errors.
                 if database.in_transaction:
                     database.execute("ROLLBACK")
                 raise
-        self._n_to_index += len(rows)
+        index.written(parts)
+        index.add(fresh, first)
         return added
-
-    def _insert(self, rows: Sequence[EventRow]) -> list[bool]:
-        """Inserts at most ``TOGETHER`` rows of a transaction; returns which were new."""
-        execute, changes = self._database.execute, self._database.changes
-        if len(rows) < TOGETHER:
-            added = []
-            for row in rows:
-                execute(INSERT, row)
-                added.append(changes() == 1)
-            return added
-        before = self._newest()
-        execute(INSERT_TOGETHER, [value for row in rows for value in row])
-        if changes() == TOGETHER:
-            return [True] * TOGETHER
-        # The first of equal ones is new unless its row was there before.
-        keys = [row[0] for row in rows]
-        seq_of = {key: execute("SELECT seq FROM events WHERE event_key = ?", (key,)).get for key in {*keys}}
-        return [seq_of[key] > before and key not in keys[:i] for i, key in enumerate(keys)]
-
-    def _newest(self) -> int:
-        """Returns the largest number of a row, 0 where there is none."""
-        return self._database.execute("SELECT max(seq) FROM events").get or 0
-
-    def _index(self) -> bool:
-        """Gives the next rows their place among those of their users; returns whether there were any."""
-        execute, done = self._database.execute, self.cursor(INDEXED)
-        with storage_errors(), self._database:
-            last = execute(
-                "SELECT max(seq) FROM (SELECT seq FROM events WHERE seq > ? ORDER BY seq LIMIT ?)",
-                (done, INDEXED_TOGETHER),
-            ).get
-            if last is not None:
-                execute(
-                    "INSERT OR IGNORE INTO rows_of_users SELECT user_key, seq FROM events"
-                    " WHERE seq > ? AND seq <= ? ORDER BY user_key, seq",
-                    (done, last),
-                )
-                self.move_cursor(INDEXED, last)
-        self._n_to_index = 0 if last is None else self._newest() - last
-        return last is not None
 
     def get(self, event_key: bytes) -> Row | None:
         """As :meth:`EventStore.get`."""
         with storage_errors():
-            found = self._database.execute(
-                f"SELECT {COLUMNS} FROM events WHERE event_key = ?", (event_key,)
-            ).fetchone()
+            seq = self._index.find([event_key]).get(event_key)
+            found = self._database.execute(f"SELECT {COLUMNS} FROM events WHERE seq = ?", (seq,)).fetchone()
         return None if found is None else Row(*found)
 
     def rows(self, after: int = 0) -> Iterator[Row]:
@@ -141,9 +113,8 @@ class SqliteStore:
 
     def rows_of(self, user_key: bytes, *, after: int, limit: int) -> list[Row]:
         """As :meth:`EventStore.rows_of`."""
-        while self._index():
-            pass
-        with storage_errors():
+        with storage_errors(), self._database:
+            self._index.write(user_key[0])
             found: Sequence[Any] = self._database.execute(
                 f"SELECT {COLUMNS} FROM rows_of_users JOIN events USING (seq, user_key)"
                 " WHERE user_key = ? AND seq > ? ORDER BY seq LIMIT ?",
@@ -153,29 +124,27 @@ class SqliteStore:
 
     def delete_user(self, user_key: bytes) -> int:
         """As :meth:`EventStore.delete_user`."""
-        while self._index():
-            pass
         with storage_errors(), self._database:
-            self._database.execute(
-                "DELETE FROM events WHERE seq IN (SELECT seq FROM rows_of_users WHERE user_key = ?)",
-                (user_key,),
-            )
-            n_deleted = int(self._database.changes())
-            self._database.execute("DELETE FROM rows_of_users WHERE user_key = ?", (user_key,))
-        return n_deleted
+            self._index.write(user_key[0])
+            gone = self._delete("seq IN (SELECT seq FROM rows_of_users WHERE user_key = ?)", user_key)
+        self._index.deleted(gone)
+        return len(gone)
 
     def delete_before(self, received: int) -> int:
         """As :meth:`EventStore.delete_before`: looks at the oldest rows only."""
-        while self._index():
-            pass
+        oldest = f"seq <= (SELECT max(seq) FROM (SELECT seq FROM events ORDER BY seq LIMIT {PAGE}))"
         with storage_errors(), self._database:
-            gone = self._database.execute(
-                "DELETE FROM events WHERE received < ?1 AND seq <= (SELECT max(seq) FROM"
-                " (SELECT seq FROM events ORDER BY seq LIMIT ?2)) RETURNING user_key, seq",
-                (received, PAGE),
-            ).fetchall()
-            self._database.executemany("DELETE FROM rows_of_users WHERE user_key = ? AND seq = ?", gone)
+            gone = self._delete(f"received < ? AND {oldest}", received)
+        self._index.deleted(gone)
         return len(gone)
+
+    def _delete(self, condition: str, value: Any) -> list[Place]:
+        """Deletes rows, in the transaction of the caller; returns them."""
+        gone: list[Place] = self._database.execute(
+            f"DELETE FROM events WHERE {condition} RETURNING seq, event_key, user_key", (value,)
+        ).fetchall()
+        self._index.delete(gone)
+        return gone
 
     def cursor(self, name: str) -> int:
         """As :meth:`EventStore.cursor`."""
@@ -210,6 +179,12 @@ class SqliteStore:
     def close(self) -> None:
         """Closes the file."""
         self._database.close()
+
+    def _bring_up_to_date(self) -> None:
+        """Takes its own index of events from the table of an earlier version, once."""
+        if self._database.execute(f"SELECT 1 FROM sqlite_schema WHERE name = '{BEFORE}'").get is not None:
+            with self._database:
+                self._database.execute(BRING_UP_TO_DATE, {"cursor": INDEXED}).fetchall()
 
 
 class SqliteKeys:

@@ -16,7 +16,7 @@ from types import TracebackType
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import EventLog, Outcome, blocking
+from recserve.engine.state.event_log import EventLog, Events, Outcome, blocking
 from recserve.engine.state.events import Event, unpack_event
 from recserve.engine.state.follower import Follower, Loaded, LogListener
 from recserve.engine.state.items import ItemChange, LiveItems, check_change, check_room, pack_change
@@ -25,7 +25,7 @@ from recserve.engine.state.master import MasterKeys, read_master_keys
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.opening import open_places
 from recserve.engine.state.store import EventStore, Row
-from recserve.errors import ConfigError, DataError, RecserveError
+from recserve.errors import ConfigError, DataError
 
 log = structlog.get_logger("recserve.state")
 
@@ -81,12 +81,11 @@ class State:
 
     def append(
         self,
-        events: Callable[[], Iterable[Event | RecserveError]],
-        n_events: int,
+        read: Callable[[], Events],
         done: Callable[[Outcome | Exception], None],
     ) -> None:
         """As :meth:`EventLog.append`."""
-        self.log.append(events, n_events, done)
+        self.log.append(read, done)
 
     def record(self, events: Sequence[Event]) -> Outcome:
         """Appends events and returns when they are durable and the next request sees them."""

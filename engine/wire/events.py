@@ -2,12 +2,14 @@
 
 import time
 import uuid
-from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
 
 from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
 from recserve.engine.wire.convert import new_message
 from recserve.engine.wire.status import status_of
+from recserve.errors import InvalidRequest, MalformedRequest
 from recserve.proto import feedback_pb2 as pb
 
 DEFAULT_ACTION = "click"
@@ -15,10 +17,25 @@ DURABILITIES = {"power": pb.POWER, "process": pb.PROCESS, "memory": pb.MEMORY}
 DURABILITY_NAMES = {number: name for name, number in DURABILITIES.items()}
 
 
-def events_from_message(message: pb.RecordRequest) -> Iterator[Event]:
-    """Reads the events of a call one by one; values are checked by the log, not here."""
+def read_events(data: bytes, max_events: int) -> list[Event]:
+    """Reads the bytes of a ``RecordRequest``; values are checked by the log, not here.
+
+    Raises :class:`MalformedRequest`, or :class:`InvalidRequest` when there are more than ``max_events``.
+    """
+    try:
+        message = pb.RecordRequest.FromString(data)
+    except DecodeError as error:
+        raise MalformedRequest("request", found="not decodable", expected="a valid message") from error
+    if len(message.events) > max_events:
+        found = f"{len(message.events)} long"
+        raise InvalidRequest("events", found=found, expected=f"at most {max_events}")
+    return events_from_message(message)
+
+
+def events_from_message(message: pb.RecordRequest) -> list[Event]:
+    """Reads the events of a call; values are checked by the log, not here."""
     now = int(time.time())
-    return (
+    return [
         Event(
             user_id=event.user_id,
             item_id=event.item_id,
@@ -36,7 +53,7 @@ def events_from_message(message: pb.RecordRequest) -> Iterator[Event]:
             explored=event.explored,
         )
         for event in message.events
-    )
+    ]
 
 
 def event_to_message(event: Event) -> pb.Event:

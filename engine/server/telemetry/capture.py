@@ -15,12 +15,14 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
+from google.protobuf.message import DecodeError
 
 from recserve.engine.server.call import Call
 from recserve.engine.server.chain import Observer
 from recserve.engine.traces import FEEDBACK, NOBODY, RECOMMEND, SCHEMA, SIMILAR
 from recserve.engine.types import DEFAULT_K
 from recserve.errors import ConfigError
+from recserve.proto.feedback_pb2 import RecordRequest
 
 log = structlog.get_logger("recserve.capture")
 
@@ -41,11 +43,16 @@ def _of_similar(message: Any) -> Said:
     return SIMILAR, message.item_id, message.k if message.HasField("k") else DEFAULT_K, 0
 
 
-def _of_feedback(message: Any) -> Said:
+def _of_feedback(request: Any) -> Said | None:
+    try:
+        # Over gRPC as bytes: the log reads them.
+        message = RecordRequest.FromString(request) if isinstance(request, bytes) else request
+    except DecodeError:
+        return None
     return FEEDBACK, message.events[0].user_id if message.events else "", 0, len(message.events)
 
 
-READERS: Mapping[str, Callable[[Any], Said]] = MappingProxyType(
+READERS: Mapping[str, Callable[[Any], Said | None]] = MappingProxyType(
     {
         "/recserve.v1.Recommender/Recommend": _of_recommend,
         "/recserve.v1.Recommender/SimilarItems": _of_similar,
@@ -87,7 +94,10 @@ class Capture(Observer):
         read = READERS.get(call.method.path)
         if read is None or call.request is None or random.random() >= self._share:
             return
-        kind, subject, k, n_items = read(call.request)
+        said = read(call.request)
+        if said is None:
+            return
+        kind, subject, k, n_items = said
         row = (call.received_at, kind, self._pseudonym(kind, subject), k, n_items)
         with self._lock:
             if self._left <= 0:

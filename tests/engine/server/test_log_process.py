@@ -199,7 +199,7 @@ def test_when_its_process_dies_everybody_who_waits_hears_of_it(config: StateConf
     with opened(open_distant, config) as state:
         os.kill(process_of(config), signal.SIGSTOP)
         for number, done in enumerate((answers.append, fail, answers.append, fail)):
-            state.append(partial(tuple, [event(number)]), 1, done)
+            state.append(partial(tuple, [event(number)]), done)
         os.kill(process_of(config), signal.SIGKILL)
         with pytest.raises(StorageFailed):
             state.record([event(9)])
@@ -211,9 +211,9 @@ def test_a_process_that_stands_still_is_sent_no_more_than_may_wait(config: State
     with closing(open_distant(StateConfig(url=config.url, max_waiting_calls=2))) as state:
         os.kill(process_of(config), signal.SIGSTOP)
         for number in range(2):
-            state.append(partial(tuple, [event(number)]), 1, answers.append)
+            state.append(partial(tuple, [event(number)]), answers.append)
         with pytest.raises(Overloaded, match="calls that wait for the event log is 2"):
-            state.append(partial(tuple, [event(2)]), 1, answers.append)
+            state.append(partial(tuple, [event(2)]), answers.append)
         os.kill(process_of(config), signal.SIGCONT)
     # Who was let in is answered before it is closed.
     assert [answer.n_stored for answer in answers] == [1, 1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from recserve.engine.state import database, sqlite_store
+from recserve.engine.state import database, row_index
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.events import Event
 from recserve.engine.state.state import State, open_state, read_log
@@ -114,7 +114,7 @@ def _apply(content: bytearray, offset: int, data: bytes | None) -> None:
 @contextmanager
 def disk_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(database, "WRITING", WRITING)
-    monkeypatch.setattr(sqlite_store, "INDEXED_TOGETHER", 16)
+    monkeypatch.setattr(row_index, "MAX_RECENT", 16)
     folder.mkdir()
     disk = Disk(folder)
     try:

@@ -96,7 +96,7 @@ def test_a_server_that_has_not_loaded_hears_of_erased_users_too(shared: StateCon
         one.erase("u").result()
         one.erase("v").result()
         answered: queue.SimpleQueue[object] = queue.SimpleQueue()
-        other.log.append(lambda: [event(2, user="v")], 1, answered.put)
+        other.log.append(lambda: [event(2, user="v")], answered.put)
         outcome = answered.get(timeout=TIMEOUT_SECONDS)
         assert isinstance(outcome, Outcome)
         [(_, error)] = outcome.refused

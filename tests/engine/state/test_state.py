@@ -3,7 +3,6 @@
 import os
 import stat
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
@@ -123,18 +122,17 @@ class Gate:
 
 def ask(state: State, *events: Event) -> "Future[Outcome | Exception]":
     future: Future[Outcome | Exception] = Future()
-    state.log.append(lambda: events, len(events), future.set_result)
+    state.log.append(lambda: events, future.set_result)
     return future
 
 
 def test_a_call_that_cannot_be_read_leaves_nothing_of_it(config: StateConfig) -> None:
-    def broken() -> Iterator[Event]:
-        yield event(1)
+    def broken() -> list[Event]:
         raise ValueError("no event")
 
     future: Future[Outcome | Exception] = Future()
     with opened(config) as state:
-        state.log.append(broken, 2, future.set_result)
+        state.log.append(broken, future.set_result)
         assert isinstance(future.result(TIMEOUT_SECONDS), ValueError)
         state.record([event(2)])
     assert logged(config) == ["e2"]
