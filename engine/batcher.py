@@ -79,6 +79,8 @@ class Batcher(Generic[E]):
         # Held by the one thread that forms the next batch; guards the fields below.
         self._forming = threading.Lock()
         self._classes: tuple[deque[E], ...] = tuple(deque() for _ in range(PRIORITIES))
+        # How many they hold, for those who come to look.
+        self._n_classed = 0
         self._rates = Rates()
         self._brownout = Brownout() if answer_degraded is not None and config.brownout else None
         self._breakers = Breakers()
@@ -115,7 +117,7 @@ class Batcher(Generic[E]):
     @property
     def n_waiting(self) -> int:
         """Entries that wait, those that are done already included."""
-        return len(self._inbox) + sum(map(len, self._classes))
+        return len(self._inbox) + self._n_classed
 
     def submit(self, request: Any, entry: E) -> None:
         """Queues ``entry``; a handler of the service seam.
@@ -305,11 +307,14 @@ class Batcher(Generic[E]):
             self._company = math.inf
 
     def _drain_inbox(self) -> None:
-        for _ in range(len(self._inbox)):
+        n_new = len(self._inbox)
+        self._n_classed += n_new
+        for _ in range(n_new):
             entry = self._inbox.popleft()
             self._classes[min(max(entry.priority, 0), PRIORITIES - 1)].append(entry)
 
     def _apply(self, decision: Decision[E]) -> None:
+        self._n_classed -= sum(decision.consumed)
         for entries, n in zip(self._classes, decision.consumed, strict=True):
             for _ in range(n):
                 entries.popleft()

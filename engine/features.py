@@ -119,7 +119,7 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
 
 def check_k(k: int, config: EngineConfig) -> None:
     """Raises :class:`InvalidRequest` unless ``k`` is an integer in 1..max_k."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= config.max_k:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= config.max_k:
         raise InvalidRequest("k", found=k, expected=f"1 to {config.max_k}")
 
 

@@ -106,32 +106,29 @@ class StoredHistories:
                 reason=BundleReason.VALUE_RANGE,
             )
 
-    def get(self, user_id: str) -> History:
-        """Returns the history of ``user_id``; an unknown user has an empty one."""
-        return self._of_row(self.vocabulary.index_of(user_id) if user_id else -1)
+    def get(self, user_id: str, key: Hashable = None) -> History:
+        """Returns the history of ``user_id``, with that ``key``; an unknown user has an empty one."""
+        row = self.vocabulary.index_of(user_id) if user_id else -1
+        if row < 0:
+            return EMPTY_HISTORY._replace(key=key)
+        return self._between(row, self._offsets[row], self._offsets[row + 1], key)
 
-    def get_many(self, user_ids: Sequence[str]) -> list[History]:
-        """Returns the history of each user, in one lookup."""
-        if len(user_ids) == 1:
-            return [self.get(user_ids[0])]
+    def get_many(self, user_ids: Sequence[str], keys: Sequence[Hashable] | None = None) -> list[History]:
+        """Returns the history of each user, with their keys if given, in one lookup."""
+        keys = [None] * len(user_ids) if keys is None else keys
+        if len(user_ids) == 1 or not len(self):
+            return [self.get(*pair) for pair in zip(user_ids, keys, strict=True)]
         rows = self.vocabulary.indices(user_ids)
-        if not len(self):
-            return [EMPTY_HISTORY] * len(rows)
         # Of all at once; what the unknown ones (−1) find is not looked at.
         starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
         return [
-            EMPTY_HISTORY if row < 0 else self._between(row, start, end)
-            for row, start, end in zip(rows.tolist(), starts, ends, strict=True)
+            EMPTY_HISTORY._replace(key=key) if row < 0 else self._between(row, start, end, key)
+            for row, start, end, key in zip(rows.tolist(), starts, ends, keys, strict=True)
         ]
 
-    def _of_row(self, row: int) -> History:
-        if row < 0:
-            return EMPTY_HISTORY
-        return self._between(row, self._offsets[row], self._offsets[row + 1])
-
-    def _between(self, row: int, start: int, end: int) -> History:
+    def _between(self, row: int, start: int, end: int, key: Hashable) -> History:
         values = None if self._values is None else self._values[start:end]
-        return History(self._items[start:end], self._timestamps[start:end], row, values=values)
+        return History(self._items[start:end], self._timestamps[start:end], row, key, values)
 
 
 def histories_table(

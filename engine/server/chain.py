@@ -1,5 +1,6 @@
 """What every method passes on every transport; methods.py tells the whole way."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import ANONYMOUS, Call
-from recserve.engine.server.methods import Consumer, MethodTable
+from recserve.engine.server.methods import Consumer, MethodTable, Shape
 from recserve.errors import MalformedRequest, MessageTooLarge
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ def everybody(call: Call, scope: str = "") -> Any:
     return ANONYMOUS
 
 
+def _sees_admitted(observer: Observer) -> bool:
+    return type(observer).on_admitted is not Observer.on_admitted
+
+
 class Chain:
     """Authorises, admits, decodes and hands over calls; watches their deadlines.
 
@@ -69,6 +74,7 @@ class Chain:
         self._principal_of = principal_of
         self._limits = limits
         self._observers = tuple(observers)
+        self._on_admitted = [one.on_admitted for one in observers if _sees_admitted(one)]
         self._closed = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="recserve-deadlines", daemon=True)
         self._sweeper.start()
@@ -137,8 +143,8 @@ class Chain:
         method = call.method
         if not call.deadline:
             # A stream lasts as long as its caller wants.
-            seconds = float("inf") if method.shape.streams_requests or method.shape.streams_replies else None
-            call.deadline = call.received_at + (seconds or self._default_deadline_seconds)
+            is_unary = method.shape is Shape.UNARY
+            call.deadline = call.received_at + (self._default_deadline_seconds if is_unary else math.inf)
         # Who may not ask costs neither a place nor a decoding.
         call.principal = self._principal_of(call)
         if method.is_admitted:
@@ -148,8 +154,8 @@ class Chain:
             if call.is_done:
                 # Cancelled before it had a place, which nobody else would give back.
                 self.admission.leave(call)
-        for observer in self._observers:
-            observer.on_admitted(call)
+        for on_admitted in self._on_admitted:
+            on_admitted(call)
 
     def _decode(self, call: Call, data: bytes) -> Any:
         if len(data) > self._max_message_bytes:

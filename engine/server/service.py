@@ -129,7 +129,7 @@ class RecommenderService:
             http="/v1/recommend",
             is_batched=True,
             encode=bytes,  # The batch writes them: encode_ranked.
-            also_scope=lambda message: _explain_scope([message]),
+            also_scope=_explain_scope,
         )
         return [
             recommend,
@@ -137,14 +137,14 @@ class RecommenderService:
                 "RecommendMany",
                 self._recommend_many,
                 "recommend-many",
-                also_scope=lambda message: _explain_scope(message.requests),
+                also_scope=lambda message: _explain_scope(*message.requests),
                 weight=lambda message: len(message.requests),
             ),
             self._plain(
                 "RecommendPage",
                 self._recommend_page,
                 "recommend-page",
-                also_scope=lambda message: _explain_scope(row.request for row in message.rows),
+                also_scope=lambda message: _explain_scope(*(row.request for row in message.rows)),
                 weight=lambda message: len(message.rows),
             ),
             self._plain("SimilarItems", self._similar_items, "similar-items"),
@@ -276,7 +276,7 @@ class Asked(NamedTuple):
     key: str
 
 
-def _explain_scope(messages: Iterable[pb.RecommendRequest]) -> str:
+def _explain_scope(*messages: pb.RecommendRequest) -> str:
     """Explanations name items of a stored history: more than a slate tells."""
     for message in messages:
         if message.explain and message.explain != EXPLAIN_NONE:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle.histories import EMPTY_HISTORY, History, StoredHistories
 from recserve.engine.bundle.vocabulary import Vocabulary
-from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.state.observed import NO_EVENTS, ObservedEvents
 
 
 class HistoryStore:
@@ -22,12 +22,13 @@ class HistoryStore:
 
     def get(self, user_id: str) -> History:
         """Returns the history of ``user_id``, newest last; empty for an unknown or erased user."""
-        return self._with_observed(user_id, self._stored.get(user_id))
+        return self.get_many([user_id])[0]
 
     def get_many(self, user_ids: Sequence[str]) -> list[History]:
         """Returns the history of each user, as :meth:`get` does."""
-        stored = self._stored.get_many(user_ids)
-        return [self._with_observed(*pair) for pair in zip(user_ids, stored, strict=True)]
+        key_of = self._observed.key_of
+        stored = self._stored.get_many(user_ids, [key_of(id_) if id_ else None for id_ in user_ids])
+        return [history if history.key is None else self._with_observed(history) for history in stored]
 
     def too_often(self, user_id: str, impressions: int, since: int) -> NDArray[np.int32]:
         """Returns the items (m,) that the user was shown ``impressions`` times or more after ``since``.
@@ -39,15 +40,12 @@ class HistoryStore:
         items = self._indices(codes[counts >= impressions])
         return items[items >= 0]
 
-    def _with_observed(self, user_id: str, stored: History) -> History:
-        if not user_id:
-            return stored
-        key = self._observed.key_of(user_id)
-        observed = self._observed.of_key(key)
+    def _with_observed(self, stored: History) -> History:
+        observed = self._observed.of_key(stored.key)
         if observed is None:
             return EMPTY_HISTORY
-        if not len(observed):
-            return stored._replace(key=key)
+        if observed is NO_EVENTS:
+            return stored
         items = self._indices(observed["code"])
         # Observed by another version whose catalogue had more.
         known = items >= 0
@@ -56,7 +54,7 @@ class HistoryStore:
         return History(
             np.concatenate([stored.items, items[known]]),
             np.concatenate([stored.timestamps, observed["timestamp"][known]]),
-            key=key,
+            key=stored.key,
             values=np.concatenate([stored.rated(), observed["value"][known]]),
         )
 

@@ -29,28 +29,29 @@ def encode_ranked(answers: Sequence[Ranked], queue_ns: Sequence[int] | None = No
     A protobuf message is the concatenation of its fields, in any order: the items of the whole batch are
     written by one kernel, and what its rows share is encoded once.
     """
+    # First: repeated fields keep their order.
+    queues = [b""] * len(answers) if queue_ns is None else [_encode_stage(QUEUE, ns) for ns in queue_ns]
     encoded: list[bytes] = []
     shared: dict[tuple[Any, ...], bytes] = {}
     # The rows have one bundle: batches are divided by arm, and a swap falls between them.
-    for items, answer in zip(_encode_items(answers[0].bundle, answers), answers, strict=True):
+    rows = zip(queues, _encode_items(answers[0].bundle, answers), answers, strict=True)
+    for queue, items, answer in rows:
         if answer.explained is not None or answer.origins is not None:
             # A field that repeats cannot be added to later: items that tell more are written the plain way.
-            encoded.append(_encode_plain(answer))
+            encoded.append(queue + _encode_plain(answer))
             continue
         said = answer.variant, answer.source, answer.warnings, answer.arm, answer.degraded
-        key = (id(answer.stage_ns), *said)
-        if key not in shared:
+        key = (id(answer.stage_ns), said)
+        told = shared.get(key)
+        if told is None:
             stages = [_encode_stage(name, ns) for name, ns in answer.stage_ns.items()]
-            shared[key] = b"".join((_shared(answer.bundle.manifest.bundle_version, *said), *stages))
+            told = shared[key] = b"".join((_shared(answer.bundle.manifest.bundle_version, *said), *stages))
         text = answer.slate_id.encode()
-        slate = b"".join((items, shared[key], _ID_HEADS[len(text)], text))
+        slate = b"".join((queue, items, told, _ID_HEADS[len(text)], text))
         if answer.next_page_token or answer.choice is not None:
             slate += _encode_own(answer)
         encoded.append(slate)
-    if queue_ns is None:
-        return encoded
-    # Repeated fields keep their order.
-    return [_encode_stage(QUEUE, ns) + slate for ns, slate in zip(queue_ns, encoded, strict=True)]
+    return encoded
 
 
 def _encode_stage(name: str, ns: int) -> bytes:

@@ -193,9 +193,9 @@ def test_those_who_compute_at_once_share_what_waits(threads: int, is_pressed: bo
     )
     with closing(batcher):
         # Two batches wait besides the one that begins; one and a half times what a batch takes is normal.
-        batcher._classes[1].extend(Entry() for _ in range(8))
+        batcher._inbox.extend(Entry() for _ in range(8))
         batcher._rates = Rates(batch_seconds=1.0, measured_at=0.0, rows=4.0)
         batcher._watch_the_waiting(Decision(take=[Entry()]), 0.0)
         assert batcher._brownout is not None
         assert (batcher._brownout.turning_since is not None) == is_pressed
-        batcher._classes[1].clear()
+        batcher._inbox.clear()

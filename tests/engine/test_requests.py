@@ -32,9 +32,13 @@ MESSAGES = st.builds(
     seed=st.none() | LONG,
     budget_ms=st.none() | NUMBERS,
 )
+# What most messages say.
+PLAIN = st.builds(
+    pb.RecommendRequest, user_id=TEXTS, k=st.none() | NUMBERS, history=st.just(()) | st.just(["i"])
+)
 
 
-@given(MESSAGES)
+@given(MESSAGES | PLAIN)
 def test_a_request_has_what_its_message_says(message: pb.RecommendRequest) -> None:
     request = request_from_message(pb.RecommendRequest.FromString(message.SerializeToString()))
     assert (request.rules is not None) == message.HasField("rules")
