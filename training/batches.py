@@ -63,23 +63,45 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields (history, targets, time_gaps) batches of one epoch: one window of each user, newest items first.
+    """Yields (history, targets, time_gaps) batches of one epoch: as many windows as users (:func:`_windows`).
 
     history, targets: (batch, length) int64, −1 where padded; targets[t] is the item after history[t].
     The order depends on ``seed`` and ``epoch`` alone, so that a resumed run repeats an uninterrupted one.
-    Processes of a data-parallel run take every ``world_size``-th user of the same order, as many each.
+    Processes of a data-parallel run take every ``world_size``-th window of the same order, as many each.
     """
-    rows = np.flatnonzero(histories.lengths >= 2)
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(rows)
+    starts, stops = _windows(histories, max_history + 1, np.random.default_rng([seed, epoch]))
     if world_size > 1:
         # Every process must take as many steps, or the last gradient exchange never completes.
-        order = np.resize(order, -(-len(order) // world_size) * world_size)[rank::world_size]
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        items, times = pad(histories, chunk, max_history + 1)
-        real = (items >= 0).any(axis=0)
-        first = min(int(np.argmax(real)), max_history - 1)
-        items, times = items[:, first:].astype(np.int64), times[:, first:]
+        n_windows = -(-len(stops) // world_size) * world_size
+        starts, stops = (np.resize(bounds, n_windows)[rank::world_size] for bounds in (starts, stops))
+    for first in range(0, len(stops), batch_size):
+        chunk = slice(first, first + batch_size)
+        windows = histories.gather(starts[chunk], stops[chunk])
+        items, times = pad(windows, np.arange(len(windows)), int(max(windows.lengths)))
         gaps = gaps_of(times[:, :-1], times[:, -1])
-        yield torch.from_numpy(items[:, :-1]), torch.from_numpy(items[:, 1:]), torch.from_numpy(gaps)
+        wanted = torch.from_numpy(items.astype(np.int64))
+        yield wanted[:, :-1], wanted[:, 1:], torch.from_numpy(gaps)
+
+
+def _windows(
+    histories: Histories, length: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the flat ranges (start, stop) of the windows of an epoch, in the order of learning.
+
+    Every history of two items or more is cut into as few windows of ``length`` items as hold all of it: the
+    newest items, and for each step back a window about there, moved at random. Of all of them as many as
+    there are such histories are drawn: an epoch costs the same whatever their length, and all of it counts.
+    """
+    rows = np.flatnonzero(histories.lengths >= 2)
+    # The first item of a window is the target of none: the window before it ends with it.
+    step = length - 1
+    n_windows = -(-(histories.lengths[rows] - 1) // step)
+    row = np.repeat(rows, n_windows)
+    back = np.arange(len(row)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    drawn = rng.permutation(len(row))[: len(rows)]
+    row, back = row[drawn], back[drawn]
+    n_items = histories.lengths[row]
+    stop = n_items - back * step + np.where(back > 0, rng.integers(0, step, len(row)), 0)
+    stop = np.maximum(stop, np.minimum(n_items, length))
+    first = histories.indptr[row]
+    return first + np.maximum(stop - length, 0), first + stop

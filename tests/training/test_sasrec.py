@@ -75,7 +75,20 @@ def test_a_row_learns_from_every_real_position() -> None:
     assert gaps.shape == history.shape
 
 
-def test_windows_are_the_newest_items() -> None:
+def test_epochs_show_all_of_a_long_history_in_order_and_cost_no_more() -> None:
+    data = histories([list(range(100)), [100, 101], [102, 103, 104]], 100)
+    learned = []
+    for epoch in range(1, 60):
+        [(history, targets, _)] = training_batches(data, max_history=9, batch_size=8, seed=3, epoch=epoch)
+        assert len(history) == 3
+        assert ((targets[:, :-1] == history[:, 1:]) | (history[:, 1:] < 0)).all()
+        learned.extend(targets[(history >= 0) & (targets >= 0)].tolist())
+    times = np.bincount(learned, minlength=105)
+    assert set(np.flatnonzero(times == 0)) == {0, 100, 102}  # nothing comes before these
+    assert times[91:100].mean() < 3 * times[1:91].mean()  # the newest window is one of eleven
+
+
+def test_a_padded_row_has_the_newest_items() -> None:
     items, times = pad(histories([[1, 2, 3, 4], [], [5]], 100), np.arange(3), 2)
     assert items.tolist() == [[3, 4], [-1, -1], [-1, 5]]
     assert times.tolist() == [[200, 300], [0, 0], [0, 400]]
