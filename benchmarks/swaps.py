@@ -210,10 +210,11 @@ def measure(asking: Asking, pid: int, options: argparse.Namespace) -> dict[str, 
     for _ in range(2 * len(VERSIONS)):
         asking.swap()
     rate = options.rate or LOAD * asking.highest_rate()
-    time.sleep(SETTLE_SECONDS)
-    before = _memory(pid)
     n_swaps = -(-options.swaps // options.rounds)
     steady = [asking.steady(rate, options.steady)]
+    # After the load that comes before the other look too: what waits then is memory as well.
+    time.sleep(SETTLE_SECONDS)
+    before = _memory(pid)
     swapped: list[Window] = []
     with console.progress("swaps", total=options.swaps) as update:
         while sum(len(window.swaps) for window in swapped) < options.swaps:

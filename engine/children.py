@@ -4,10 +4,10 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
-# Of nice(2): the scheduler gives it 36 shares where others have 1024. Less, and a server that is never idle
-# could not change its version.
+# Of nice(2): the scheduler gives it 36 shares where others have 1024.
 LOW_PRIORITY = 15
 
 
@@ -18,6 +18,19 @@ def follow_parent(number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
-def take_low_priority() -> None:
-    """Lets whoever else has work go first."""
-    os.nice(LOW_PRIORITY)
+def run_when_idle(process_id: int) -> None:
+    """Gives a process only the time that nobody else wants, for good: none where no core is ever idle.
+
+    Who wakes up finds its core free, and need not wait as beside one of low priority (Linux: SCHED_IDLE).
+    Elsewhere, and where a sandbox forbids that, it has a low priority.
+    """
+    if sys.platform == "linux":
+        with suppress(PermissionError):
+            os.sched_setscheduler(process_id, os.SCHED_IDLE, os.sched_param(0))
+            return
+    run_with_low_priority(process_id)
+
+
+def run_with_low_priority(process_id: int) -> None:
+    """Gives a process a thirtieth of the time where this one wants time as well."""
+    os.setpriority(os.PRIO_PROCESS, process_id, os.getpriority(os.PRIO_PROCESS, 0) + LOW_PRIORITY)

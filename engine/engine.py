@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 
+from recserve import kernels
 from recserve.engine.batch import Batch, LoadedBundle
 from recserve.engine.bundle import Bundle, Manifest
 from recserve.engine.bundle.ids import check_id
@@ -30,6 +31,9 @@ from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.time_budget import deadlines_of
 from recserve.engine.types import DEFAULT_K, Ranking, Request, Slate
 from recserve.errors import InvalidRequest
+
+# Once a process: of later bundles it would do nothing.
+_warm_kernels = cache(kernels.warmup)
 
 
 class Engine(Lookups):
@@ -75,11 +79,13 @@ class Engine(Lookups):
         """
         config = config or EngineConfig()
         engine = cls(load_bundle(path, config, online, checked), config, observed, live_items)
-        engine._warm_up()
+        _warm_kernels()
+        engine.rehearse()
         engine._live.follow()
         return engine
 
-    def _warm_up(self) -> None:
+    def rehearse(self) -> None:
+        """Answers requests of its own, so that the first caller finds all at hand."""
         bundle = self._loaded.bundle
         for batch in rehearsal(bundle, self._config):
             # Past the checks: limits that a user set low must not refuse the engine's own requests.

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
-from recserve import kernels
 from recserve.engine.batch import LoadedBundle
 from recserve.engine.bundle import Bundle, open_bundle
 from recserve.engine.bundle.stamps import Stamps
@@ -21,9 +19,6 @@ from recserve.engine.sources import open_source
 from recserve.engine.text_search import TextSearch, check_text
 from recserve.engine.types import Request
 
-# Once a process: of later bundles it would do nothing.
-_warm_kernels = cache(kernels.warmup)
-
 
 def load_bundle(
     path: str | Path,
@@ -33,7 +28,6 @@ def load_bundle(
 ) -> LoadedBundle:
     """Opens the bundle in ``path`` and its stages; arguments and errors are those of :meth:`Engine.load`."""
     bundle = open_bundle(path, config.signature_policy, checked)
-    _warm_kernels()
     runtime = Runtime(bundle, config)
     kept = config.history_cache_mb << 20
     sources = {name: open_source(bundle, name, runtime, kept) for name in bundle.manifest.variants}

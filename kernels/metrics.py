@@ -36,7 +36,7 @@ def prepare(metric: Metric, vectors: Vectors) -> Vectors:
         return vectors
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     norms[norms == 0] = 1.0
-    unit: Vectors = (vectors / norms[:, None]).astype(np.float32)
+    unit: Vectors = np.divide(vectors, norms[:, None], out=np.empty_like(vectors), casting="same_kind")
     return unit
 
 

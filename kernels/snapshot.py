@@ -139,7 +139,10 @@ def needs_rebuild(snapshot: Snapshot) -> bool:
 
 
 def rebuild(snapshot: Snapshot) -> Snapshot:
-    """The same catalogue with everything in the base."""
+    """The same catalogue with everything in the base; the same snapshot where all is there already."""
+    n_items = int(np.count_nonzero(snapshot.row_of_item >= 0))
+    if n_items == len(snapshot.base.item_of_row) and not len(snapshot.tail.item_of_row):
+        return snapshot
     items = np.flatnonzero(snapshot.row_of_item >= 0).astype(np.int32)
     rows = snapshot.row_of_item[items]
     in_base = rows < snapshot.first_tail_row

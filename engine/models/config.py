@@ -30,16 +30,24 @@ class RepositoryConfig:
     """Largest bundle that is copied from the source."""
 
     trial: bool = True
-    """Whether a process of its own tries a version first, at the lowest priority, while others answer: it
-    checks the files and prepares the index, so that a load costs callers no time, and a crash nothing."""
+    """Whether a process of its own tries a version first, in time that nobody else wants: it checks the files
+    and prepares the index, so that a load costs callers no time, and a crash nothing."""
 
     trial_seconds: float = 60.0
     """Processor time that a trial may take; by the clock ten times as long, on a busy machine."""
+
+    trial_idle_seconds: float = 20.0
+    """How long, by the clock, a trial gets only time that nobody else wants. Then it begins again at a low
+    priority, with a thirtieth of the time of who has the usual one. 0: it begins so."""
 
     def __post_init__(self) -> None:
         if not 0 < self.trial_seconds <= 86_400:
             raise ConfigError(
                 "repository.trial_seconds", found=self.trial_seconds, expected="above 0, to 86400"
+            )
+        if not 0 <= self.trial_idle_seconds <= 86_400:
+            raise ConfigError(
+                "repository.trial_idle_seconds", found=self.trial_idle_seconds, expected="0 to 86400"
             )
         if not 0 < self.poll_seconds < 86_400:
             raise ConfigError("repository.poll_seconds", found=self.poll_seconds, expected="0 to 86400")

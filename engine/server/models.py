@@ -80,7 +80,7 @@ class Models:
             on_freed=lambda model, version: self._tidy(),
             run=lambda work: threading.Thread(target=work, name="recserve-free").start(),
         )
-        self._trials = Trials(config.trial_seconds) if config.trial else None
+        self._trials = Trials(config.trial_seconds, config.trial_idle_seconds) if config.trial else None
         self._loader = EngineLoader(engine, remembering.observed, remembering.online, remembering.live_items)
         self.manager = ModelManager(Repository(Path(config.folder)), registry, self._loader)
         self.router = Router(registry, on_rollback=self.manager.rolled_back)

@@ -8,6 +8,7 @@ import pytest
 
 from recserve.errors import BundleInvalid, InvalidRequest
 from recserve.kernels import ItemIndex
+from recserve.kernels.snapshot import rebuild
 
 
 def index_of(n_items: int) -> ItemIndex:
@@ -38,6 +39,13 @@ def test_changes_are_saved_and_an_opened_index_can_be_changed(tmp_path: Path) ->
     opened.remove(np.array([40], np.int32))
     assert opened.search(QUERIES[:1], 50)[1].max() == 38
     assert index.search(QUERIES[:1], 1)[1][0, 0] == 40
+
+
+def test_a_fresh_index_is_saved_as_it_is() -> None:
+    index = ItemIndex.build(np.eye(3, dtype=np.float32))
+    assert rebuild(index.snapshot) is index.snapshot
+    index.remove(np.array([1], np.int32))
+    assert len(rebuild(index.snapshot).base.item_of_row) == 2
 
 
 def test_the_arrays_of_an_opened_index_are_mapped(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from recserve.engine import EngineConfig, Request
 from recserve.engine.bundle import open_bundle, reader
 from recserve.engine.bundle.stamps import Stamps, settled_stamps, stamps_of
+from recserve.engine.children import LOW_PRIORITY
+from recserve.engine.models import trial
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.registry import Registry
 from recserve.engine.models.repository import Repository
@@ -70,7 +72,7 @@ def test_what_a_trial_checked_is_not_checked_again_and_answers_the_same(
 ) -> None:
     plain = started(repository_folder, lambda folder, config: {})
     plain.activate(MODEL, "v1")
-    manager = started(repository_folder, Trials(SECONDS))
+    manager = started(repository_folder, Trials(SECONDS, 0))
     manager.activate(MODEL, "v2")
 
     def fail(*_: object) -> None:
@@ -87,7 +89,7 @@ def test_what_a_trial_checked_is_not_checked_again_and_answers_the_same(
 
 
 def test_what_changes_after_its_trial_is_checked_again(repository_folder: Path) -> None:
-    trials = Trials(SECONDS)
+    trials = Trials(SECONDS, 0)
 
     def then_damaged(folder: Path, config: EngineConfig) -> Stamps:
         stamps = trials(folder, config)
@@ -103,15 +105,36 @@ def test_what_changes_after_its_trial_is_checked_again(repository_folder: Path) 
 
 def test_what_a_trial_refuses_is_refused_for_its_reason(repository_folder: Path) -> None:
     flip_bit(repository_folder / MODEL / "v1" / "popularity.npy")
-    manager = started(repository_folder, Trials(SECONDS))
+    manager = started(repository_folder, Trials(SECONDS, 0))
     with pytest.raises(BundleInvalid, match="SHA-256 of popularity"):
         manager.activate(MODEL, "v1")
     assert failed(manager) == BundleReason.FILE_DIGEST
     assert answering(manager) == "v2"
 
 
+def test_where_no_core_is_idle_a_trial_begins_again_at_a_low_priority(
+    repository_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watch(name: str, lower: Callable[[int], None]) -> None:
+        def lower_and_look(process_id: int) -> None:
+            lower(process_id)
+            seen.append((os.sched_getscheduler(process_id), os.getpriority(os.PRIO_PROCESS, process_id)))
+
+        monkeypatch.setattr(trial, name, lower_and_look)
+
+    watch("run_when_idle", trial.run_when_idle)
+    watch("run_with_low_priority", trial.run_with_low_priority)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    manager = started(repository_folder, Trials(SECONDS, 1e-3))
+    manager.activate(MODEL, "v1")
+    assert seen == [(os.SCHED_IDLE, own), (os.SCHED_OTHER, min(own + LOW_PRIORITY, 19))]
+    assert answering(manager) == "v1"
+
+
 def test_a_load_without_end_is_given_up(repository_folder: Path) -> None:
-    manager = started(repository_folder, Trials(0.05))
+    manager = started(repository_folder, Trials(0.05, 0))
     with pytest.raises(BundleInvalid, match="not done after"):
         manager.activate(MODEL, "v1")
     assert failed(manager) == BundleReason.LOAD_TOO_LONG
@@ -130,7 +153,7 @@ def test_a_load_without_end_is_given_up(repository_folder: Path) -> None:
 def test_a_bundle_that_ends_its_trial_leaves_what_answers(
     repository_folder: Path, number: signal.Signals, error: type[Exception], reason: str
 ) -> None:
-    manager = started(repository_folder, Trials(SECONDS))
+    manager = started(repository_folder, Trials(SECONDS, 0))
     killer = end_the_trial(number)
     with pytest.raises(error):
         manager.activate(MODEL, "v1")
@@ -140,7 +163,7 @@ def test_a_bundle_that_ends_its_trial_leaves_what_answers(
 
 
 def test_a_server_that_ends_does_not_wait_for_a_trial(repository_folder: Path) -> None:
-    trials = Trials(SECONDS)
+    trials = Trials(SECONDS, 0)
     closer = threading.Thread(target=lambda: (end_the_trial(signal.SIGSTOP).join(), trials.close()))
     closer.start()
     with pytest.raises(Unavailable, match="shutting down"):
