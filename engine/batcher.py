@@ -19,7 +19,7 @@ import structlog
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide, surplus
 from recserve.engine.batch_run import BatchRun, E, abort
 from recserve.engine.breaker import Breakers
-from recserve.engine.brownout import Brownout, normal_wait
+from recserve.engine.brownout import Brownout, has_waited, will_be_late
 from recserve.engine.counters import Counters
 from recserve.engine.threads import Crew, this_crew
 from recserve.errors import Overloaded, Unavailable
@@ -285,19 +285,21 @@ class Batcher(Generic[E]):
         return decision.degrade
 
     def _watch_the_waiting(self, decision: Decision[E], now: float) -> None:
-        if self._brownout is None or not (decision.take or decision.degrade):
+        taken = (*decision.take, *decision.degrade)
+        if self._brownout is None or not taken:
             return
-        oldest = min(entry.received_at for entry in (*decision.take, *decision.degrade))
-        shortest = (self._config.normal_wait_ms + (self._config.max_delay_ms or 0)) / 1000
-        expected = self._rates.expected_seconds(now)
-        # Who comes last will wait for the batches of all before.
-        at_once = self._config.max_size * self._config.threads
-        longest = max(now - oldest, expected * self.n_waiting / at_once)
-        waited = longest > normal_wait(expected, shortest)
-        before = self._brownout.is_on
-        self._brownout = self._brownout.after(waited or (before and bool(decision.degrade)), now)
+        config, before = self._config, self._brownout.is_on
+        shortest = (config.normal_wait_ms + (config.max_delay_ms or 0)) / 1000
+        n_batches = self.n_waiting / (config.max_size * config.threads)
+        seconds = self._rates.expected_seconds(now)
+        waited = has_waited(taken, n_batches, now, seconds, shortest)
+        is_sure = will_be_late(taken, n_batches, now, seconds)
+        is_pressed = waited or (before and bool(decision.degrade))
+        self._brownout = self._brownout.after(is_pressed, now, is_sure=is_sure)
         if self._brownout.is_on != before:
             log.warning("brown-out ends" if before else "brown-out begins", waiting=self.n_waiting)
+            # Who gives cheaper answers has slept until now.
+            self._cheap.put([])
 
     def _pause(self, seconds: float, company: int) -> None:
         """Lets others come, until ``company`` wait: woken once, for each time costs those who bring them."""

@@ -3,11 +3,14 @@
 Full answers go on as fast as the model gives them. Whoever waits behind a full batch meanwhile gets what is
 kept of an earlier answer (slate_cache) or the popular items, marked as degraded, instead of an answer that is
 late or none. The two thresholds are apart in time, so that the state does not flutter: it is entered when
-calls have waited too long for half a second (the "not empty for N ms" of Maurer, "Fail at Scale", 2015), and
-left after five seconds without pressure.
+calls have waited too long for half a second (the "not empty for N ms" of Maurer, "Fail at Scale", 2015), or
+at once when more wait than can be answered in their time, and left after five seconds without pressure.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from recserve.engine.batch_policy import Waiting
 
 ENTER_SECONDS = 0.5
 LEAVE_SECONDS = 5.0
@@ -15,9 +18,20 @@ LEAVE_SECONDS = 5.0
 NORMAL_BATCH_TIMES = 1.5
 
 
-def normal_wait(batch_seconds: float, shortest: float) -> float:
-    """Seconds that a call may wait without being a sign of overload."""
-    return max(shortest, NORMAL_BATCH_TIMES * batch_seconds)
+def has_waited(
+    taken: Sequence[Waiting], n_batches: float, now: float, batch_seconds: float, shortest: float
+) -> bool:
+    """Whether calls wait too long: one of those ``taken`` now, or the last of the ``n_batches`` behind.
+
+    ``batch_seconds``: what a batch takes; ``shortest``: seconds of waiting that are never too long.
+    """
+    longest = max(now - min(entry.received_at for entry in taken), batch_seconds * n_batches)
+    return longest > max(shortest, NORMAL_BATCH_TIMES * batch_seconds)
+
+
+def will_be_late(taken: Sequence[Waiting], n_batches: float, now: float, batch_seconds: float) -> bool:
+    """Whether the last of several batches will be late, though it be as patient as any that is taken now."""
+    return n_batches > 1 and now + batch_seconds * n_batches > max(entry.deadline for entry in taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +42,13 @@ class Brownout:
     turning_since: float | None = None
     seen_at: float = float("-inf")
 
-    def after(self, is_pressed: bool, now: float) -> "Brownout":
-        """The state after one more sign: whether calls wait too long, or some had to be degraded."""
+    def after(self, is_pressed: bool, now: float, *, is_sure: bool = False) -> "Brownout":
+        """The state after one more sign: whether calls wait too long, or some had to be degraded.
+
+        ``is_sure``: some of those who wait will be late, whatever comes.
+        """
+        if is_sure:
+            return Brownout(True, None, now)
         if is_pressed == self.is_on:
             return Brownout(self.is_on, None, now)
         since = self.turning_since

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recserve.engine.batch_policy import DEGRADE_SECONDS, BatcherConfig, Decision, Rates, decide, surplus
 from recserve.engine.batcher import Batcher
-from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, normal_wait
+from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, has_waited, will_be_late
 from recserve.errors import Unavailable
 from tests.engine.test_batch_policy import NOW, Row, classes, configs, rates
 from tests.engine.test_batcher import TIMEOUT_SECONDS, Held
@@ -35,6 +35,15 @@ def test_it_begins_after_half_a_second_of_pressure_and_ends_after_five_without()
     assert not after(state, *calm).is_on
 
 
+def test_it_begins_at_once_when_more_wait_than_can_be_answered_in_their_time() -> None:
+    hasty, patient = Row(deadline=NOW + 1.0), Row(deadline=NOW + 1.9)
+    assert will_be_late([hasty, patient], 2.0, NOW, 1.0)
+    assert not will_be_late([hasty, patient], 1.8, NOW, 1.0)
+    # One batch alone says nothing: each of its rows is watched by itself.
+    assert not will_be_late([hasty], 1.0, NOW, 2.0)
+    assert OFF.after(True, NOW, is_sure=True).is_on
+
+
 def test_one_good_sign_starts_the_wait_anew() -> None:
     assert not after(OFF, (NOW, True), (NOW + 0.4, False), (NOW + 0.6, True), (NOW + 0.9, True)).is_on
     assert after(ON, (NOW, False), (NOW + 4.9, True), (NOW + 5.1, False), (NOW + 9.9, False)).is_on
@@ -57,8 +66,11 @@ def test_the_state_turns_only_after_its_time(steps: list[tuple[float, bool]]) ->
 
 
 def test_waiting_for_a_slow_batch_is_normal() -> None:
-    assert normal_wait(0.001, 0.005) == 0.005
-    assert normal_wait(0.1, 0.005) > 0.1
+    waiting = [Row(received_at=NOW - 0.1)]
+    assert has_waited(waiting, 0.0, NOW, 0.001, 0.005)
+    assert not has_waited(waiting, 0.0, NOW, 0.001, 0.2)
+    assert not has_waited(waiting, 1.0, NOW, 0.1, 0.005)
+    assert has_waited(waiting, 2.0, NOW, 0.1, 0.005)
 
 
 @given(classes, configs(), rates)
@@ -191,7 +203,8 @@ def test_those_who_compute_at_once_share_what_waits(threads: int, is_pressed: bo
         BatcherConfig(threads=threads, max_size=4, normal_wait_ms=0.0),
         answer_degraded=lambda rows: None,
     )
-    with closing(batcher):
+    # Held, so that the batcher's own threads leave the rows alone.
+    with closing(batcher), batcher._forming:
         # Two batches wait besides the one that begins; one and a half times what a batch takes is normal.
         batcher._inbox.extend(Entry() for _ in range(8))
         batcher._rates = Rates(batch_seconds=1.0, measured_at=0.0, rows=4.0)
