@@ -109,7 +109,8 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-@dataclass(frozen=True, slots=True)
+# Neither is frozen: both are made per batch, and freezing triples the time that takes.
+@dataclass(slots=True)
 class Rates:
     """What the policy knows of the past: ``batch_seconds`` and the ``rows`` of one, as running means.
 
@@ -154,7 +155,7 @@ class Rates:
         return whole * min(max(share, MIN_ROW_SHARE), 1.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision(Generic[W]):
     """What to do now: compute ``take``, answer ``late`` with DEADLINE_EXCEEDED, look again at ``wake_at``.
 

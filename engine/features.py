@@ -85,15 +85,8 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
         check_ids("history", history, config.max_history)
     if request.exclude != ():
         check_ids("exclude", request.exclude, config.max_exclude)
-    for name in ("history_timestamps", "history_values"):
-        if (length := len(getattr(request, name))) not in (0, len(history)):
-            raise InvalidRequest(
-                name, found=f"{length} long", expected=f"empty or as long as history ({len(history)})"
-            )
-    for i, timestamp in enumerate(request.history_timestamps):
-        check_timestamp(f"history_timestamps[{i}]", timestamp)
-    for i, value in enumerate(request.history_values):
-        check_value(f"history_values[{i}]", value)
+    if len(request.history_timestamps) or len(request.history_values):
+        _check_beside_history(request, len(history))
     if len(request.context) > MAX_CONTEXT:
         raise InvalidRequest(
             "context", found=f"{len(request.context)} entries", expected=f"at most {MAX_CONTEXT}"
@@ -115,6 +108,18 @@ def check_request(request: Request, bundle: Bundle, config: EngineConfig, planne
         _check_whole("seed", request.seed, 0, MAX_SEED)
     if request.budget_ms is not None:
         _check_whole("budget_ms", request.budget_ms, 1, MAX_BUDGET_MS)
+
+
+def _check_beside_history(request: Request, n_items: int) -> None:
+    for name in ("history_timestamps", "history_values"):
+        if (length := len(getattr(request, name))) not in (0, n_items):
+            raise InvalidRequest(
+                name, found=f"{length} long", expected=f"empty or as long as history ({n_items})"
+            )
+    for i, timestamp in enumerate(request.history_timestamps):
+        check_timestamp(f"history_timestamps[{i}]", timestamp)
+    for i, value in enumerate(request.history_values):
+        check_value(f"history_values[{i}]", value)
 
 
 def check_k(k: int, config: EngineConfig) -> None:

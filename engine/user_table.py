@@ -53,7 +53,7 @@ class UserTable:
         rows = [history.user_row for history in histories]
         new = [i for i, row in enumerate(rows) if row < 0]
         if not new or self._folder is None:
-            return self._rows[rows]
+            return self._rows.take(rows, axis=0)
         queries = np.empty((len(rows), self._rows.shape[1]), np.float32)
         known = [i for i, row in enumerate(rows) if row >= 0]
         queries[known] = self._rows[[rows[i] for i in known]]

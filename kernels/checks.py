@@ -115,7 +115,7 @@ def check_lists(name: str, lists: Exclude, batch: int) -> Exclude:
         found = f"of length {len(indptr)} from {indptr[:1]} to {indptr[-1:]}"
         expected = f"of length {batch + 1} from 0 to {len(item_indices)}"
         raise InvalidRequest(f"{name} indptr", found=found, expected=expected)
-    if np.any(indptr[1:] < indptr[:-1]):
+    if (indptr[1:] < indptr[:-1]).any():
         raise InvalidRequest(f"{name} indptr", found="falling", expected="never falling")
     return read_only(np.ascontiguousarray(indptr)), read_only(np.ascontiguousarray(item_indices))
 

@@ -288,17 +288,17 @@ def _with_masks_and_bias(
     snapshot: Snapshot, batch: int, exclude: Exclude | None, allow: Allow | None, bias: Scores | None
 ) -> tuple[Table, tuple[npt.NDArray[Any], ...]]:
     """The table of a search that is masked or biased, and what it lists beside the snapshot's arrays."""
-    words, biases, bounds = snapshot.live, snapshot.bias, snapshot.bias_bounds
+    other: dict[int, npt.NDArray[Any]] = {}
     if exclude is not None or allow is not None:
-        words = search_words(snapshot, batch, exclude, allow)
+        other[WORDS] = search_words(snapshot, batch, exclude, allow)
     if bias is not None:
         bias = checks.check_bias(bias, len(snapshot.row_of_item))
-        biases = bias + biases if len(biases) else bias
-        bounds = versions.bias_bounds(biases, snapshot.base, snapshot.tail)
+        other[BIAS] = bias + snapshot.bias if len(snapshot.bias) else bias
+        other[BIAS_BOUNDS] = versions.bias_bounds(other[BIAS], snapshot.base, snapshot.tail)
     table = snapshot.table.copy()
-    for row, array in ((WORDS, words), (BIAS, biases), (BIAS_BOUNDS, bounds)):
+    for row, array in other.items():
         put(table, row, array)
-    return table, (words, biases, bounds)
+    return table, tuple(other.values())
 
 
 def _norms(vectors: Scores, name: str = "vectors") -> Scores:

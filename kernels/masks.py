@@ -8,7 +8,7 @@ item_index.
 
 import numpy as np
 
-from recserve.kernels.jit import kernel
+from recserve.kernels.jit import brief_kernel, kernel
 from recserve.kernels.rows import TILE
 
 
@@ -36,7 +36,7 @@ def apply_allow(words, first_word, allow, item_of_row):
             words[query, first_word + start // TILE] &= bits
 
 
-@kernel
+@brief_kernel
 def apply_exclude(words, indptr, item_indices, row_of_item):
     """Clears the excluded rows of each query; returns the offset of the first item out of range, or −1.
 

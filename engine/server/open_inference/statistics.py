@@ -83,7 +83,10 @@ class Statistics(Observer):
     def on_batch(self, model: str, version: str, n_rows: int, stage_ns: Mapping[str, int]) -> None:
         """Counts a batch that ``version`` of ``model`` computed."""
         with self._lock:
-            self._tally((model, version)).batches.setdefault(n_rows, _Spent()).add(0, stage_ns)
+            batches = self._tally((model, version)).batches
+            if n_rows not in batches:
+                batches[n_rows] = _Spent()
+            batches[n_rows].add(0, stage_ns)
 
     def message(self, model: str, version: str) -> pb.ModelStatistics:
         """Returns the counts of a version, zero for one that nobody has asked yet."""

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import grpc
@@ -144,11 +145,17 @@ class _UnaryCall(Call):
     __slots__ = ("_mailbox", "answer")
 
     def __init__(
-        self, method: Method, context: Any, identities: Sequence[str], mailbox: _Mailbox, answer: Any
+        self,
+        method: Method,
+        metadata: Sequence[tuple[str, str | bytes]],
+        context: Any,
+        identities: Sequence[str],
+        mailbox: _Mailbox,
+        answer: Any,
     ) -> None:
         super().__init__(
             method,
-            metadata=context.invocation_metadata(),
+            metadata=metadata,
             peer=context.peer(),
             seconds=context.time_remaining(),
             identities=identities,
@@ -213,35 +220,21 @@ class _Handlers(grpc.GenericRpcHandler):
         self._handlers = {method.path: self._handler(method) for method in methods}
 
     def service(self, details: Any) -> Any:
-        return self._handlers.get(details.method)
+        handler = self._handlers.get(details.method)
+        return handler(details.invocation_metadata) if handler is not None else None
 
-    def _handler(self, method: Method) -> Any:
+    def _handler(self, method: Method) -> Callable[[Any], Any]:
         if method.shape is Shape.UNARY:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method))
+            return partial(_Unary, self, method)
+        handler = self._streaming(method)
+        return lambda metadata: handler
+
+    def _streaming(self, method: Method) -> Any:
         if method.shape is Shape.SERVER_STREAM:
             return grpc.unary_stream_rpc_method_handler(self._server_stream(method))
         if method.shape is Shape.CLIENT_STREAM:
             return grpc.stream_unary_rpc_method_handler(self._client_stream(method))
         return grpc.stream_stream_rpc_method_handler(self._bidirectional(method))
-
-    def _unary(self, method: Method) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        async def unary(data: bytes, context: Any) -> bytes:
-            call = _UnaryCall(
-                method, context, self._identities(context), self._mailbox, self._loop.create_future()
-            )
-            self._chain.dispatch(call, data)
-            try:
-                answer = await call.answer
-            except asyncio.CancelledError:
-                call.cancel()
-                raise
-            if type(answer) is bytes:
-                if echo := call.echo():
-                    context.set_trailing_metadata(echo)
-                return answer
-            return await _abort(context, answer, call)
-
-        return unary
 
     def _server_stream(self, method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
         async def server_stream(data: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -287,6 +280,41 @@ class _Handlers(grpc.GenericRpcHandler):
             if call.is_done:
                 return
         self._chain.end(call, consumer)
+
+
+class _Unary:
+    """The handler of one unary call, which has its metadata: who asks the context has them made once more."""
+
+    __slots__ = ("_handlers", "_metadata", "_method")
+
+    request_streaming = response_streaming = False
+    # As bytes, as above.
+    request_deserializer = response_serializer = None
+
+    def __init__(self, handlers: _Handlers, method: Method, metadata: Any) -> None:
+        self._handlers, self._method, self._metadata = handlers, method, metadata
+
+    async def unary_unary(self, data: bytes, context: Any) -> bytes:
+        of = self._handlers
+        call = _UnaryCall(
+            self._method,
+            self._metadata,
+            context,
+            of._identities(context),
+            of._mailbox,
+            of._loop.create_future(),
+        )
+        of._chain.dispatch(call, data)
+        try:
+            answer = await call.answer
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        if type(answer) is bytes:
+            if echo := call.echo():
+                context.set_trailing_metadata(echo)
+            return answer
+        return await _abort(context, answer, call)
 
 
 def _no_identities(context: Any) -> tuple[str, ...]:
