@@ -159,9 +159,9 @@ class Rates:
 class Decision(Generic[W]):
     """What to do now: compute ``take``, answer ``late`` with DEADLINE_EXCEEDED, look again at ``wake_at``.
 
-    ``company``: how many must wait for a look before that to be worth it. ``degrade``: who gets the cheaper
-    answer. ``consumed``: how many entries leave the head of each class; ``n_gone``: how many of them
-    were done.
+    ``company``: how many must wait for a look before that to be worth it, those that are done included.
+    ``degrade``: who gets the cheaper answer. ``consumed``: how many entries leave the head of each class;
+    ``n_gone``: how many of them were done.
     """
 
     take: list[W] = field(default_factory=list)
@@ -198,7 +198,9 @@ def decide(
         demanded_at = tightest - (finished_at - now) - CLOSE_EARLY_SECONDS
         close_at = min(oldest + delay, demanded_at)
         if now < close_at:
-            return Decision(consumed=(0,) * len(classes), wake_at=close_at, company=company)
+            # Who left or will be late is no company, and stays in the queue until then.
+            n_others = sum(map(len, classes)) - n
+            return Decision(consumed=(0,) * len(classes), wake_at=close_at, company=company + n_others)
     n = min(n, in_time(full.take, now, rates))
     size = max((size for size in config.preferred_sizes if size <= n), default=n)
     return full if size == len(full.take) else _scan(classes, size, finished_at, degrade_until)

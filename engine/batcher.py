@@ -303,15 +303,16 @@ class Batcher(Generic[E]):
 
     def _pause(self, seconds: float, company: int) -> None:
         """Lets others come, until ``company`` wait: woken once, for each time costs those who bring them."""
+        # First: who comes after the look at how many wait has seen it.
+        self._company = company
         if seconds > 0 and not self._closing and self.n_waiting < company:
-            self._company = company
             self._alone.acquire(timeout=min(seconds, PAUSE_SECONDS))
-            self._company = math.inf
+        self._company = math.inf
 
     def _drain_inbox(self) -> None:
-        n_new = len(self._inbox)
-        self._n_classed += n_new
-        for _ in range(n_new):
+        for _ in range(len(self._inbox)):
+            # One by one: who submits meanwhile must not be refused because many count twice.
+            self._n_classed += 1
             entry = self._inbox.popleft()
             self._classes[min(max(entry.priority, 0), PRIORITIES - 1)].append(entry)
 

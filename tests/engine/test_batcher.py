@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recserve.engine.batch_policy import BatcherConfig
+from recserve.engine import batcher as batcher_module
+from recserve.engine.batch_policy import BatcherConfig, decide
 from recserve.engine.batcher import Batcher
 from recserve.engine.breaker import FAILURES
 from recserve.errors import Overloaded, Unavailable
@@ -214,6 +216,53 @@ def test_the_queue_is_bounded_even_when_callers_leave(start: Callable[..., Batch
     with pytest.raises(Overloaded, match="waiting requests is 3; expected below 3"):
         submit(batcher, Row())
     held.gate.set()
+
+
+def test_nobody_counts_twice_on_the_way_to_a_batch(start: Callable[..., Batcher[Row]]) -> None:
+    batcher = start(lambda rows: [row.reply(row.value) for row in rows])
+    seen = []
+
+    class Inbox(deque[Row]):
+        def popleft(self) -> Row:
+            seen.append(batcher.n_waiting)
+            return super().popleft()
+
+    rows = [Row(number) for number in range(5)]
+    with batcher._forming:
+        batcher._inbox = Inbox(rows)
+        batcher._drain_inbox()
+    batcher._wake_one()
+    assert [row.result() for row in rows] == [0, 1, 2, 3, 4]
+    # The one that moves may.
+    assert max(seen) <= 6
+
+
+def test_those_who_left_are_no_company(
+    start: Callable[..., Batcher[Row]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def looking(*arguments: Any, **options: Any) -> Any:
+        looks.append(1)
+        return decide(*arguments, **options)
+
+    monkeypatch.setattr(batcher_module, "decide", looking)
+    batcher = start(
+        lambda rows: [row.reply(row.value) for row in rows],
+        max_size=4,
+        max_delay_ms=100.0,
+        adaptive_delay=False,
+    )
+    rows = [Row(number) for number in range(8)]
+    with batcher._forming:
+        for row in rows:
+            row.received_at = time.monotonic()
+            submit(batcher, row)
+        for row in rows[1:]:
+            row.reply("left")
+    assert rows[0].result() == 0
+    # Every four milliseconds; without a sleep in between some ten thousand.
+    assert len(looks) < 100
 
 
 def test_closing_computes_what_waits_and_refuses_more(start: Callable[..., Batcher[Row]]) -> None:
