@@ -22,10 +22,10 @@ def run_when_idle(process_id: int) -> None:
     """Gives a process only the time that nobody else wants, for good: none where no core is ever idle.
 
     Who wakes up finds its core free, and need not wait as beside one of low priority (Linux: SCHED_IDLE).
-    Elsewhere, and where a sandbox forbids that, it has a low priority.
+    Elsewhere, and where a sandbox forbids that or does not know it, it has a low priority.
     """
     if sys.platform == "linux":
-        with suppress(PermissionError):
+        with suppress(OSError):
             os.sched_setscheduler(process_id, os.SCHED_IDLE, os.sched_param(0))
             return
     run_with_low_priority(process_id)

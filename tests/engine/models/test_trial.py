@@ -1,8 +1,11 @@
 """A version is tried by a process of its own: what that saves, and what its faults cost."""
 
+import errno
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import pytest
 from recserve.engine import EngineConfig, Request
 from recserve.engine.bundle import open_bundle, reader
 from recserve.engine.bundle.stamps import Stamps, settled_stamps, stamps_of
-from recserve.engine.children import LOW_PRIORITY
+from recserve.engine.children import LOW_PRIORITY, run_when_idle
 from recserve.engine.models import trial
 from recserve.engine.models.manager import ModelManager
 from recserve.engine.models.registry import Registry
@@ -131,6 +134,18 @@ def test_where_no_core_is_idle_a_trial_begins_again_at_a_low_priority(
     manager.activate(MODEL, "v1")
     assert seen == [(os.SCHED_IDLE, own), (os.SCHED_OTHER, min(own + LOW_PRIORITY, 19))]
     assert answering(manager) == "v1"
+
+
+def test_where_the_idle_class_is_unknown_a_trial_has_a_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no such policy")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        run_when_idle(process.pid)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == min(own + LOW_PRIORITY, 19)
+        process.kill()
 
 
 def test_a_load_without_end_is_given_up(repository_folder: Path) -> None:
