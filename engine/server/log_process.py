@@ -31,6 +31,8 @@ log = structlog.get_logger("recserve.state")
 
 # Interactions of a load that travel together.
 CHUNK = 10_000
+# Messages that are held back for the next one: a log with little but impressions tells many at a start.
+MAX_HELD = 16
 # Calls other than those that bring events: each waits for the log's thread.
 N_ASKING = 4
 # The process of a server that was killed ends when the disk has answered it.
@@ -48,18 +50,24 @@ class Teller:
     def __call__(self, what: str, *arguments: Any) -> None:
         """Sends one; when the server is gone there is nobody to tell, and the process ends."""
         with self._lock:
-            # Before anything is sent, or let go: what cannot be packed takes nothing else with it.
-            message = pickle.dumps([*self._held, (what, arguments)], pickle.HIGHEST_PROTOCOL)
-            self._held.clear()
-            try:
-                self._pipe.send_bytes(message)
-            except OSError:
-                log.warning("the server of the event log is gone")
+            self._send(what, arguments)
 
     def first(self, what: str, *arguments: Any) -> None:
         """Sends one before the next one, together: the server wakes up once."""
         with self._lock:
-            self._held.append((what, arguments))
+            if len(self._held) < MAX_HELD:
+                self._held.append((what, arguments))
+            else:
+                self._send(what, arguments)
+
+    def _send(self, what: str, arguments: tuple[Any, ...]) -> None:
+        # Before anything is sent, or let go: what cannot be packed takes nothing else with it.
+        message = pickle.dumps([*self._held, (what, arguments)], pickle.HIGHEST_PROTOCOL)
+        self._held.clear()
+        try:
+            self._pipe.send_bytes(message)
+        except OSError:
+            log.warning("the server of the event log is gone")
 
 
 class ToldEvents(ObservedEvents):

@@ -1,5 +1,6 @@
 """The state behind a process of its own: the same answers and the same memory, and what its death costs."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -132,6 +133,19 @@ def test_a_load_of_several_parts_is_whole(config: StateConfig, monkeypatch: pyte
     with opened(open_distant, config) as state:
         found = memory(state)
         assert [len(events or ()) for events in found.values()] == [9, 8, 8]
+
+
+def test_not_everything_waits_for_a_message_that_is_sent_at_once() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    tell = log_process.Teller(theirs)
+    for number in range(log_process.MAX_HELD):
+        tell.first("add", number)
+    assert not ours.poll()
+    tell.first("add", log_process.MAX_HELD)
+    assert ours.recv() == [("add", (number,)) for number in range(log_process.MAX_HELD + 1)]
+    tell.first("stored")
+    tell("answer", 1)
+    assert ours.recv() == [("stored", ()), ("answer", (1,))]
 
 
 def test_impressions_of_a_load_go_to_memory_together(
