@@ -22,8 +22,8 @@ CACHE_KIB = 64 << 10
 BUSY_MS = 5000
 # Rows, or keys that are looked for, of one statement: SQLite runs without the interpreter meanwhile.
 TOGETHER = 32
-# Of the tables, in each file: another one is refused.
-FORMAT = 1
+# Of the tables, in each file, the newest last: another one is refused.
+FORMATS = (1,)
 
 
 def import_apsw() -> Any:
@@ -49,11 +49,18 @@ def import_apsw() -> Any:
 
 
 def open_database(
-    path: str | Path, schema: str, probe: str, *, durability: str, read_only: bool = False
+    path: str | Path,
+    schema: str,
+    probe: str,
+    *,
+    durability: str,
+    read_only: bool = False,
+    formats: Sequence[int] = FORMATS,
 ) -> Any:
     """Opens (makes) a file, or ":memory:"; raises :class:`ConfigError` when that is not possible.
 
-    ``probe``: a query that the tables of this version answer.
+    ``probe``: a query that the tables of this version answer. ``formats``: which they may have; a new file
+    has the last one.
     """
     apsw = import_apsw()
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
@@ -72,7 +79,7 @@ def open_database(
             database.execute(schema).fetchall()
         else:
             database.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        _check_format(database, path, probe, read_only=read_only)
+        _check_format(database, path, probe, formats, read_only=read_only)
     except apsw.Error as error:
         raise ConfigError(
             f"database {path}",
@@ -82,22 +89,24 @@ def open_database(
     return database
 
 
-def _check_format(database: Any, path: str | Path, probe: str, *, read_only: bool) -> None:
+def _check_format(
+    database: Any, path: str | Path, probe: str, formats: Sequence[int], *, read_only: bool
+) -> None:
     apsw = import_apsw()
     ((found,),) = database.execute("PRAGMA user_version").fetchall()
     try:
         database.execute(probe).fetchall()
     except apsw.SQLError:
-        found = "of an earlier recserve" if found in (0, FORMAT) else found
-    if found not in (0, FORMAT):
+        found = "of an earlier recserve" if found in (0, *formats) else found
+    if found not in (0, *formats):
         raise ConfigError(
             f"format of {path}",
             found=found,
-            expected=str(FORMAT),
+            expected=str(formats[-1]),
             cure="Open it with the version of recserve that wrote it, or begin a new log.",
         )
     if found == 0 and not read_only:
-        database.execute(f"PRAGMA user_version={FORMAT}").fetchall()
+        database.execute(f"PRAGMA user_version={formats[-1]}").fetchall()
 
 
 def insert_all(database: Any, insert: str, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS keys (name BLOB PRIMARY KEY, master TEXT NOT NULL, wr
 CREATE TABLE IF NOT EXISTS erased (user_key BLOB PRIMARY KEY, time INTEGER NOT NULL, is_done INTEGER NOT NULL)
     STRICT, WITHOUT ROWID;
 """
+# Of the first one it is brought up to date: who knows that one alone would keep events twice.
+FORMATS = (1, 2)
 BEFORE = "sqlite_autoindex_events_1"
 # Numbers of rows that are gone must not come again: they are cursors of those who read the log.
 BRING_UP_TO_DATE = f"""
@@ -65,6 +67,7 @@ class SqliteStore:
             f"SELECT {COLUMNS} FROM events LIMIT 0",
             durability=durability,
             read_only=read_only,
+            formats=FORMATS,
         )
         if not read_only:
             with storage_errors():
@@ -182,9 +185,12 @@ class SqliteStore:
 
     def _bring_up_to_date(self) -> None:
         """Takes its own index of events from the table of an earlier version, once."""
-        if self._database.execute(f"SELECT 1 FROM sqlite_schema WHERE name = '{BEFORE}'").get is not None:
-            with self._database:
-                self._database.execute(BRING_UP_TO_DATE, {"cursor": INDEXED}).fetchall()
+        execute = self._database.execute
+        with self._database:
+            if execute(f"SELECT 1 FROM sqlite_schema WHERE name = '{BEFORE}'").get is not None:
+                execute(BRING_UP_TO_DATE, {"cursor": INDEXED}).fetchall()
+            if execute("PRAGMA user_version").get != FORMATS[-1]:
+                execute(f"PRAGMA user_version={FORMATS[-1]}").fetchall()
 
 
 class SqliteKeys:

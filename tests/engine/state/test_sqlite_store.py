@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recserve.engine.state import row_index
-from recserve.engine.state.database import TOGETHER
+from recserve.engine.state.database import TOGETHER, open_database
 from recserve.engine.state.row_index import RowIndex
-from recserve.engine.state.sqlite_store import SqliteStore
+from recserve.engine.state.sqlite_store import EVENTS, SqliteStore
 from recserve.engine.state.store import EventRow, Row
-from recserve.errors import StorageFailed
+from recserve.errors import ConfigError, StorageFailed
 
 LAST = 1 << 62
 
@@ -91,6 +91,9 @@ def test_a_log_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
         # Numbers of rows that are gone do not come again.
         assert found[-1].seq == number - 9
         store.close()
+    # Builds of before would not see which events are there already.
+    with pytest.raises(ConfigError, match=r"format of .*events is 2; expected 1"):
+        open_database(tmp_path / "events", EVENTS, "SELECT 1", durability="process")
 
 
 def test_few_rows_are_in_memory_or_read_at_a_start_whatever_was_deleted(tmp_path: Path) -> None:
