@@ -293,7 +293,7 @@ class Batcher(Generic[E]):
         n_batches = self.n_waiting / (config.max_size * config.threads)
         seconds = self._rates.expected_seconds(now)
         waited = has_waited(taken, n_batches, now, seconds, shortest)
-        is_sure = will_be_late(taken, n_batches, now, seconds)
+        is_sure = will_be_late(taken, self._classes, n_batches, now, seconds)
         is_pressed = waited or (before and bool(decision.degrade))
         self._brownout = self._brownout.after(is_pressed, now, is_sure=is_sure)
         if self._brownout.is_on != before:

@@ -14,6 +14,8 @@ from recserve.engine.batch_policy import Waiting
 
 ENTER_SECONDS = 0.5
 LEAVE_SECONDS = 5.0
+# Of a batch that takes no time, as before the first one.
+TINY_SECONDS = 1e-9
 # Waiting for the batch before is no sign of overload, whatever it takes.
 NORMAL_BATCH_TIMES = 1.5
 
@@ -29,9 +31,23 @@ def has_waited(
     return longest > max(shortest, NORMAL_BATCH_TIMES * batch_seconds)
 
 
-def will_be_late(taken: Sequence[Waiting], n_batches: float, now: float, batch_seconds: float) -> bool:
-    """Whether the last of several batches will be late, though it be as patient as any that is taken now."""
-    return n_batches > 1 and now + batch_seconds * n_batches > max(entry.deadline for entry in taken)
+def will_be_late(
+    taken: Sequence[Waiting],
+    behind: Sequence[Sequence[Waiting]],
+    n_batches: float,
+    now: float,
+    batch_seconds: float,
+) -> bool:
+    """Whether the last of several batches will be late, though it be as patient as any that is taken now.
+
+    ``behind``: who waits for them; whoever left needs no answer.
+    """
+    most = (max(entry.deadline for entry in taken) - now) / max(batch_seconds, TINY_SECONDS)
+    if n_batches <= max(1.0, most):
+        return False
+    n_live = sum(not entry.is_done for entries in behind for entry in entries)
+    n_batches *= n_live / max(1, sum(map(len, behind)))
+    return n_batches > max(1.0, most)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,12 @@ def test_it_begins_after_half_a_second_of_pressure_and_ends_after_five_without()
 
 def test_it_begins_at_once_when_more_wait_than_can_be_answered_in_their_time() -> None:
     hasty, patient = Row(deadline=NOW + 1.0), Row(deadline=NOW + 1.9)
-    assert will_be_late([hasty, patient], 2.0, NOW, 1.0)
-    assert not will_be_late([hasty, patient], 1.8, NOW, 1.0)
+    behind, gone = [[patient] * 3, [patient]], Row(is_done=True)
+    assert will_be_late([hasty, patient], behind, 2.0, NOW, 1.0)
+    assert not will_be_late([hasty, patient], behind, 1.8, NOW, 1.0)
+    assert not will_be_late([hasty, patient], [[patient, gone]], 2.0, NOW, 1.0)
     # One batch alone says nothing: each of its rows is watched by itself.
-    assert not will_be_late([hasty], 1.0, NOW, 2.0)
+    assert not will_be_late([hasty], behind, 1.0, NOW, 2.0)
     assert OFF.after(True, NOW, is_sure=True).is_on
 
 
@@ -194,6 +196,23 @@ def test_a_server_may_do_without() -> None:
         assert first.result() == "full"
         batcher.submit(None, hasty)
         assert hasty.result() == "expired"
+
+
+@pytest.mark.parametrize("have_left", [False, True])
+def test_those_who_left_begin_no_brownout(have_left: bool) -> None:
+    batcher = Batcher[Any](
+        _answering("full"), BatcherConfig(max_size=4), answer_degraded=_answering("popular")
+    )
+    waiting = [Entry() for _ in range(8)]
+    with closing(batcher), batcher._forming:
+        batcher._inbox.extend(waiting)
+        batcher._drain_inbox()
+        if have_left:
+            _answering("left")(waiting)
+        batcher._rates = Rates(batch_seconds=1.0, measured_at=0.0, rows=4.0)
+        batcher._watch_the_waiting(Decision(take=[Entry(deadline=1.5)]), 0.0)
+        assert batcher._brownout is not None
+        assert batcher._brownout.is_on != have_left
 
 
 @pytest.mark.parametrize(("threads", "is_pressed"), [(1, True), (2, False)])
