@@ -130,6 +130,8 @@ class Batch:
     page_caps: Caps | None = None
     deadlines: Sequence[float] = ()
     clock: Callable[[], float] = time.monotonic
+    # When the stage before was done (perf_counter_ns).
+    since_ns: int = field(default_factory=time.perf_counter_ns)
     # By row: the stages that are left out of it to be in time.
     skipped: dict[int, tuple[str, ...]] = field(default_factory=dict)
     resolved: list[ResolvedRequest] = field(default_factory=list)
@@ -149,6 +151,17 @@ class Batch:
     # By row: what the online stage left to chance.
     choices: dict[int, Choice] = field(default_factory=dict)
 
+    def done(self, stage: str, n_rows: int = 0) -> None:
+        """Adds the time since the stage before to that of ``stage``.
+
+        ``n_rows``: how many rows an optional stage was for, whose cost is remembered.
+        """
+        now = time.perf_counter_ns()
+        spent, self.since_ns = now - self.since_ns, now
+        self.stage_ns[stage] = self.stage_ns.get(stage, 0) + spent
+        if n_rows:
+            self.loaded.costs.record(stage, n_rows, spent)
+
     @property
     def moves(self) -> OnlineStage | None:
         """What moves scores by what was learned online, None where nothing does."""
@@ -157,7 +170,8 @@ class Batch:
     @property
     def n_cold_starts(self) -> int:
         """How many rows neither the model answers nor a text."""
-        return len(self.requests) - len(self.by_text.keys() | self.model_rows)
+        n_by_text = len(self.by_text.keys() - self.model_rows) if self.by_text else 0
+        return len(self.requests) - len(self.model_rows) - n_by_text
 
     def query(self, i: int) -> NDArray[np.float32] | None:
         """Returns the query embedding (d,) of row ``i``, None for a cold start."""

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recserve.engine.batch import Batch
-from recserve.engine.mixing import bring, n_merged, quotas_of, scores_of
+from recserve.engine.mixing import bring, mix, n_merged, quotas_of, scores_of
 from recserve.engine.optional_stages import Rows, rows_of_stages
-from recserve.engine.pipeline import assemble, find, finish, mix_rows, rank, timed
+from recserve.engine.pipeline import assemble, find, finish, rank
 from recserve.engine.ranked import Ranked
 from recserve.engine.slate.plan import NO_ITEMS
 from recserve.engine.slate.quotas import Source, merge
@@ -47,11 +47,14 @@ def run_page(batch: Batch, store: HistoryStore, caps: PageCaps) -> list[Ranked]:
         _exclude(batch, i, on_page)
         _leave_out(batch, i, on_page, ahead.get(i))
         if i not in ahead:
-            mix_rows(batch, [i])
+            mix(batch, [i])
+        batch.done("retrieve")
         finish(batch, [i], {stage: [i] if i in of else [] for stage, of in wanting.items()})
         items = batch.found[i][2][: batch.resolved[i].k]
         on_page = np.concatenate([on_page, items[items >= 0]])
-    return timed(batch, "assemble", lambda: assemble(batch, on_page))
+    answers = assemble(batch, on_page)
+    batch.done("assemble")
+    return answers
 
 
 def _rank_ahead(batch: Batch, wanting: Rows) -> dict[int, list[Source]]:
@@ -61,13 +64,15 @@ def _rank_ahead(batch: Batch, wanting: Rows) -> dict[int, list[Source]]:
     """
     rows = [i for i in wanting[DEGRADED_RANK] if SOURCE_EXPLORE not in quotas_of(batch, i)]
     wanting[DEGRADED_RANK] = [i for i in wanting[DEGRADED_RANK] if i not in rows]
-    brought = timed(batch, "retrieve", lambda: {i: bring(batch, i, batch.n_spare) for i in rows})
+    brought = {i: bring(batch, i, batch.n_spare) for i in rows}
+    batch.done("retrieve")
     for i in rows:
         if len(brought[i]) > 1:
             every = np.unique(np.concatenate([source.items for source in brought[i]]))
             batch.found[i] = (batch.found[i][0], scores_of(batch, i, every), every)
     if rows:
-        timed(batch, "rank", lambda: rank(batch, rows), len(rows))
+        rank(batch, rows)
+        batch.done("rank", len(rows))
     return brought
 
 

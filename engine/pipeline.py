@@ -4,11 +4,9 @@ Each stage is a plain function over a batch. The batch carries the loaded bundle
 swap can never mix versions, and a request answered alone gives the slate it gives inside any batch.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +36,6 @@ from recserve.engine.types import (
     SOURCE_QUERY_TEXT,
 )
 
-T = TypeVar("T")
 Runner = Callable[[Batch, HistoryStore], list[Ranked]]
 
 
@@ -51,7 +48,9 @@ def run(batch: Batch, store: HistoryStore) -> list[Ranked]:
     if not _ends_with_retrieval(batch):
         rows = range(len(batch.requests))
         finish(batch, rows, rows_of_stages(batch, rows))
-    return timed(batch, "assemble", lambda: assemble(batch))
+    answers = assemble(batch)
+    batch.done("assemble")
+    return answers
 
 
 def _ends_with_retrieval(batch: Batch) -> bool:
@@ -66,48 +65,36 @@ def _ends_with_retrieval(batch: Batch) -> bool:
 
 def find(batch: Batch, store: HistoryStore, *, on_page: bool = False) -> None:
     """Finds the candidates of all rows; ``on_page``: with spare ones for what the rows before them take."""
-    timed(batch, "resolve", lambda: _resolve(batch, store))
+    _resolve(batch, store)
+    batch.done("resolve")
     if batch.page_caps is not None:
         for resolved in batch.resolved:
             resolved.plan = batch.loaded.planner.capped(resolved.plan, batch.page_caps)
     if on_page:
         batch.n_spare = sum(resolved.k for resolved in batch.resolved[:-1])
-    timed(batch, "encode", lambda: _encode(batch))
-    timed(batch, "retrieve", lambda: retrieve(batch))
+    _encode(batch)
+    batch.done("encode")
+    retrieve(batch)
     if not on_page:
-        mix_rows(batch, range(len(batch.requests)))
-
-
-def mix_rows(batch: Batch, rows: Sequence[int]) -> None:
-    """Merges the candidates of those of ``rows`` that have quotas."""
-    timed(batch, "retrieve", lambda: mix(batch, rows))
+        mix(batch, range(len(batch.requests)))
+    batch.done("retrieve")
 
 
 def finish(batch: Batch, rows: Sequence[int], wanting: Rows) -> None:
     """Makes slates of the candidates of ``rows``; ``wanting``: which of them each optional stage is for."""
     planned = [i for i in rows if batch.resolved[i].plan is not None]
     if ranked := wanting[DEGRADED_RANK]:
-        timed(batch, "rank", lambda: rank(batch, ranked), len(ranked))
+        rank(batch, ranked)
+        batch.done("rank", len(ranked))
     if batch.moves is not None:
-        timed(batch, "online", lambda: move(batch, rows))
+        move(batch, rows)
+        batch.done("online")
     if planned:
-        timed(batch, "rerank", lambda: rerank(batch, planned), len(wanting[DEGRADED_RERANK]))
+        rerank(batch, planned)
+        batch.done("rerank", len(wanting[DEGRADED_RERANK]))
     if explained := wanting[DEGRADED_EXPLAIN]:
-        timed(batch, "explain", lambda: explain(batch, explained), len(explained))
-
-
-def timed(batch: Batch, stage: str, work: Callable[[], T], n_rows: int = 0) -> T:
-    """Does ``work`` and adds its time to that of ``stage``.
-
-    ``n_rows``: how many rows an optional stage is for, whose cost is remembered.
-    """
-    start = time.perf_counter_ns()
-    result = work()
-    spent = time.perf_counter_ns() - start
-    batch.stage_ns[stage] = batch.stage_ns.get(stage, 0) + spent
-    if n_rows:
-        batch.loaded.costs.record(stage, n_rows, spent)
-    return result
+        explain(batch, explained)
+        batch.done("explain", len(explained))
 
 
 def _resolve(batch: Batch, store: HistoryStore) -> None:
