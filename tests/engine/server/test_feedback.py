@@ -259,6 +259,25 @@ def test_a_stream_records_batch_after_batch(server: Server, client: FeedbackClie
         list(client.record_stream(too_many))
 
 
+# No message; and a user id that is not UTF-8.
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x03\x0a\x01\xff"])
+def test_what_cannot_be_read_is_refused_and_the_log_goes_on(
+    server: Server, client: FeedbackClient, transport: str, data: bytes
+) -> None:
+    with grpc.insecure_channel(address(server)) as channel:
+        # Without serialisers: bytes.
+        record = channel.unary_unary(PREFIX + "Record")
+        calls = [lambda: record(data, timeout=TIMEOUT_SECONDS)]
+        if transport != "native":
+            stream = channel.stream_stream(PREFIX + "RecordStream")
+            calls.append(lambda: list(stream(iter([b"", data, b""]), timeout=TIMEOUT_SECONDS)))
+        for call in calls:
+            with pytest.raises(grpc.RpcError, match="request is not decodable") as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert client.record([new_event(user_id="u", item_id="i")]).n_stored == 1
+
+
 def test_a_transport_without_streams_says_so_at_the_start(start_state: Start, transport: str) -> None:
     if transport == "native":
         with pytest.raises(ConfigError, match=r"RecordStream over transport native is bidirectional"):

@@ -24,8 +24,17 @@ from recserve.engine.state.events import Event
 from recserve.engine.state.items import ItemChange
 from recserve.engine.state.state import open_state, read_log
 from recserve.engine.types import Request
+from recserve.engine.wire.events import read_events
 from recserve.engine.wire.status import RemoteError
-from recserve.errors import ConfigError, InvalidRequest, Overloaded, StorageFailed, Unavailable
+from recserve.errors import (
+    ConfigError,
+    InvalidRequest,
+    MalformedRequest,
+    Overloaded,
+    StorageFailed,
+    Unavailable,
+)
+from recserve.proto import feedback_pb2 as pb
 from tests.engine.server.killing import TIMEOUT_SECONDS, serving
 
 pytest.importorskip("apsw")
@@ -218,6 +227,25 @@ def test_when_its_process_dies_everybody_who_waits_hears_of_it(config: StateConf
         with pytest.raises(StorageFailed):
             state.record([event(9)])
     assert [type(answer) for answer in answers] == [StorageFailed] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "max_events", "kind", "message"),
+    [
+        (b"\xff", 9, MalformedRequest, "request is not decodable"),
+        (pb.RecordRequest(events=[pb.Event()]).SerializeToString(), 0, InvalidRequest, "events is 1 long"),
+    ],
+)
+def test_what_the_process_cannot_read_is_its_callers_matter(
+    config: StateConfig, data: bytes, max_events: int, kind: type[Exception], message: str
+) -> None:
+    answers: list[Any] = []
+    with opened(open_distant, config) as state:
+        state.append(partial(read_events, data, max_events), answers.append)
+        assert state.record([event(1)]).n_stored == 1
+    [answer] = answers
+    assert isinstance(answer, kind)
+    assert str(answer).startswith(message)
 
 
 def test_a_process_that_stands_still_is_sent_no_more_than_may_wait(config: StateConfig) -> None:
