@@ -19,11 +19,9 @@ from recserve.engine.server.telemetry.config import TelemetryConfig
 from recserve.engine.state.config import StateConfig
 from recserve.errors import ConfigError
 
-# How long a load, events on their way to memory, or cheaper answers in a brown-out may keep the interpreter
-# from the threads that answer (Python's default is 5 ms): during swaps the median latency is 11 ms instead of
-# 21 (benchmarks/swaps.py, 2 cores, 70 % load). A Recommend call takes the interpreter back some five times,
-# and waits so long each time. grpcio takes it back for every call that it accepts: with the default, under
-# ten times the peak on a busy machine, most calls were accepted when their time was over.
+# How long a load, or events on their way to memory, may keep the interpreter from the threads that answer
+# (Python's default is 5 ms): during swaps the median latency is 11 ms instead of 21 (benchmarks/swaps.py, 2
+# cores, 70 % load). A Recommend call takes the interpreter back some five times, and waits so long each time.
 SWITCH_SECONDS = 0.0001
 
 
@@ -56,7 +54,7 @@ class ServeBundle:
         configure_logs()
         harden_process()
         share_one_arena()
-        if self.state.url or self.server.transport == "grpcio":
+        if self.state.url:
             sys.setswitchinterval(SWITCH_SECONDS)
         with Remembering(self.state, self.engine, self.server, self.online, own_process=True) as remembering:
             server = Server(
