@@ -290,10 +290,12 @@ def run_config(model: str, split: str, given: dict[str, Any]) -> "RunConfig":
             raise InvalidRequest(f"setting {name}", found="given", expected=f"not given with model {model}")
     settings = {name: value for name, value in given.items() if name in names}
     loop = {name: value for name, value in given.items() if name not in names}
+    # Each epoch costs privacy: a private run has the fewer of the loop's own.
+    budget = {} if loop.get("epsilon") else family.budget
     return RunConfig(
         model=model,
         shape=family.settings(**settings),
-        loop=LoopConfig(**{**family.budget, **loop}),
+        loop=LoopConfig(**{**budget, **loop}),
         split=split,
     )
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
 from recserve.training.models.dropout import Dropout
-from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceModel, check_shape
+from recserve.training.models.sequence import BUDGET, GRADIENT_OPTIONS, SequenceModel, check_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class GRU4Rec(SequenceModel):
 FAMILY = Family(
     settings=GRU4RecConfig,
     create=lambda settings, n_users, n_items: GRU4Rec(settings, n_items),
-    budget={},
+    budget=BUDGET,
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
     create_from_data=creator(GRU4Rec),

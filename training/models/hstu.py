@@ -21,7 +21,7 @@ from recserve.training.models.base import Family
 from recserve.training.models.content import creator
 from recserve.training.models.dropout import Dropout, dropout
 from recserve.training.models.incremental import IncrementalModel, LayerMemory
-from recserve.training.models.sequence import GRADIENT_OPTIONS, check_heads, check_shape
+from recserve.training.models.sequence import BUDGET, GRADIENT_OPTIONS, check_heads, check_shape
 
 # A distance in time falls into a bucket of its logarithm (base e, in seconds), 31 years in the last.
 N_TIME_BUCKETS = 21
@@ -237,7 +237,7 @@ def _looked_up(table: Tensor, index: Tensor) -> Tensor:
 FAMILY = Family(
     settings=HSTUConfig,
     create=lambda settings, n_users, n_items: HSTU(settings, n_items),
-    budget={},
+    budget=BUDGET,
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
     create_from_data=creator(HSTU),

@@ -18,7 +18,13 @@ from recserve.training.models.base import Family
 from recserve.training.models.content import creator
 from recserve.training.models.dropout import Dropout, dropout
 from recserve.training.models.incremental import IncrementalModel, LayerMemory
-from recserve.training.models.sequence import GRADIENT_OPTIONS, SequenceConfig, check_heads, check_shape
+from recserve.training.models.sequence import (
+    BUDGET,
+    GRADIENT_OPTIONS,
+    SequenceConfig,
+    check_heads,
+    check_shape,
+)
 
 # A gap falls into a bucket of its logarithm (base e): seconds 0..1 first, more than ~20 years last.
 N_GAP_BUCKETS = 21
@@ -198,7 +204,7 @@ def _gap_buckets(time_gaps: Tensor) -> Tensor:
 FAMILY = Family(
     settings=SASRecConfig,
     create=lambda settings, n_users, n_items: SASRec(settings, n_items),
-    budget={},
+    budget=BUDGET,
     loop_options=GRADIENT_OPTIONS,
     min_history=2,
     create_from_data=creator(SASRec),

@@ -18,6 +18,9 @@ GRADIENT_OPTIONS = EPOCH_OPTIONS | {
     *("batch_size", "learning_rate", "weight_decay", "loss", "n_negatives", "precision"),
     *("epsilon", "delta", "max_norm"),
 }
+# Of few users an epoch has few steps, and their validation metric is noisy: on S3-Rec's LastFM it rests for
+# 30 epochs and rises again, until 150.
+BUDGET = {"epochs": 200, "patience": 8}
 
 
 class SequenceConfig(Protocol):
