@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from recserve.engine.server.admission import Admission
 from recserve.engine.server.call import ANONYMOUS, Call
 from recserve.engine.server.methods import Consumer, MethodTable, Shape
-from recserve.errors import MalformedRequest, MessageTooLarge
+from recserve.engine.wire.convert import decoded
+from recserve.errors import MessageTooLarge
 
 if TYPE_CHECKING:
     from recserve.engine.server.security.caller_limits import CallerLimits
@@ -162,10 +162,7 @@ class Chain:
             raise MessageTooLarge(
                 "request", found=f"{len(data)} bytes long", expected=f"at most {self._max_message_bytes}"
             )
-        try:
-            return call.method.decode(data)
-        except (DecodeError, ValueError) as error:
-            raise MalformedRequest("request", found="not decodable", expected="a valid message") from error
+        return decoded(call.method.decode, data)
 
     def _sweep(self) -> None:
         while not self._closed.wait(SWEEP_SECONDS):

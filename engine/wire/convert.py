@@ -5,16 +5,17 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any, TypeVar
 
 from google.protobuf import struct_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from recserve.engine.bundle.rules import Boost, Frequency, Pin, Rules
 from recserve.engine.explain.explanation import EXPLAIN_NONE
 from recserve.engine.types import DEFAULT_K, RankedItem, Ranking, Request, Slate, SlateItem
 from recserve.engine.wire.explanations import explanation_from_message, explanation_to_message
-from recserve.errors import InvalidRequest
+from recserve.errors import InvalidRequest, MalformedRequest
 from recserve.proto import recommender_pb2 as pb
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 ONE_MODEL = "empty: the page names the model of all its rows"
 
 
@@ -26,6 +27,14 @@ def new_message(kind: type[M], **fields: Any) -> M:
         raise InvalidRequest(
             "request", found=str(error), expected="numbers and valid Unicode that protobuf can carry"
         ) from error
+
+
+def decoded(decode: Callable[[bytes], T], data: bytes) -> T:
+    """Returns what ``decode`` makes of a request; raises :class:`MalformedRequest` where it cannot."""
+    try:
+        return decode(data)
+    except (DecodeError, ValueError) as error:
+        raise MalformedRequest("request", found="not decodable", expected="a valid message") from error
 
 
 def request_from_message(message: pb.RecommendRequest) -> Request:

@@ -3,13 +3,11 @@
 import time
 import uuid
 
-from google.protobuf.message import DecodeError
-
 from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
-from recserve.engine.wire.convert import new_message
+from recserve.engine.wire.convert import decoded, new_message
 from recserve.engine.wire.status import status_of
-from recserve.errors import InvalidRequest, MalformedRequest
+from recserve.errors import InvalidRequest
 from recserve.proto import feedback_pb2 as pb
 
 DEFAULT_ACTION = "click"
@@ -22,10 +20,7 @@ def read_events(data: bytes, max_events: int) -> list[Event]:
 
     Raises :class:`MalformedRequest`, or :class:`InvalidRequest` when there are more than ``max_events``.
     """
-    try:
-        message = pb.RecordRequest.FromString(data)
-    except DecodeError as error:
-        raise MalformedRequest("request", found="not decodable", expected="a valid message") from error
+    message = decoded(pb.RecordRequest.FromString, data)
     if len(message.events) > max_events:
         found = f"{len(message.events)} long"
         raise InvalidRequest("events", found=found, expected=f"at most {max_events}")
