@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import EventLog, Outcome
+from recserve.engine.state.event_log import EventLog
 from recserve.engine.state.events import Event
+from recserve.engine.state.group_commit import Outcome
 from recserve.engine.state.master import add_key
 from recserve.engine.state.state import State, open_state
 from recserve.errors import ConfigError, StorageFull, Unavailable, UserErased
