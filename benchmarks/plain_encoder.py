@@ -1,7 +1,6 @@
 """An encoder as most code writes it, and as torch exports it by itself."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,6 @@ from torch.nn import functional as F
 from recserve.engine.bundle import layout
 from recserve.exporters.onnx_graph import OPSET, quiet_exporter
 from recserve.training.models.hstu import HSTU, N_TIME_BUCKETS, Layer
-from recserve.training.models.incremental import LayerMemory
 from recserve.training.models.sasrec import Block, SASRec
 from recserve.training.models.sequence import SequenceModel
 
@@ -56,7 +54,6 @@ class _AsWritten(Layer):
         buckets: Tensor | None,
         *,
         newest_only: bool = False,
-        memory: LayerMemory | None = None,
     ) -> Tensor:
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
@@ -75,16 +72,16 @@ class _HSTUAsWritten(HSTU):
     """HSTU with the buckets of time by a logarithm in double precision; layers look their biases up."""
 
     def _input(
-        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
+        self, history: Tensor, time_gaps: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
-        x, _, _, buckets = super()._input(history, time_gaps, memories)
-        _, distance, mask = self.places(history, memories)
+        x, _, _, buckets = super()._input(history, time_gaps)
+        _, distance, mask = self.places(history)
         return x, mask.unsqueeze(1), [distance.clamp(min=0)] * len(self.layers), buckets
 
-    def _buckets(self, time_gaps: Tensor, n_asked: int) -> Tensor:
+    def _buckets(self, time_gaps: Tensor, first: int = 0) -> Tensor:
         until_next = time_gaps.clamp(min=0).to(torch.float64).cumsum(1)
         since_start = until_next - time_gaps.clamp(min=0)
-        apart = (until_next[:, -n_asked:].unsqueeze(2) - since_start.unsqueeze(1)).clamp(min=0)
+        apart = (until_next[:, first:].unsqueeze(2) - since_start.unsqueeze(1)).clamp(min=0)
         return torch.log1p(apart).floor().clamp(max=N_TIME_BUCKETS - 1).to(torch.int64)
 
 

@@ -3,27 +3,47 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+# A window of a long history stays for about as many events: it is copied for more room as often as it moves.
+ROOM = 32
 
-class Encoded(NamedTuple):
-    """The oldest items (n,) of a history, with what was computed of them.
 
-    ``timestamps`` (n + 1,): theirs and that of the item after them, for how long each was the newest counts.
-    ``past``: keys and values (2 n_layers, n_heads, n, head size) float32.
+class Encoded:
+    """The oldest ``n`` items of a history with what was computed of them, and room for a few more.
+
+    ``items`` int32. ``timestamps`` int64, one more: that of the item after them too, for how long each was
+    the newest counts; None where times are not read. ``past``: keys and values (2 n_layers, room, n_heads,
+    head size) float32. A row is written once: those that somebody found stay as they are.
     """
 
-    items: NDArray[np.int32]
-    timestamps: NDArray[np.int64]
-    past: NDArray[np.float32]
+    __slots__ = ("items", "n", "past", "timestamps")
+
+    def __init__(self, room: int, past: NDArray[np.float32], *, has_times: bool) -> None:
+        """Has no items yet; ``past`` is of the right shape but for its room."""
+        self.n = 0
+        self.items = np.empty(room, np.int32)
+        self.timestamps = np.empty(room + 1, np.int64) if has_times else None
+        self.past = np.empty((len(past), room, *past.shape[2:]), np.float32)
 
     @property
     def n_bytes(self) -> int:
         """What it needs in memory."""
-        return self.items.nbytes + self.timestamps.nbytes + self.past.nbytes
+        n_bytes = self.items.nbytes + self.past.nbytes
+        return n_bytes if self.timestamps is None else n_bytes + self.timestamps.nbytes
+
+    def extend(
+        self, items: NDArray[np.int32], timestamps: NDArray[np.int64] | None, past: NDArray[np.float32]
+    ) -> None:
+        """Adds ``past``, of the items of a history that follow those that are here."""
+        n, end = self.n, self.n + past.shape[1]
+        self.past[:, n:end] = past
+        self.items[n:end] = items[n:end]
+        if self.timestamps is not None and timestamps is not None:
+            self.timestamps[n : end + 1] = timestamps[n : end + 1]
+        self.n = end
 
 
 class HistoryCache:
@@ -33,8 +53,9 @@ class HistoryCache:
     Safe to call from several threads.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
+    def __init__(self, limit_bytes: int, longest: int) -> None:
+        """``longest``: items of a history, at most."""
+        self._limit, self._longest = limit_bytes, longest
         # Guards all below.
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Encoded] = OrderedDict()
@@ -56,38 +77,56 @@ class HistoryCache:
             return {"history_cache_hits": self._n_hits, "history_cache_misses": self._n_misses}
 
     def find(
-        self, key: Hashable, items: NDArray[np.int32], timestamps: NDArray[np.int64]
-    ) -> NDArray[np.float32] | None:
-        """Returns what was computed of the oldest items of a history, of as many as are known but not of all.
+        self, key: Hashable, items: NDArray[np.int32], timestamps: NDArray[np.int64] | None
+    ) -> tuple[Encoded | None, int]:
+        """Returns what was computed of a history, and of how many of its oldest items: never of all.
 
-        (2 n_layers, n_heads, n, head size); None where nothing is known of ``key``, or of this history.
+        None and 0 where nothing is known of ``key``, or of this history. ``timestamps``: None where what is
+        computed does not depend on them.
         """
         with self._lock:
             kept = self._kept.get(key)
+            n = 0
             if kept is not None:
                 self._kept.move_to_end(key)
-            n = 0 if kept is None else _n_common(kept, items, timestamps)
+                n = _n_common(kept, items, timestamps)
             self._n_hits += n > 0
             self._n_misses += n == 0
-        if kept is None or n == 0:
-            return None
-        return kept.past if n == len(kept.items) else np.ascontiguousarray(kept.past[:, :, :n])
+        return (kept, n) if n else (None, 0)
 
-    def keep(self, key: Hashable, encoded: Encoded) -> None:
-        """Keeps what was computed of a user's history in place of what was kept before.
+    def keep(
+        self,
+        key: Hashable,
+        found: Encoded | None,
+        n_known: int,
+        items: NDArray[np.int32],
+        timestamps: NDArray[np.int64] | None,
+        new: NDArray[np.float32],
+    ) -> None:
+        """Keeps ``new``, computed of the items of a history after the ``n_known`` that were ``found``.
 
-        Keeps nothing of the user where that alone is larger than all may be.
+        Replaces what was kept of the user unless that is just what was found and has room. Keeps nothing of
+        who alone is larger than all may be.
         """
+        n = n_known + new.shape[1]
         with self._lock:
             # Erased while it was being encoded.
             if key in self._forgotten:
                 return
+            kept = self._kept.get(key)
+            if kept is not None and kept is found and kept.n == n_known and n <= len(kept.items):
+                kept.extend(items, timestamps, new)
+                return
+            made = Encoded(min(n + ROOM, self._longest), new, has_times=timestamps is not None)
+            if found is not None:
+                made.extend(items, timestamps, found.past[:, :n_known])
+            made.extend(items, timestamps, new)
             self._drop(key)
             # It would drive out everybody else's first.
-            if encoded.n_bytes > self._limit:
+            if made.n_bytes > self._limit:
                 return
-            self._kept[key] = encoded
-            self._n_bytes += encoded.n_bytes
+            self._kept[key] = made
+            self._n_bytes += made.n_bytes
             while self._n_bytes > self._limit:
                 self._drop(next(iter(self._kept)))
 
@@ -107,13 +146,14 @@ class HistoryCache:
             self._n_bytes -= gone.n_bytes
 
 
-def _n_common(kept: Encoded, items: NDArray[np.int32], timestamps: NDArray[np.int64]) -> int:
+def _n_common(kept: Encoded, items: NDArray[np.int32], timestamps: NDArray[np.int64] | None) -> int:
     """Returns how many of the oldest items ``kept`` has too; never all of them."""
-    n = min(len(kept.items), len(items) - 1)
+    n = min(kept.n, len(items) - 1)
     # Most are the same: bytes are compared sooner than arrays.
-    if items[:n].tobytes() == kept.items[:n].tobytes() and (
-        timestamps[: n + 1].tobytes() == kept.timestamps[: n + 1].tobytes()
-    ):
+    is_same = items[:n].tobytes() == kept.items[:n].tobytes()
+    if kept.timestamps is None or timestamps is None:
+        return n if is_same else int((kept.items[:n] == items[:n]).argmin())
+    if is_same and timestamps[: n + 1].tobytes() == kept.timestamps[: n + 1].tobytes():
         return n
     in_time = kept.timestamps[: n + 1] == timestamps[: n + 1]
     same = (kept.items[:n] == items[:n]) & in_time[:n] & in_time[1:]

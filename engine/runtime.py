@@ -77,10 +77,12 @@ class Runtime:
         initializers: Mapping[str, ort.OrtValue] | None = None,
         *,
         keeps_memory: bool = False,
+        without: Sequence[str] = (),
     ) -> ort.InferenceSession:
         """Opens the file ``graph``; ``initializers``: tensors that are bound instead of the graph's own.
 
         ``keeps_memory``: for a graph of small tensors, whose allocation counts, whatever the settings say.
+        ``without``: optimizers of ONNX Runtime that are not to touch the graph.
         Raises :class:`BundleInvalid`, or :class:`ConfigError` where "cuda" or "tensorrt" does not work.
         """
         options = session_options(self._config)
@@ -90,7 +92,10 @@ class Runtime:
             options.add_initializer(name, value)
         try:
             session = session_kind(self._config.session)(
-                self._bundle.read(graph), options, providers=with_options(self._wanted, self._config.session)
+                self._bundle.read(graph),
+                options,
+                providers=with_options(self._wanted, self._config.session),
+                disabled_optimizers=without,
             )
         except Exception as error:
             raise BundleInvalid(

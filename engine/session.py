@@ -70,6 +70,8 @@ class QueryEncoder:
     def _encode_remembered(
         self, incremental: IncrementalEncoder, histories: Sequence[History], now: int
     ) -> NDArray[np.float32]:
+        if len(histories) == 1 and incremental.serves(histories[0]):
+            return incremental.encode(histories[0], now)
         queries = np.empty((len(histories), self.embedding_size), np.float32)
         others = []
         for row, history in enumerate(histories):
@@ -195,8 +197,11 @@ class QueryEncoder:
     ) -> IncrementalEncoder:
         """Opens the second graph and has it repeat, in two steps, what was recorded of the first."""
         name = entry.incremental_encoder
-        session = runtime.open(name, self._table, keeps_memory=True)
-        encoder = IncrementalEncoder(session, name, self.features, self.max_history, cache_bytes)
+        session, first = (
+            runtime.open(name, self._table, keeps_memory=True, without=without)
+            for without in ((), layout.UNSAFE_OF_NOTHING)
+        )
+        encoder = IncrementalEncoder(session, first, name, self.features, self.max_history, cache_bytes)
         recorded = read_golden(
             bundle.read(entry.golden), entry.golden, [*self.features, layout.QUERY_EMBEDDING_OUTPUT]
         )
@@ -208,7 +213,7 @@ class QueryEncoder:
                 continue
             gaps = recorded.get(layout.TIME_GAPS_INPUT)
             with repeated(name):
-                found = encoder.encode_in_two(items, None if gaps is None else gaps[row, history >= 0][None])
+                found = encoder.encode_in_two(items, None if gaps is None else gaps[row, history >= 0])
             check_golden(name, found, expected[None], (1, self.embedding_size), entry.golden_tolerance)
         return encoder
 

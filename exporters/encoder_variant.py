@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recserve.engine.bundle import BundleWriter, VariantEntry
+from recserve.engine.bundle import BundleWriter, VariantEntry, layout
 from recserve.engine.bundle.item_table import FLOAT32, FORMS
 from recserve.engine.bundle.manifest import InputContract
 from recserve.exporters.candidates import AUTO
@@ -89,10 +89,11 @@ def write_encoder(
 def _check_incremental(
     model: IncrementalModel, graph: EncoderGraph, recorded: EvaluationSet, scratch: Path
 ) -> Parity:
+    session, first = (graph.session(scratch, without=without) for without in ((), layout.UNSAFE_OF_NOTHING))
     some = recorded.take(np.flatnonzero(recorded.histories.lengths > 0))
     return check_parity(
         "parity of the incremental encoder",
-        incremental_encoder(model, graph.session(scratch), some),
+        incremental_encoder(model, session, first, some),
         torch_encoder(model, some),
         graph.item_embeddings,
         some,

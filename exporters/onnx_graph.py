@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,11 @@ class EncoderGraph:
         """What it needs on disk: the graph and its item table."""
         return len(self.data) + sum(part.nbytes for part in self.parts.values())
 
-    def session(self, folder: Path) -> ort.InferenceSession:
-        """Returns a session on one CPU thread; ``folder`` holds the item table's files already."""
+    def session(self, folder: Path, *, without: Sequence[str] = ()) -> ort.InferenceSession:
+        """Returns a session on one CPU thread; ``folder`` holds the item table's files already.
+
+        ``without``: optimizers of ONNX Runtime that are not to touch the graph.
+        """
         options = ort.SessionOptions()
         options.add_session_config_entry(layout.EXTERNAL_FOLDER_OPTION, str(folder))
         options.intra_op_num_threads = 1
@@ -58,7 +61,9 @@ class EncoderGraph:
         bound = {name: ort.OrtValue.ortvalue_from_numpy(part) for name, part in self.parts.items()}
         for name, value in bound.items():
             options.add_initializer(name, value)
-        return ort.InferenceSession(self.data, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            self.data, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
+        )
 
 
 class _Encoder(nn.Module):
@@ -84,9 +89,8 @@ class _IncrementalEncoder(nn.Module):
         history: Tensor,
         past: list[Tensor],
         time_gaps: Tensor | None = None,
-        past_gaps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self.model.encode_new(history, past, time_gaps, past_gaps)
+        return self.model.encode_new(history, past, time_gaps)
 
 
 def export_query_encoder(model: SequenceModel) -> EncoderGraph:
@@ -106,16 +110,17 @@ def export_query_encoder(model: SequenceModel) -> EncoderGraph:
 def export_incremental_encoder(model: IncrementalModel) -> EncoderGraph:
     """Exports ``model.encode_new``, for one history, with free numbers of items before and of new ones."""
     n_past, n_new = 5, 3
-    history = torch.arange(n_new, dtype=torch.int32).reshape(1, n_new) % model.n_items
-    past = [part[None] for part in torch.zeros(model.past_shape(n_past))]
+    history = torch.arange(n_new, dtype=torch.int32) % model.n_items
+    past = list(torch.zeros(model.past_shape(n_past)))
     features = [layout.HISTORY_INPUT, *(f"{layout.PAST_INPUT}{i}" for i in range(len(past)))]
     arguments: tuple[Any, ...] = (history, past)
-    past_dim, new_dim = (torch.export.Dim(name, min=0, max=1 << 16) for name in ("past", "new"))
-    shapes: tuple[Any, ...] = ({1: new_dim}, [{2: past_dim}] * len(past))
+    longest = model.config.max_history
+    past_dim, new_dim = (torch.export.Dim(name, min=0, max=longest) for name in ("past", "new"))
+    shapes: tuple[Any, ...] = ({0: new_dim}, [{0: past_dim}] * len(past))
     if model.config.time_gaps:
-        features += [layout.TIME_GAPS_INPUT, layout.PAST_GAPS_INPUT]
-        arguments = (*arguments, torch.ones(1, n_new), torch.ones(1, n_past))
-        shapes = (*shapes, {1: new_dim}, {1: past_dim})
+        features.append(layout.TIME_GAPS_INPUT)
+        arguments = (*arguments, torch.ones(n_past + n_new))
+        shapes = (*shapes, {0: torch.export.Dim.AUTO})
     outputs = [layout.QUERY_EMBEDDING_OUTPUT, layout.NEW_OUTPUT]
     return _exported(model, _IncrementalEncoder(model), arguments, features, outputs, shapes)
 

@@ -124,28 +124,29 @@ def onnx_encoder(model: SequenceModel, session: ort.InferenceSession, recorded: 
 
 
 def incremental_encoder(
-    model: IncrementalModel, session: ort.InferenceSession, recorded: EvaluationSet
+    model: IncrementalModel,
+    session: ort.InferenceSession,
+    first: ort.InferenceSession,
+    recorded: EvaluationSet,
 ) -> Encode:
     """Returns rows of ``recorded``, none of them empty, → query embeddings, by ONNX Runtime in two steps.
 
-    One half of a history, and then the other beside what was computed of it, but of its last item.
+    One half of a history, and then the other beside what was computed of it, but of its last item. ``first``
+    runs where nothing was computed.
     """
-    config = model.config
 
     def encode_row(row: int) -> NDArray[np.float32]:
         padded = recorded_inputs(model, recorded, np.array([row]))
-        length = min(int(recorded.histories.lengths[row]), config.max_history)
-        inputs = {name: value[:, -length:] for name, value in padded.items()}
+        length = min(int(recorded.histories.lengths[row]), model.config.max_history)
         half = (length + 1) // 2
         past = np.zeros(model.past_shape(0), np.float32)
-        for known, until in ((0, half), (half - 1, None)):
-            new = {name: value[:, known:until] for name, value in inputs.items()}
-            if layout.TIME_GAPS_INPUT in inputs:
-                new[layout.PAST_GAPS_INPUT] = inputs[layout.TIME_GAPS_INPUT][:, :known]
+        for known, until in ((0, half), (half - 1, length)):
+            new = {name: value[0, -length:][:until] for name, value in padded.items()}
+            new[layout.HISTORY_INPUT] = new[layout.HISTORY_INPUT][known:]
+            new |= {f"{layout.PAST_INPUT}{i}": part for i, part in enumerate(past)}
             outputs = [layout.QUERY_EMBEDDING_OUTPUT, layout.NEW_OUTPUT]
-            new |= {f"{layout.PAST_INPUT}{i}": part[None] for i, part in enumerate(past)}
-            query, computed = session.run(outputs, new)
-            past = np.ascontiguousarray(computed[:, :, :-1])
+            query, computed = (session if known else first).run(outputs, new)
+            past = computed[:, :-1]
         return query[0]  # type: ignore[no-any-return]
 
     return lambda rows: np.stack([encode_row(row) for row in rows.tolist()])

@@ -19,10 +19,13 @@ EXTERNAL_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 HISTORY_INPUT = "history"
 TIME_GAPS_INPUT = "time_gaps"
 QUERY_EMBEDDING_OUTPUT = "query_embedding"
-# Of an incremental encoder, which reads new items beside what it gave of those before: key and value of each
-# layer, past0, past1, … (1, n_heads, n_past, head size), and all of the new ones (2 n_layers, n_heads, n, …).
+# Of an incremental encoder, which reads new items (n,) of a history beside what it gave of those before: keys
+# and values of each layer, past0, past1, … (n_past, n_heads, head size). It gives those of the new ones (2
+# n_layers, n, n_heads, head size). Its time gaps (n_past + n,) are those of all.
 PAST_INPUT = "past"
-PAST_GAPS_INPUT = "past_gaps"
+# What this makes of a product with nothing divides by zero, and ends the process (ONNX Runtime 1.31):
+# histories of which nothing was computed need a session without it.
+UNSAFE_OF_NOTHING = ("MatmulTransposeFusion",)
 NEW_OUTPUT = "new"
 # Of bundles with a ranker: its graph's inputs and output; history is that of the encoder.
 USER_INPUT = "user"

@@ -2,7 +2,9 @@
 
 import gc
 import shutil
+from collections.abc import Hashable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.bundle.histories import History
-from recserve.engine.history_cache import Encoded, HistoryCache
+from recserve.engine.history_cache import ROOM, HistoryCache
 from recserve.engine.incremental import IncrementalEncoder, window_start
 from recserve.engine.session import QueryEncoder
 from recserve.engine.state.config import StateConfig
@@ -152,8 +154,8 @@ def test_an_erased_user_leaves_nothing_and_never_comes_back(folder: Path) -> Non
             state.erase("gone").result()
             assert len(cache) == 1
             # An answer that was being computed meanwhile must not bring it back.
-            cache.keep(key, entry(5))
-            assert cache.find(key, np.arange(9, dtype=np.int32), np.zeros(9, np.int64)) is None
+            keep(cache, key, 5)
+            assert n_found(cache, key) == 0
             assert engine.recommend(Request(user_id="gone", k=3)).source != "model"
 
 
@@ -176,12 +178,28 @@ def fill(state: State, engine: Engine, user_id: str) -> None:
     )
 
 
-def entry(n: int, first: int = 0) -> Encoded:
-    past = np.arange(first, first + n, dtype=np.float32)[None, None, :, None].repeat(2, axis=0)
-    return Encoded(np.arange(first, first + n, dtype=np.int32), np.zeros(n + 1, np.int64), past)
+NO_TIMES = np.zeros(10, np.int64)
 
 
-ENTRY_BYTES = entry(4).n_bytes
+def keep(cache: HistoryCache, key: Hashable, n: int, first: int = 0) -> None:
+    """Keeps ``n`` items from ``first`` on, of which the number of each was computed."""
+    items = np.arange(first, first + n, dtype=np.int32)
+    past = items.astype(np.float32)[None, :, None, None].repeat(2, axis=0)
+    cache.keep(key, None, 0, items, NO_TIMES[: n + 1], past)
+
+
+def n_found(cache: HistoryCache, key: Hashable, first: int = 0) -> int:
+    return cache.find(key, np.arange(first, first + 9, dtype=np.int32), NO_TIMES[:9])[1]
+
+
+def entry_bytes(n: int) -> int:
+    cache = HistoryCache(1 << 20, 9)
+    keep(cache, "u", n)
+    return cache.n_bytes
+
+
+# There is room for a whole history of nine.
+ENTRY_BYTES = entry_bytes(4)
 WORDS = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3), st.booleans()), max_size=40)
 
 
@@ -189,48 +207,92 @@ WORDS = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3), st.bool
 def test_the_bytes_are_bounded_and_the_users_encoded_last_are_those_kept(
     words: list[tuple[str, int, bool]],
 ) -> None:
-    cache, model = HistoryCache(3 * ENTRY_BYTES), dict[str, int]()
-    asked = np.zeros(9, np.int64)
+    cache, model = HistoryCache(3 * ENTRY_BYTES, 9), dict[str, int]()
     for key, first, is_kept in words:
         if is_kept:
             model.pop(key, None)
             model[key] = first
-            cache.keep(key, entry(4, first))
+            keep(cache, key, 4, first)
             if len(model) > 3:
                 del model[next(iter(model))]
         else:
-            found = cache.find(key, np.arange(first, first + 9, dtype=np.int32), asked)
-            assert (found is not None) == (model.get(key) == first)
+            assert (n_found(cache, key, first) > 0) == (model.get(key) == first)
             if key in model:
                 model[key] = model.pop(key)
         assert cache.n_bytes == len(model) * ENTRY_BYTES == len(cache) * ENTRY_BYTES
 
 
 def test_who_does_not_fit_drives_nobody_out() -> None:
-    cache = HistoryCache(2 * ENTRY_BYTES)
-    cache.keep("a", entry(4))
-    cache.keep("b", entry(4))
-    cache.keep("b", entry(99))
+    cache = HistoryCache(2 * ENTRY_BYTES, 200)
+    cache.keep("b", None, 0, np.zeros(150, np.int32), None, np.zeros((2, 150, 1, 1), np.float32))
+    assert (len(cache), cache.n_bytes) == (0, 0)
+    cache = HistoryCache(2 * ENTRY_BYTES, 9)
+    keep(cache, "a", 4)
+    keep(cache, "b", 4)
+    cache.keep("b", None, 0, np.zeros(4, np.int32), None, np.zeros((99, 4, 1, 1), np.float32))
     assert (len(cache), cache.n_bytes) == (1, ENTRY_BYTES)
-    assert cache.find("a", np.arange(9, dtype=np.int32), np.zeros(9, np.int64)) is not None
+    assert n_found(cache, "a")
 
 
-@given(st.lists(st.integers(0, 3), max_size=9), st.lists(st.integers(0, 3), min_size=1, max_size=9))
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 3), min_size=1, max_size=9)
+)
 def test_only_the_beginning_that_both_have_is_used(kept: list[int], asked: list[int]) -> None:
-    cache = HistoryCache(1 << 20)
-    past = np.array(kept, np.float32)[None, None, :, None]
-    cache.keep("u", Encoded(np.array(kept, np.int32), np.zeros(len(kept) + 1, np.int64), past))
-    found = cache.find("u", np.array(asked, np.int32), np.zeros(len(asked), np.int64))
+    cache = HistoryCache(1 << 20, 9)
+    past, items = np.array(kept, np.float32)[None, :, None, None], np.array(asked, np.int32)
+    cache.keep("u", None, 0, np.array(kept, np.int32), NO_TIMES[: len(kept) + 1], past)
+    cache.keep("no times", None, 0, np.array(kept, np.int32), None, past)
     n = 0
     while n < min(len(kept), len(asked) - 1) and kept[n] == asked[n]:
         n += 1
-    assert (0 if found is None else found.ravel().tolist()) == (kept[:n] or 0)
+    times = NO_TIMES[: len(asked)].copy()
+    found, n_known = cache.find("u", items, times)
+    assert (n_known, found is None) == (n, n == 0)
+    assert found is None or found.past[0, :n, 0, 0].tolist() == kept[:n]
     # Another time of the same item is another history, and so is another time of the item after it.
-    times = np.zeros(len(asked), np.int64)
     times[n:] = 1
-    found = cache.find("u", np.array(asked, np.int32), times)
-    assert (0 if found is None else found.ravel().tolist()) == (kept[: max(n - 1, 0)] or 0)
-    assert cache.find("u", np.array(asked, np.int32), np.ones(len(asked), np.int64)) is None
+    assert cache.find("u", items, times)[1] == max(n - 1, 0)
+    assert cache.find("u", items, np.ones(len(asked), np.int64)) == (None, 0)
+    # But where times are not read.
+    assert cache.find("no times", items, None)[1] == n
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=60), st.integers(0, 40))
+def test_an_entry_grows_behind_what_was_found(steps: list[int], diverges: int) -> None:
+    cache, items = HistoryCache(1 << 20, 200), np.arange(200, dtype=np.int32)
+    computed = items.astype(np.float32)[None, :, None, None]
+    readers = []
+    n_known = 0
+    for step in range(len(steps)):
+        if step == diverges:
+            items = items + 1000
+            computed = computed + 1000
+        found, n_known = cache.find("u", items, None)
+        assert n_known == (0 if step in (0, diverges) else sum(steps[:step]))
+        if found is not None:
+            view = found.past[:, :n_known]
+            readers.append((view, view.copy()))
+        end = sum(steps[: step + 1])
+        cache.keep("u", found, n_known, items[:end], None, computed[:, n_known:end])
+    for view, before in readers:
+        assert np.array_equal(view, before)
+    found, n = cache.find("u", items, None)
+    assert found is not None
+    assert np.array_equal(found.past[:, :n], computed[:, :n])
+    assert len(found.items) <= n + ROOM
+
+
+def test_who_encodes_a_history_that_another_kept_meanwhile_keeps_the_same() -> None:
+    cache, items = HistoryCache(1 << 20, 20), np.arange(20, dtype=np.int32)
+    computed = items.astype(np.float32)[None, :, None, None]
+    cache.keep("u", None, 0, items[:5], None, computed[:, :5])
+    found, n_known = cache.find("u", items[:8], None)
+    for end in (7, 8, 7):
+        cache.keep("u", found, n_known, items[:end], None, computed[:, n_known:end])
+        now, n = cache.find("u", items, None)
+        assert now is not None
+        assert n == end
+        assert np.array_equal(now.past[:, :n], computed[:, :n])
 
 
 @given(st.integers(1, 60), st.lists(st.integers(0, 1000), min_size=1, max_size=200))
@@ -267,8 +329,19 @@ def test_a_graph_without_the_inputs_that_it_needs_is_refused(folder: Path, tmp_p
     copy = BundleCopy(shutil.copytree(folder, tmp_path / "bundle"))
     names = copy.manifest()["variants"]["fp32"]
     copy.write(names["incremental_encoder"], copy.read(names["query_encoder"]))
-    with pytest.raises(BundleInvalid, match="inputs and outputs of"):
+    with pytest.raises(BundleInvalid, match=r"inputs and outputs of .* Export the run again"):
         Engine.load(copy.folder, EngineConfig(history_cache_mb=4))
+
+
+def test_a_graph_of_before_with_a_batch_is_refused() -> None:
+    past = {f"past{i}": [1, 2, "past", 8] for i in range(4)}
+    nodes = [
+        SimpleNamespace(name=name, shape=shape) for name, shape in {"history": [1, "new"], **past}.items()
+    ]
+    outputs = [SimpleNamespace(name=name) for name in ("query_embedding", "new")]
+    session = SimpleNamespace(get_inputs=lambda: nodes, get_outputs=lambda: outputs)
+    with pytest.raises(BundleInvalid, match="Export the run again"):
+        IncrementalEncoder(session, session, "a graph", ["history"], LONGEST, 0)  # type: ignore[arg-type]
 
 
 def test_the_setting_is_checked() -> None:

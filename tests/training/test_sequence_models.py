@@ -105,12 +105,13 @@ def test_new_items_beside_what_was_computed_are_encoded_as_all_at_once(form: str
     padding = torch.full((1, 2), -1)
     padded_gaps = None if gaps is None else torch.cat([torch.zeros(1, 2), gaps], dim=1)
     expected = net.encode(torch.cat([padding, history], dim=1), padded_gaps)
-    past = list(torch.zeros(net.past_shape(0)).split(1))
+    past = list(torch.zeros(net.past_shape(0)))
     for known, until in ((0, 3), (2, 4), (3, 7)):
-        new, before = (None, None) if gaps is None else (gaps[:, known:until], gaps[:, :known])
-        past = [part[:, :, :known] for part in past]
-        query, computed = net.encode_new(history[:, known:until], past, new, before)
-        past = [torch.cat(pair, dim=2) for pair in zip(past, computed.split(1), strict=True)]
+        past = [part[:known] for part in past]
+        query, computed = net.encode_new(
+            history[0, known:until], past, None if gaps is None else gaps[0, :until]
+        )
+        past = [torch.cat(pair) for pair in zip(past, computed, strict=True)]
     torch.testing.assert_close(query, expected, atol=TOLERANCE, rtol=0)
     other = net.encode(history.flip(1), None if gaps is None else gaps.flip(1))
     assert (other - expected).abs().max() > 0.01

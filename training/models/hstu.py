@@ -88,42 +88,51 @@ class HSTU(IncrementalModel):
             x = layer(x, share, bias, buckets)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def encode_last(
-        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None
-    ) -> Tensor:
-        """Returns the last row of :meth:`forward`, see :meth:`IncrementalModel.encode_last`.
+    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Returns the last row of :meth:`forward`.
 
         The last layer computes nothing for the other positions but their keys and values.
         """
-        x, share, biases, buckets = self._input(history, time_gaps, memories)
+        x, share, biases, buckets = self._input(history, time_gaps)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            memory = None if memories is None else memories[i]
-            x = layer(x, share, biases[i], buckets, newest_only=i == last, memory=memory)
+            x = layer(x, share, biases[i], buckets, newest_only=i == last)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def encode_beside(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory], rows: slice
+    ) -> Tensor:
+        """Returns what :meth:`encode` does, see :meth:`IncrementalModel.encode_beside`."""
+        x = F.embedding(history, self.item_embeddings) * math.sqrt(self.config.embedding_size)
+        x = x + self.position_embeddings[rows]
+        buckets = None if time_gaps is None else self._buckets(time_gaps, rows.start)
+        biases = self._position_biases(self.distances)
+        layers = [cast(Layer, layer) for layer in self.layers]
+        for layer, memory, bias in zip(layers[:-1], memories, biases, strict=False):
+            x = layer.beside(x, memory, bias[rows, : rows.stop], buckets)
+        newest = layers[-1].position_bias[: rows.stop].flip(0)
+        buckets = None if buckets is None else buckets[-1]
+        x = layers[-1].beside(x, memories[-1], newest, buckets, newest_only=True)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _input(
-        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
+        self, history: Tensor, time_gaps: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """Returns what the layers read, a bias for each: see :meth:`Layer.forward`."""
-        positions, _, _ = self.places(history, memories)
+        positions, _, _ = self.places(history)
         x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
         x = x + F.embedding(positions, self.position_embeddings)
-        buckets = None if time_gaps is None else self._buckets(time_gaps, history.shape[1])
+        buckets = None if time_gaps is None else self._buckets(time_gaps)
         length = history.shape[1]
         # What does not depend on the history is made before it is cut: constants of the exported graph.
-        biases = self._position_biases(self.distances)
-        earlier = (self.distances >= 0) * (1 / self.config.max_history)
-        if memories is not None:
-            biases = [self.beside(memories, bias, length) for bias in biases]
-            return x, self.beside(memories, earlier, length), biases, buckets
+        biases = [bias[:length, :length] for bias in self._position_biases(self.distances)]
+        earlier = ((self.distances >= 0) * (1 / self.config.max_history))[:length, :length]
         real = (history >= 0).to(x.dtype)
         x = self.input_dropout(x) * real.unsqueeze(-1)
-        biases = [bias[:length, :length] for bias in biases]
-        return x, earlier[:length, :length] * real[:, None, None], biases, buckets
+        return x, earlier * real[:, None, None], biases, buckets
 
-    def _buckets(self, time_gaps: Tensor, n_asked: int) -> Tensor:
-        return time_buckets(time_gaps, n_asked)
+    def _buckets(self, time_gaps: Tensor, first: int = 0) -> Tensor:
+        return time_buckets(time_gaps, first)
 
     def _position_biases(self, distance: Tensor) -> list[Tensor]:
         """Returns each layer's bias for the distances, of the same shape."""
@@ -154,31 +163,56 @@ class Layer(nn.Module):
         buckets: Tensor | None,
         *,
         newest_only: bool = False,
-        memory: LayerMemory | None = None,
     ) -> Tensor:
-        """Mixes the positions of ``x`` (batch, length, size) and those before them, of ``memory``.
+        """Mixes the positions of ``x`` (batch, length, size).
 
-        ``share``: ([batch, 1,] length, n_columns), one over the longest history where a row may look, else 0;
-        ``bias``: (length, n_columns), what is added for the distance in positions; ``buckets``: (batch,
-        length, n_columns), how long ago the column was.
+        ``share``: (batch, 1, length, length), one over the longest history where a row may look, else 0;
+        ``bias``: (length, length), what is added for the distance in positions; ``buckets``: (batch, length,
+        length), how long ago the column was.
         Returns the same shape, with ``newest_only`` (batch, size): the row of the last position.
         """
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
         gate, value, query, key = self._expand(self.input_norm(x), newest_only)
-        agreement = query @ key.transpose(-1, -2) if memory is None else memory.agreement(query, key)
-        logits = agreement + bias[-n_asked:]
+        logits = query @ key.transpose(-1, -2) + bias[-n_asked:]
         if self.time_bias is not None and buckets is not None:
             logits = logits + _looked_up(self.time_bias, buckets[:, -n_asked:]).unsqueeze(1)
-        # The newest row may look at all that is remembered.
-        looks_at_all = newest_only and memory is not None
-        weights = F.silu(logits) * (1 / len(self.position_bias) if looks_at_all else share[..., -n_asked:, :])
-        attended = weights @ value if memory is None else memory.mixture(weights, value)
-        attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
+        weights = F.silu(logits) * share[..., -n_asked:, :]
+        attended = (weights @ value).transpose(1, 2).reshape(batch * n_asked, -1)
         gated = dropout(self.attended_norm(attended) * gate, self.dropout, self.training)
         asked = x[:, -1] if newest_only else x.reshape(batch * length, size)
         answer: Tensor = asked + self.project(gated)
         return answer if newest_only else answer.view(batch, length, size)
+
+    def beside(
+        self,
+        x: Tensor,
+        memory: LayerMemory,
+        bias: Tensor,
+        buckets: Tensor | None,
+        *,
+        newest_only: bool = False,
+    ) -> Tensor:
+        """Mixes the new positions ``x`` (n, size) and those of ``memory``, as :meth:`forward` all of them.
+
+        ``bias`` and ``buckets``: (n, n_past + n). Returns the same shape, with ``newest_only`` (1, size): the
+        last row; then they are of it alone, (n_past + n,).
+        """
+        if self.time_bias is not None and buckets is not None:
+            # Of a table with a row for each position this is one operator of the exported graph.
+            table = self.time_bias if newest_only else self.time_bias.expand(len(self.position_bias), -1)
+            bias = bias + table.gather(-1, buckets)
+        width = self.project.in_features
+        made = F.silu(self.expand(self.input_norm(x)))
+        gate, others = made[:, :width], made[:, width:]
+        value, query, key = others.reshape(-1, 3 * self.n_heads, width // self.n_heads).chunk(3, dim=1)
+        if newest_only:
+            x, gate, query = x[-1:], gate[-1:], query[-1:]
+        weights = F.silu(memory.agreement(query, key) + bias)
+        scale = 1 / len(self.position_bias)
+        attended = memory.mixture(weights, value, scale=scale, causal=not newest_only)
+        answer: Tensor = x + self.project(self.attended_norm(attended) * gate)
+        return answer
 
     def _expand(self, normed: Tensor, newest_only: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the gate (rows, width), then value, query and key, (batch, n_heads, rows, head size) each.
@@ -210,18 +244,18 @@ class Layer(nn.Module):
         return gate, value, query, key
 
 
-def time_buckets(time_gaps: Tensor, n_asked: int = 0) -> Tensor:
-    """Returns the bucket of the time between each item and each question, (batch, n_asked, length) int64.
+def time_buckets(time_gaps: Tensor, first: int = 0) -> Tensor:
+    """Returns the bucket of the time between each item and each question, (..., n_asked, length) int64.
 
-    ``time_gaps``: (batch, length), seconds from each item to the next; ``n_asked``: the last rows, 0 for all.
+    ``time_gaps``: (..., length), seconds from each item to the next; ``first``: the first row that is asked.
     The question of row t is asked when the item after t came (for the last row: now), so column j was the
     sum of the gaps j..t before. Sums are of whole seconds in double precision. Their logarithms are of eight
     binary digits, none of which is near a power of e: every runtime finds the same bucket.
     """
     gaps = time_gaps.clamp(min=0).to(torch.float64)
-    until_next = gaps.cumsum(1)
+    until_next = gaps.cumsum(-1)
     # One more than apart, for the logarithm.
-    apart = (until_next + 1)[:, -n_asked:].unsqueeze(2) - (until_next - gaps).unsqueeze(1)
+    apart = (until_next + 1)[..., first:].unsqueeze(-1) - (until_next - gaps).unsqueeze(-2)
     rounded = apart.to(torch.bfloat16).to(torch.float32).clamp(min=1.0, max=math.exp(N_TIME_BUCKETS - 0.5))
     return rounded.log().to(torch.int64)
 

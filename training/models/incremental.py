@@ -13,15 +13,15 @@ from torch import Tensor
 
 from recserve.training.models.sequence import SequenceConfig, SequenceModel
 
-# Without types.
+# What the exporter cannot know of free sizes; without types.
 _check: Any = torch._check
 
 
 class LayerMemory:
     """Keys and values of one layer at the positions before new ones, of one history.
 
-    ``key`` and ``value``: (1, n_heads, n_past, head size). They are read where they lie, not joined with the
-    new ones: copies of them would cost more than the new positions.
+    ``key`` and ``value``: (n_past, n_heads, head size). They are read where they lie, not joined with the new
+    ones: copies of them would cost more than the new positions.
     """
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
@@ -29,21 +29,33 @@ class LayerMemory:
         self.new: list[Tensor] = []
         """Key and value of the new positions, once both were used."""
 
-    @property
-    def n_past(self) -> int:
-        """How many positions come before the new ones."""
-        return self._key.shape[2]
+    def agreement(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the inner products (n_heads, n_asked, n_past + n) of queries with all keys, new ones last.
 
-    def agreement(self, query: Tensor, key: Tensor) -> Tensor:
-        """Returns the inner products of ``query`` with all keys, those before the new ones first."""
+        ``query``: (n_asked, n_heads, head size); ``key``: (n, n_heads, head size), of the new positions;
+        ``mask``: (n_asked, n), added to the products with these.
+        """
         self.new.append(key)
-        return torch.cat([query @ self._key.transpose(-1, -2), query @ key.transpose(-1, -2)], dim=-1)
+        query = query.transpose(0, 1)
+        products = query @ key.permute(1, 2, 0)
+        return torch.cat(
+            [query @ self._key.permute(1, 2, 0), products if mask is None else products + mask], dim=-1
+        )
 
-    def mixture(self, weights: Tensor, value: Tensor) -> Tensor:
-        """Returns the sum of all values by ``weights``."""
+    def mixture(self, weights: Tensor, value: Tensor, *, scale: float = 1.0, causal: bool = False) -> Tensor:
+        """Returns the sums (n_asked, width) of all values by ``weights`` (n_heads, n_asked, n_past + n).
+
+        ``value``: (n, n_heads, head size), of the new positions; ``scale``: of the sums; ``causal``: a new
+        position gets nothing of later ones, whatever their weight.
+        """
         self.new.append(value)
-        n_past = self.n_past
-        return weights[..., :n_past] @ self._value + weights[..., n_past:] @ value
+        n_past, n_asked = self._key.shape[0], weights.shape[1]
+        before, beside = weights[..., :n_past], weights[..., n_past:]
+        if causal:
+            beside = beside.tril()
+        # The runtime makes each scale one with its product.
+        mixed = (before @ self._value.transpose(0, 1)) * scale + (beside @ value.transpose(0, 1)) * scale
+        return (mixed if n_asked == 1 else mixed.transpose(0, 1)).reshape(n_asked, -1)
 
 
 class IncrementalModel(SequenceModel):
@@ -62,66 +74,48 @@ class IncrementalModel(SequenceModel):
     def past_shape(self, n: int) -> tuple[int, int, int, int]:
         """Returns the shape of the keys and values of ``n`` items, those of a layer side by side."""
         n_heads: int = self.config.n_heads
-        return 2 * self.config.n_blocks, n_heads, n, self.config.embedding_size // n_heads
+        return 2 * self.config.n_blocks, n, n_heads, self.config.embedding_size // n_heads
 
     @abstractmethod
-    def encode_last(
-        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None
+    def encode_beside(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory], rows: slice
     ) -> Tensor:
-        """Returns the encoding (batch, embedding_size) of the last position.
+        """Returns the encoding (1, embedding_size) of the last of the items ``history`` (n,).
 
-        ``memories``: of each layer the positions before ``history``; then there is one row, without padding,
-        and ``time_gaps`` are those of all positions.
+        ``memories``: of each layer the positions before them; ``time_gaps`` (n_past + n,): of all positions;
+        ``rows``: the new ones among all.
         """
-
-    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
-        """Returns the query embedding (batch, embedding_size), see :meth:`SequenceModel.encode`."""
-        return self.encode_last(history, time_gaps, None)
 
     def encode_new(
-        self,
-        history: Tensor,
-        past: Sequence[Tensor],
-        time_gaps: Tensor | None = None,
-        past_gaps: Tensor | None = None,
+        self, history: Tensor, past: Sequence[Tensor], time_gaps: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encodes the items ``history`` (1, n) that come after others.
+        """Encodes the items ``history`` (n,), one or more, that come after others.
 
-        ``past``: key and value of those, layer by layer, (1, n_heads, n_past, head size) each. ``time_gaps``
-        (1, n) and ``past_gaps`` (1, n_past): seconds from each item to the next. Returns the query embedding
-        (1, embedding_size) of all, and keys and values (2 n_layers, n_heads, n, head size) of the new ones;
-        those of the last are for now only.
+        ``past``: key and value of those, layer by layer, (n_past, n_heads, head size) each. ``time_gaps``
+        (n_past + n,): seconds from each item to the next. Without a batch, since with one new item an
+        operator that only turns a tensor costs as much as one that computes. Returns the query embedding
+        (1, embedding_size) of all, and keys and values (2 n_layers, n, n_heads, head size) of the new items;
+        where time is read, those of the last are for now only.
         """
         memories = [LayerMemory(*past[i : i + 2]) for i in range(0, len(past), 2)]
-        gaps = None
-        if time_gaps is not None and past_gaps is not None:
-            gaps = torch.cat([past_gaps, time_gaps], dim=1)
-        query = self.encode_last(history, gaps, memories)
-        return query, torch.cat([part for memory in memories for part in memory.new])
+        n_past = past[0].shape[0]
+        n_all = n_past + history.shape[0]
+        _check(n_all <= self.config.max_history)
+        if time_gaps is not None:
+            _check(time_gaps.shape[0] == n_all)
+            # In the exported graph one operator instead of four.
+            n_all = time_gaps.shape[0]
+        query = self.encode_beside(history, time_gaps, memories, slice(n_past, n_all))
+        new = torch.cat([part for memory in memories for part in memory.new])
+        return query, new.view(len(past), -1, *new.shape[1:])
 
-    def beside(self, memories: Sequence[LayerMemory], table: Tensor, length: int) -> Tensor:
-        """Returns the part of ``table`` (max_history, max_history) of ``length`` new rows and all columns."""
-        n_past = memories[0].n_past
-        n_all = n_past + length
-        # What the exporter cannot know: a window is no longer than the table.
-        _check(n_all <= len(table))
-        return table[n_past:n_all, :n_all]
+    def places(self, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns where each row of ``history`` (batch, length) stands.
 
-    def places(
-        self, history: Tensor, memories: Sequence[LayerMemory] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns where each row of ``history`` stands; columns are all rows and the positions before them.
-
-        Positions: (length,) or (batch, length). How many positions back a column is: (length, n_columns).
-        Which ones a row may look at: (batch, length, n_columns), or (length, n_columns) beside memories.
+        Positions: (length,) or (batch, length). How many positions back a column is: (length, length). Which
+        ones a row may look at: (batch, length, length).
         """
         length = history.shape[1]
-        if memories:
-            # As few operators as can be: with one new item each of them costs as much as its work.
-            n_past = memories[0].n_past
-            rows = torch.arange(n_past, n_past + length, device=history.device)
-            distance = self.beside(memories, self.distances, length)
-            return rows, distance, distance >= 0
         # A slice of a table is one operator of the exported graph.
         distance = self.distances[:length, :length]
         real = history >= 0

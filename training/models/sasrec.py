@@ -8,7 +8,7 @@ correction (Yi et al. 2019).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from recserve.training.models.sequence import (
 
 # A gap falls into a bucket of its logarithm (base e): seconds 0..1 first, more than ~20 years last.
 N_GAP_BUCKETS = 21
+# A logit that leaves no weight, of a table of weights: those are finite in a bundle.
+HIDDEN = -1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,36 +91,41 @@ class SASRec(IncrementalModel):
             x = block(x, bias, buckets)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def encode_last(
-        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None
-    ) -> Tensor:
-        """Returns the last row of :meth:`forward`, see :meth:`IncrementalModel.encode_last`.
+    def encode(self, history: Tensor, time_gaps: Tensor | None = None) -> Tensor:
+        """Returns the last row of :meth:`forward`.
 
         The last block computes nothing for the other positions but their keys and values.
         """
-        x, bias, buckets = self._input(history, time_gaps, memories)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            memory = None if memories is None else memories[i]
-            x = block(x, bias, buckets, newest_only=i == last, memory=memory)
-        return self.norm(x)  # type: ignore[no-any-return]
+        x, bias, buckets = self._input(history, time_gaps)
+        for block in self.blocks[:-1]:
+            x = block(x, bias, buckets)
+        return self.norm(self.blocks[-1](x, bias, buckets, newest_only=True))  # type: ignore[no-any-return]
 
-    def _input(
-        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns the first block's input (batch, length, size), what is added to the attention's logits
-        ([batch, 1,] length, n_columns; −inf where a row may not look) and the buckets of the gaps."""
-        positions, distance, mask = self.places(history, memories)
-        x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
+    def encode_beside(
+        self, history: Tensor, time_gaps: Tensor | None, memories: Sequence[LayerMemory], rows: slice
+    ) -> Tensor:
+        """Returns what :meth:`encode` does, see :meth:`IncrementalModel.encode_beside`."""
+        n = history.shape[0]
+        x = F.embedding(history, self.item_embeddings) * math.sqrt(self.config.embedding_size)
+        # A second slice is one operator of the exported graph; where the rows end would be four.
+        x = x + self.position_embeddings[rows.start :][:n]
+        mask = torch.where(self.distances >= 0, 0.0, HIDDEN)[:n, :n]
         buckets = None if time_gaps is None else _gap_buckets(time_gaps)
-        if memories is not None:
-            x = x + F.embedding(positions, self.position_embeddings)
-            return x, torch.where(mask, 0.0, float("-inf")), buckets
+        blocks = [cast(Block, block) for block in self.blocks]
+        for block, memory in zip(blocks[:-1], memories, strict=False):
+            x = block.beside(x, memory, mask, buckets)
+        return self.norm(blocks[-1].beside(x, memories[-1], None, buckets))  # type: ignore[no-any-return]
+
+    def _input(self, history: Tensor, time_gaps: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the first block's input (batch, length, size), what is added to the attention's logits
+        (batch, 1, length, length; −inf where a row may not look) and the buckets of the gaps."""
+        positions, distance, mask = self.places(history)
+        x = F.embedding(history.clamp(min=0), self.item_embeddings) * math.sqrt(self.config.embedding_size)
         x = self.input_dropout(x + self.position_embeddings[positions])
         x = x * (history >= 0).unsqueeze(-1)
         # A padded row attends to itself: a softmax over nothing would be NaN.
         bias = torch.where(mask | (distance == 0), 0.0, float("-inf")).unsqueeze(1)
-        return x, bias, buckets
+        return x, bias, None if time_gaps is None else _gap_buckets(time_gaps)
 
 
 class Block(nn.Module):
@@ -142,18 +149,11 @@ class Block(nn.Module):
         )
 
     def forward(
-        self,
-        x: Tensor,
-        bias: Tensor,
-        gap_buckets: Tensor | None,
-        *,
-        newest_only: bool = False,
-        memory: LayerMemory | None = None,
+        self, x: Tensor, bias: Tensor, gap_buckets: Tensor | None, *, newest_only: bool = False
     ) -> Tensor:
-        """``x``: (batch, length, size); ``bias``: ([batch, 1,] length, n_columns), added to the logits.
+        """``x``: (batch, length, size); ``bias``: (batch, 1, length, length), added to the logits.
 
-        ``memory``: the positions before ``x``. Returns the same shape, with ``newest_only`` (batch, size):
-        the row of the last position.
+        Returns the same shape, with ``newest_only`` (batch, size): the row of the last position.
         """
         batch, length, size = x.shape
         n_asked = 1 if newest_only else length
@@ -161,24 +161,39 @@ class Block(nn.Module):
         normed = self.attention_norm(x).reshape(batch * length, size)
         query, key, value = self._query_key_value(normed, batch, length, newest_only)
         # Written out: the fused operator, when a bias is learned, does not export with free shapes.
-        scale = math.sqrt(query.shape[-1])
-        if memory is None:
-            logits = query @ key.transpose(-1, -2) / scale
-        else:
-            # The runtime makes the division one with the products that follow.
-            logits = memory.agreement(query / scale, key)
-        # The newest row may look at all that is remembered.
-        if memory is None or not newest_only:
-            logits = logits + bias[..., -n_asked:, :]
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        logits = logits + bias[..., -n_asked:, :]
         if self.gap_bias is not None and gap_buckets is not None:
             logits = logits + self.gap_bias[:, gap_buckets].permute(1, 0, 2).unsqueeze(2)
         weights = dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
-        attended = weights @ value if memory is None else memory.mixture(weights, value)
-        attended = attended.transpose(1, 2).reshape(batch * n_asked, -1)
+        attended = (weights @ value).transpose(1, 2).reshape(batch * n_asked, -1)
         asked = x[:, -1] if newest_only else x.reshape(batch * length, size)
         asked = asked + dropout(self.project(attended), self.dropout, self.training)
         answer: Tensor = asked + self.feed_forward(asked)
         return answer if newest_only else answer.view(batch, length, size)
+
+    def beside(
+        self, x: Tensor, memory: LayerMemory, mask: Tensor | None, gap_buckets: Tensor | None
+    ) -> Tensor:
+        """Mixes the new positions ``x`` (n, size) and those of ``memory``, as :meth:`forward` all of them.
+
+        ``mask``: (n, n), added to the logits between new positions; ``gap_buckets``: (n_past + n,). Returns
+        the same shape, without ``mask`` (1, size): the last row, which may look at all.
+        """
+        query, key, value = (
+            self.qkv(self.attention_norm(x))
+            .view(-1, 3 * self.n_heads, self.project.in_features // self.n_heads)
+            .chunk(3, dim=1)
+        )
+        if mask is None:
+            query, x = query[-1:], x[-1:]
+        # The runtime makes the division one with the products that follow.
+        logits = memory.agreement(query / math.sqrt(query.shape[-1]), key, mask)
+        if self.gap_bias is not None and gap_buckets is not None:
+            logits = logits + self.gap_bias[:, gap_buckets].unsqueeze(1)
+        x = x + self.project(memory.mixture(torch.softmax(logits, dim=-1), value))
+        answer: Tensor = x + self.feed_forward(x)
+        return answer
 
     def _query_key_value(
         self, normed: Tensor, batch: int, length: int, newest_only: bool
