@@ -11,16 +11,16 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 from typing import Any, Generic
 
 import structlog
 
 from recserve.engine.batch_policy import PRIORITIES, BatcherConfig, Decision, Rates, decide, surplus
-from recserve.engine.batch_run import BatchRun, E, abort
+from recserve.engine.batch_run import BatchRun, E
 from recserve.engine.breaker import Breakers
 from recserve.engine.brownout import Brownout, has_waited, will_be_late
 from recserve.engine.counters import Counters
+from recserve.engine.relief import Relief
 from recserve.engine.threads import Crew, this_crew
 from recserve.errors import Overloaded, Unavailable
 
@@ -30,8 +30,6 @@ log = structlog.get_logger("recserve.batcher")
 PAUSE_SECONDS = 0.004
 # How soon a thread sees at the end that nobody waits any more.
 END_SECONDS = 0.0005
-# How often the thread that gives cheaper answers looks who waits: in a brown-out, and else.
-RELIEF_SECONDS, IDLE_SECONDS = 0.01, 0.1
 
 
 class Batcher(Generic[E]):
@@ -92,12 +90,13 @@ class Batcher(Generic[E]):
             *("failed_batches", "failed_rows", "stuck_batches"),
         )
         self._run = BatchRun[E](self._counters, model_of, clock)
-        # Who is to get a cheaper answer, which does not wait for the batch that is computed; None at the end.
-        self._cheap: SimpleQueue[list[E] | None] = SimpleQueue()
+        self._relief = Relief[E](
+            self._degrade, config.max_size, is_on=lambda: self._is_pressed, surplus=self._take_surplus
+        )
         self._on_exhausted = on_exhausted
         self._crew = self._new_crew("batcher", config.threads, self._work, self._give_up)
-        self._relief = self._new_crew(
-            "relief", int(self._brownout is not None), self._relieve, self._fail_stuck
+        self._relievers = self._new_crew(
+            "relief", int(self._brownout is not None), self._relief.work, self._fail_stuck
         )
 
     def _new_crew(
@@ -118,6 +117,10 @@ class Batcher(Generic[E]):
     def n_waiting(self) -> int:
         """Entries that wait, those that are done already included."""
         return len(self._inbox) + self._n_classed
+
+    @property
+    def _is_pressed(self) -> bool:
+        return self._brownout is not None and self._brownout.is_on
 
     def submit(self, request: Any, entry: E) -> None:
         """Queues ``entry``; a handler of the service seam.
@@ -171,8 +174,8 @@ class Batcher(Generic[E]):
         self._closing = True
         self._wake_one()
         self._crew.join()
-        self._cheap.put(None)
-        self._relief.join()
+        self._relief.close()
+        self._relievers.join()
         self._closed = True
         self._refuse_the_rest()
 
@@ -219,7 +222,7 @@ class Batcher(Generic[E]):
 
     def _carry_out(self, decision: Decision[E]) -> None:
         if decision.degrade:
-            self._cheap.put(decision.degrade)
+            self._relief.put(decision.degrade)
         if self._config.threads > 1 and self.n_waiting:
             self._wake_one()
         try:
@@ -228,6 +231,11 @@ class Batcher(Generic[E]):
         finally:
             # After the others, whom it would make late as well.
             self._refuse(decision.late)
+        if self._is_pressed and not decision.take:
+            # Nobody has the time that a batch takes. To wake two threads for each who comes now would leave
+            # that which receives so little that all who come after have none either.
+            with self._forming:
+                self._pause(PAUSE_SECONDS, self._config.max_size)
 
     def _next(self) -> Decision[E] | None:
         """Returns what to do next, perhaps after a pause in which others come; None when nobody waits."""
@@ -246,31 +254,10 @@ class Batcher(Generic[E]):
                     return None
                 self._pause(decision.wake_at - now, decision.company)
 
-    def _relieve(self) -> None:
-        """Gives cheaper answers, on a thread of its own: whatever the model does, they are in time."""
-        while True:
-            is_on = self._brownout is not None and self._brownout.is_on
-            entries: list[E] | None = []
-            with suppress(Empty):
-                entries = self._cheap.get(timeout=RELIEF_SECONDS if is_on else IDLE_SECONDS)
-            if entries is None:
-                return
-            entries += self._take_surplus()
-            self._relief.begins(entries)
-            try:
-                # No more at once than the engine takes.
-                for start in range(0, len(entries), self._config.max_size):
-                    self._degrade(entries[start : start + self._config.max_size])
-            except BaseException:
-                abort(entries)
-                raise
-            if not self._relief.ends():
-                return
-
     def _take_surplus(self) -> list[E]:
         """Takes those who wait for more than the next batch out of the queue, in a brown-out."""
         # Where a batch is being formed, nobody waits for one that is computed.
-        if self._brownout is None or not self._brownout.is_on or not self._forming.acquire(blocking=False):
+        if self._brownout is None or not self._is_pressed or not self._forming.acquire(blocking=False):
             return []
         try:
             self._drain_inbox()
@@ -299,7 +286,7 @@ class Batcher(Generic[E]):
         if self._brownout.is_on != before:
             log.warning("brown-out ends" if before else "brown-out begins", waiting=self.n_waiting)
             # Who gives cheaper answers has slept until now.
-            self._cheap.put([])
+            self._relief.put([])
 
     def _pause(self, seconds: float, company: int) -> None:
         """Lets others come, until ``company`` wait: woken once, for each time costs those who bring them."""
@@ -366,8 +353,7 @@ class Batcher(Generic[E]):
             batch = self._without_failing(batch, start)
             if not batch:
                 return
-        is_pressed = self._brownout is not None and self._brownout.is_on
-        failed = self._run.run(self._answer_smaller if is_pressed else self._answer, batch)
+        failed = self._run.run(self._answer_smaller if self._is_pressed else self._answer, batch)
         if this_crew().has_given_up():
             return
         self._note(batch, failed)
@@ -380,7 +366,7 @@ class Batcher(Generic[E]):
         """Has the cheaper answer given to the entries of models that are left alone; returns the others."""
         alone = {model for model in map(self._model_of, batch) if self._breakers.is_open(model, now)}
         if resting := [entry for entry in batch if self._model_of(entry) in alone]:
-            self._cheap.put(resting)
+            self._relief.put(resting)
         return [entry for entry in batch if self._model_of(entry) not in alone]
 
     def _degrade(self, batch: list[E]) -> None:

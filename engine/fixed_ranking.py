@@ -1,6 +1,7 @@
 """An order of the whole catalogue that no query changes: by popularity, of a segment or of all, by age."""
 
 from dataclasses import dataclass
+from itertools import filterfalse, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,11 @@ class FixedRanking:
             return self._best_boosted(k, exclude, allowed, boosts)
         n = k + len(exclude)
         candidates = self.order[:n] if allowed is None else _first_allowed(self.order, allowed, n)
-        kept = candidates[~np.isin(candidates, exclude, kind="sort")][:k]
-        return self.scores[kept], kept
+        if len(exclude):
+            # Of so few NumPy takes four times as long.
+            left_out = set(exclude.tolist()).__contains__
+            candidates = np.array(list(islice(filterfalse(left_out, candidates.tolist()), k)), np.int32)
+        return self.scores[candidates], candidates
 
     def scores_of(self, items: Items) -> Scores:
         """Returns the scores of ``items`` (n,)."""

@@ -130,10 +130,10 @@ def test_a_cheaper_answer_that_hangs_is_given_up() -> None:
     batcher = Batcher[Any](_answering("full"), config, answer_degraded=held)
     with closing(batcher):
         stuck, behind = Entry(1), Entry(2)
-        batcher._cheap.put([stuck])
+        batcher._relief.put([stuck])
         assert isinstance(stuck.result(), Unavailable)
         held.gate.set()
-        batcher._cheap.put([behind])
+        batcher._relief.put([behind])
         assert behind.result() == 2
     assert batcher.stats()["stuck_batches"] == 1
 
@@ -147,10 +147,10 @@ def test_a_thread_that_dies_of_a_cheaper_answer_leaves_nobody_without_one() -> N
     batcher = Batcher[Any](_answering("full"), BatcherConfig(max_size=1), answer_degraded=answer)
     with closing(batcher):
         rows = [Entry(i) for i in range(3)]
-        batcher._cheap.put(list(rows))
+        batcher._relief.put(list(rows))
         assert all(isinstance(row.result(), Unavailable) for row in rows)
         after = Entry(3)
-        batcher._cheap.put([after])
+        batcher._relief.put([after])
         assert after.result() == "popular"
 
 
@@ -179,6 +179,39 @@ def test_the_batcher_degrades_whoever_cannot_wait() -> None:
         batcher.submit(None, patient)
         assert (hasty.result(), patient.result()) == ("popular", "full")
     assert (batcher.stats()["degraded_rows"], batcher.stats()["late_rows"]) == (1, 0)
+
+
+def test_who_has_no_time_for_a_batch_is_answered_together_with_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, sizes = [0.0], []
+    monkeypatch.setattr("recserve.engine.batcher.PAUSE_SECONDS", TIMEOUT_SECONDS)
+
+    def slow(rows: list[Any]) -> None:
+        now[0] += 1.0
+        _answering("full")(rows)
+
+    def popular(rows: list[Any]) -> None:
+        sizes.append(len(rows))
+        _answering("popular")(rows)
+
+    batcher = Batcher[Any](slow, BatcherConfig(max_size=4), answer_degraded=popular, clock=lambda: now[0])
+    with closing(batcher):
+        first = Entry()
+        batcher.submit(None, first)
+        assert first.result() == "full"
+        batcher._brownout = ON
+        hasty = [Entry(deadline=now[0] + 0.5) for _ in range(5)]
+        batcher.submit(None, hasty[0])
+        assert hasty[0].result() == "popular"
+        for row in hasty[1:]:
+            batcher.submit(None, row)
+        assert [row.result() for row in hasty[1:]] == ["popular"] * 4
+        assert sizes == [1, 4]
+        patient = [Entry() for _ in range(4)]
+        for row in patient:
+            batcher.submit(None, row)
+        assert [row.result() for row in patient] == ["full"] * 4
 
 
 def test_a_server_may_do_without() -> None:

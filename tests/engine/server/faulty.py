@@ -44,6 +44,13 @@ def inference_hangs(is_on: Callable[[], bool]) -> None:
     around(session, "infer", is_on, threading.Event().wait)
 
 
+def inference_takes_long(is_on: Callable[[], bool]) -> None:
+    """ONNX Runtime takes a tenth of a second more."""
+    from recserve.engine import session
+
+    around(session, "infer", is_on, lambda: time.sleep(0.1))
+
+
 def inference_fails(is_on: Callable[[], bool]) -> None:
     """ONNX Runtime raises."""
     from recserve.engine import session
@@ -93,6 +100,7 @@ def peers_vanish(is_on: Callable[[], bool]) -> None:
 
 FAULTS: dict[str, Callable[[Callable[[], bool]], None]] = {
     "inference-hangs": inference_hangs,
+    "inference-takes-long": inference_takes_long,
     "inference-fails": inference_fails,
     "threads-die": threads_die,
     "loop-blocks": loop_blocks,

@@ -9,6 +9,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from recserve.benchmarks.load.connection import OK
+from recserve.benchmarks.load.messages import draw
+from recserve.benchmarks.load.options import Asked, Client, Pace, read_target
+from recserve.benchmarks.load.process import run_processes
 from recserve.engine import Request
 from recserve.engine.client import RecommenderClient
 from recserve.engine.engine import Engine
@@ -23,6 +27,8 @@ from tests.engine.server.http_client import HttpCaller
 from tests.engine.server.raw_http2 import RawConnection
 
 TIMEOUT_SECONDS = 60.0
+# After that an overload may have left no trace.
+RECOVERY_SECONDS = 5.0
 UNAVAILABLE, INTERNAL, LATE = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.INTERNAL,
@@ -219,3 +225,36 @@ def test_a_load_without_memory_leaves_what_answers(repository: Path, tmp_path: P
         resource.prlimit(process_id, resource.RLIMIT_AS, (unlimited, unlimited))
         activate(v1, timeout=TIMEOUT_SECONDS)
         assert client.recommend(Request(k=1)).bundle_version == "v1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["grpcio", "native"])
+def test_in_an_overload_a_server_that_stood_still_answers_in_time_again(
+    bundle_folder: Path, tmp_path: Path, known: str, transport: str
+) -> None:
+    """Stopped for 0.8 s, it finds calls that have no time left and others behind them."""
+    stood_until: list[float] = []
+    # Twelve times what the model answers: 8 each 0.1 s.
+    pace = Pace(rate=1000.0, warm_up=0.0, duration=9.0, timeout=0.5)
+    settings = {"RECSERVE__BATCHER__MAX_SIZE": "8", "RECSERVE__SERVER__MAX_IN_FLIGHT": "2048"}
+    arguments = (bundle_folder, "--transport", transport)
+    with faulty("inference-takes-long", tmp_path, *arguments, **settings) as server:
+        server.fault(True)
+
+        def stand_still(seconds: float) -> None:
+            if seconds > 1.0 and not stood_until:
+                server.process.send_signal(signal.SIGSTOP)
+                time.sleep(0.8)
+                server.process.send_signal(signal.SIGCONT)
+                stood_until.append(seconds + 0.8)
+
+        samples = run_processes(
+            read_target(f"grpc://{server.address}"),
+            Asked(),
+            draw(Asked(), [known], [], 0),
+            pace,
+            Client(1, 8),
+            stand_still,
+        )
+    in_time = (samples.code == OK) & (samples.done - samples.due <= pace.timeout)
+    assert in_time[samples.due > stood_until[0] + RECOVERY_SECONDS].mean() >= 0.99
