@@ -1,5 +1,7 @@
 """What an id and a timestamp may be, wherever they come from."""
 
+from typing import Any
+
 import numpy as np
 
 from recserve.engine.bundle.vocabulary import MAX_ID_BYTES
@@ -9,10 +11,14 @@ from recserve.errors import InvalidRequest
 MAX_TIMESTAMP = 253_402_300_799
 
 
+def is_integer(number: Any) -> bool:
+    """Returns whether ``number`` is one, of Python or NumPy, and no truth value."""
+    return type(number) is int or isinstance(number, np.integer)
+
+
 def check_timestamp(name: str, timestamp: int) -> None:
     """Raises :class:`InvalidRequest` unless ``timestamp`` is whole seconds, 0 to the end of year 9999."""
-    is_integer = isinstance(timestamp, int | np.integer) and not isinstance(timestamp, bool)
-    if not is_integer or not 0 <= timestamp <= MAX_TIMESTAMP:
+    if not is_integer(timestamp) or not 0 <= timestamp <= MAX_TIMESTAMP:
         raise InvalidRequest(
             name, found=timestamp, expected=f"0 to {MAX_TIMESTAMP}", cure="Seconds since the epoch."
         )

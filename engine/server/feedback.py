@@ -10,7 +10,7 @@ from recserve.engine.models.router import Router
 from recserve.engine.server.call import Call, answer_later
 from recserve.engine.server.methods import Method, Shape
 from recserve.engine.state.distant import AnyState
-from recserve.engine.state.event_log import Outcome
+from recserve.engine.state.group_commit import Outcome
 from recserve.engine.state.state import LoggedEvent
 from recserve.engine.wire.events import (
     event_to_message,

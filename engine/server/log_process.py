@@ -16,10 +16,11 @@ from typing import Any
 import structlog
 
 from recserve.engine.children import follow_parent
+from recserve.engine.courtesy import Courtesy
 from recserve.engine.logs import configure_logs
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.distant import Opened
-from recserve.engine.state.event_log import Events
+from recserve.engine.state.group_commit import Events
 from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.observed import ObservedEvents, pack_one
 from recserve.engine.state.opening import open_places
@@ -142,9 +143,9 @@ def run_log(config: StateConfig, pipe: Connection) -> None:
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, signal.SIG_IGN)
     configure_logs()
-    tell = Teller(pipe)
+    tell, courtesy = Teller(pipe), Courtesy()
     try:
-        lock, store, keys = open_places(config, lock_seconds=LOCK_SECONDS)
+        lock, store, keys = open_places(config, lock_seconds=LOCK_SECONDS, give_way=courtesy)
     except RecserveError as error:
         pipe.send(error)
         return
@@ -152,7 +153,8 @@ def run_log(config: StateConfig, pipe: Connection) -> None:
     # What reads the events of a call: the first one need not wait for it.
     import recserve.engine.wire.events  # noqa: F401
 
-    with State(config, lock, store, keys, ToldEvents(tell), ToldItems(tell)) as state:
+    events, items = ToldEvents(tell), ToldItems(tell)
+    with State(config, lock, store, keys, events, items, give_way=courtesy) as state:
         state.listeners.append(ToldListener(tell))
         state.on_failed = lambda: tell("failed", state.log.failure)
         with ThreadPoolExecutor(N_ASKING, "recserve-asking") as asking:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import Events, Outcome, check_waiting
+from recserve.engine.state.event_log import check_waiting
 from recserve.engine.state.events import Event
 from recserve.engine.state.follower import Interaction, Loaded, LogListener
+from recserve.engine.state.group_commit import Events, Outcome
 from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.keys import Pseudonyms
 from recserve.engine.state.observed import ObservedEvents
@@ -85,11 +86,7 @@ class DistantState:
         for thread in self._threads:
             thread.start()
 
-    def append(
-        self,
-        read: Callable[[], Events],
-        done: Callable[[Outcome | Exception], None],
-    ) -> None:
+    def append(self, read: Callable[[], Events], done: Callable[[Outcome | Exception], None]) -> None:
         """As :meth:`State.append`; ``read`` must be picklable."""
         # Here, too: a process that stands still refuses nobody.
         check_waiting(len(self._waiting), self.config)

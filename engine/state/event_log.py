@@ -1,45 +1,27 @@
 """The one thread that writes events: what waits together is committed together.
 
 An answer is given after the commit, when the event is as durable as was promised and in memory for the next
-request; between two commits the thread does what else changes the log. Order: the keys of new users, the
-events, memory, answers.
+request; between two commits the thread does what else changes the log.
 """
 
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.events import (
-    EVERY_PURPOSE,
-    HISTORY_ACTIONS,
-    IMPRESSION,
-    SERVE,
-    Event,
-    check_event,
-    pack_event,
-    rating_of,
-)
-from recserve.engine.state.follower import Follower, Interaction
-from recserve.engine.state.keys import NONCE_BYTES, KeyStore
-from recserve.engine.state.store import EventRow, EventStore
-from recserve.errors import (
-    AlreadyRecorded,
-    Overloaded,
-    RecserveError,
-    StorageFailed,
-    Unavailable,
-    UserErased,
-)
+from recserve.engine.state.events import Event
+from recserve.engine.state.follower import Follower
+from recserve.engine.state.group_commit import Events, GroupCommit, Outcome
+from recserve.engine.state.keys import KeyStore
+from recserve.engine.state.store import EventStore
+from recserve.errors import Overloaded, RecserveError, StorageFailed, Unavailable
 
 log = structlog.get_logger("recserve.state")
 
@@ -49,30 +31,10 @@ T = TypeVar("T")
 MAX_COMMIT_SECONDS = 1.0
 # How often a server that has nothing to write looks for what others wrote.
 FOLLOW_SECONDS = 0.02
-# Bytes before an event's action: its timestamp, which the server may have set.
-TIMESTAMP_BYTES = 8
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the events of one call; the lists name their positions in it.
-
-    ``duplicates``: known already, and the same. ``refused``: with the reason. ``n_withheld``: nobody agreed
-    to keep them.
-    """
-
-    durability: str
-    n_stored: int = 0
-    n_withheld: int = 0
-    duplicates: list[int] = field(default_factory=list)
-    refused: list[tuple[int, RecserveError]] = field(default_factory=list)
-
-
-Events = Sequence[Event | RecserveError]
 
 
 class Entry(NamedTuple):
-    """A call that waits. ``read`` makes its events on the writer's thread; an error stands for a bad one."""
+    """A call that waits. ``read`` returns its events, on the writer's thread."""
 
     read: Callable[[], Events]
     done: Callable[[Outcome | Exception], None]
@@ -83,17 +45,6 @@ class Read(NamedTuple):
 
     entry: Entry
     events: Events | Exception
-
-
-class Candidate(NamedTuple):
-    """An event on its way into the log."""
-
-    outcome: Outcome
-    position: int
-    event: Event
-    purposes: int
-    plain: bytes
-    row: EventRow
 
 
 class EventLog:
@@ -107,14 +58,16 @@ class EventLog:
         config: StateConfig,
         *,
         on_failed: Callable[[], None] = lambda: None,
+        give_way: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``on_failed`` is called when nothing will be written any more."""
-        self._store, self._keys, self._follower = store, keys, follower
-        self._config = config
-        self._default_purposes = 0 if config.require_consent else EVERY_PURPOSE
+        """``on_failed`` is called when nothing will be written any more, ``give_way`` often while events are.
+
+        Here as there, a thread that has no hurry can let others go first.
+        """
+        self._store, self._follower, self._config = store, follower, config
+        self._group_commit = GroupCommit(store, keys, follower, config, give_way=give_way, clock=clock)
         self._on_failed = on_failed
-        self._clock = clock
         self._queue: SimpleQueue[Entry | Callable[[], None] | None] = SimpleQueue()
         self._n_waiting = 0
         # Guards the count.
@@ -126,11 +79,7 @@ class EventLog:
         self._thread = threading.Thread(target=self._work, name="recserve-events", daemon=True)
         self._thread.start()
 
-    def append(
-        self,
-        read: Callable[[], Events],
-        done: Callable[[Outcome | Exception], None],
-    ) -> None:
+    def append(self, read: Callable[[], Events], done: Callable[[Outcome | Exception], None]) -> None:
         """Queues the events of one call; ``done`` is called on the writer's thread when they are durable.
 
         ``read`` returns them, on that thread too; what it raises is the answer.
@@ -236,101 +185,17 @@ class EventLog:
         if self.failure is not None:
             return [self.failure] * len(group)
         try:
-            answers, candidates = self._prepare_all(group)
-            while not self._keys.commit():
-                self._follower.catch_up()
-                answers, candidates = self._prepare_all(group)
-            if candidates:
-                added = self._store.append([candidate.row for candidate in candidates])
-                self._apply(candidates, added)
+            return self._group_commit.run([read.events for read in group])
         except Exception as error:  # noqa: BLE001 - the callers get it
-            self._keys.discard()
             if isinstance(error, StorageFailed):
                 self._fail(error)
             return [error] * len(group)
-        return answers
 
     def _fail(self, error: StorageFailed) -> None:
         # After a failed write or sync nobody knows what is on the disk: only a fresh start finds out.
         log.critical("the event log failed, nothing more is written", exc_info=error)
         self.failure = error
         self._on_failed()
-
-    def _prepare_all(self, group: Sequence[Read]) -> tuple[list[Outcome | Exception], list[Candidate]]:
-        candidates: list[Candidate] = []
-        return [self._prepare(read.events, candidates) for read in group], candidates
-
-    def _prepare(self, events: Events | Exception, candidates: list[Candidate]) -> Outcome | Exception:
-        """Checks and closes the events of a call; adds those that can be written to ``candidates``."""
-        if isinstance(events, Exception):
-            return events
-        outcome = Outcome(self._store.durability)
-        n_before = len(candidates)
-        try:
-            self._prepare_each(events, outcome, candidates)
-        except Exception as error:  # noqa: BLE001 - this caller gets it, the others are not to blame
-            del candidates[n_before:]
-            return error
-        return outcome
-
-    def _prepare_each(self, events: Events, outcome: Outcome, candidates: list[Candidate]) -> None:
-        received = int(self._clock())
-        nonces = os.urandom(NONCE_BYTES * len(events))
-        for position, event in enumerate(events):
-            if isinstance(event, RecserveError):
-                outcome.refused.append((position, event))
-                continue
-            purposes = self._default_purposes if event.purposes is None else event.purposes
-            if not purposes:
-                outcome.n_withheld += 1
-                continue
-            try:
-                nonce = nonces[NONCE_BYTES * position : NONCE_BYTES * (position + 1)]
-                plain, row = self._close_event(event, purposes, received, nonce)
-            except RecserveError as error:
-                outcome.refused.append((position, error))
-            else:
-                candidates.append(Candidate(outcome, position, event, purposes, plain, row))
-
-    def _close_event(
-        self, event: Event, purposes: int, received: int, nonce: bytes
-    ) -> tuple[bytes, EventRow]:
-        check_event(event)
-        plain = pack_event(event, purposes)
-        user_key, event_key = self._keys.user_key(event.user_id), self._keys.event_key(event.event_id)
-        if self._keys.is_erased(user_key):
-            raise UserErased("user", found="erased", expected="one who is known, or new")
-        body = self._keys.seal(user_key, event_key, received, plain, nonce)
-        return plain, (event_key, user_key, received, body)
-
-    def _apply(self, candidates: Sequence[Candidate], added: Iterable[bool]) -> None:
-        fresh: list[Interaction] = []
-        shown: list[Interaction] = []
-        for candidate, is_new in zip(candidates, added, strict=True):
-            outcome, position, event, purposes, plain, row = candidate
-            if is_new:
-                outcome.n_stored += 1
-                if purposes & SERVE and event.action in (*HISTORY_ACTIONS, IMPRESSION):
-                    kind = shown if event.action == IMPRESSION else fresh
-                    value = rating_of(event.action, event.value)
-                    kind.append((row[1], event.item_id, event.timestamp, value))
-            else:
-                try:
-                    self._check_same(row, plain)
-                    outcome.duplicates.append(position)
-                except RecserveError as error:
-                    outcome.refused.append((position, error))
-        self._follower.written(fresh, shown)
-
-    def _check_same(self, row: EventRow, plain: bytes) -> None:
-        """Raises :class:`AlreadyRecorded` unless the log has this very event, whatever its time."""
-        event_key, user_key = row[0], row[1]
-        known = self._store.get(event_key)
-        before = None
-        if known is not None and known.user_key == user_key:
-            before = self._keys.open(known.user_key, known.event_key, known.received, known.body)
-        if before is None or before[TIMESTAMP_BYTES:] != plain[TIMESTAMP_BYTES:]:
-            raise AlreadyRecorded("event_id", found="used by another event", expected="one for each event")
 
 
 def check_waiting(n_calls: int, config: StateConfig) -> None:

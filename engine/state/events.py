@@ -5,9 +5,10 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from recserve.engine.bundle.histories import MAX_VALUE
-from recserve.engine.bundle.ids import check_id, check_timestamp
+from recserve.engine.bundle.ids import check_id, check_timestamp, is_integer
 from recserve.errors import DataError, InvalidRequest, nearest
 
 # Impressions were not chosen and dislikes must not attract: neither belongs in a history.
@@ -79,21 +80,34 @@ def check_event(event: Event) -> None:
     check_id("event_id", event.event_id)
     check_action(event.action)
     check_timestamp("timestamp", event.timestamp)
-    if event.value is not None and not math.isfinite(event.value):
+    if event.value is not None and not _is_finite(event.value):
         raise InvalidRequest("value", found=event.value, expected="a finite number")
     if event.slate_id:
         check_id("slate_id", event.slate_id)
-    if not 0 <= event.rank < 1 << 16:
+    if not is_integer(event.rank) or not 0 <= event.rank < 1 << 16:
         raise InvalidRequest("rank", found=event.rank, expected="0 to 65535")
     if event.context:
         _check_context(event.context)
+    if event.purposes is not None and not (
+        is_integer(event.purposes) and 0 <= event.purposes <= EVERY_PURPOSE
+    ):
+        raise InvalidRequest("purposes", found=event.purposes, expected=f"0 to {EVERY_PURPOSE}")
     for name, text in (("arm", event.arm), ("variant", event.variant)):
         check_id(name, text, may_be_empty=True)
-    if event.propensity is not None and not 0 < event.propensity <= 1:
+    if event.propensity is not None and not (_is_finite(event.propensity) and 0 < event.propensity <= 1):
         raise InvalidRequest("propensity", found=event.propensity, expected="above 0, at most 1")
 
 
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, OverflowError):
+        return False
+
+
 def _check_context(context: Mapping[str, str]) -> None:
+    if not all(isinstance(text, str) for pair in context.items() for text in pair):
+        raise InvalidRequest("context", found="of other things", expected="strings by strings")
     if len(context) > MAX_CONTEXT:
         raise InvalidRequest("context", found=f"{len(context)} entries", expected=f"at most {MAX_CONTEXT}")
     n_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in context.items())
@@ -131,7 +145,8 @@ def _pack(event: Event, purposes: int) -> bytes:
 
 def _pack_rest(event: Event) -> bytes:
     context = dict(event.context)
-    shown = (event.arm, event.variant, event.propensity, event.explored)
+    propensity = None if event.propensity is None else float(event.propensity)
+    shown = (event.arm, event.variant, propensity, bool(event.explored))
     if shown != NOT_SHOWN:
         return json.dumps([context, *shown], ensure_ascii=False).encode()
     return json.dumps(context, ensure_ascii=False).encode() if context else b""

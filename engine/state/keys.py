@@ -215,10 +215,16 @@ class KeyStore(Pseudonyms):
 
 
 def _mac(keyed: Any, text: str) -> bytes:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        # Named only here: it takes a third of the time of the whole.
+        data = text.encode("utf-8", "surrogatepass")
     # A copy of what has its key: a third of the time of a new one.
     mac = keyed.copy()
-    mac.update(text.encode("utf-8", "surrogatepass"))
-    return bytes(mac.finalize()[:USER_KEY_BYTES])
+    mac.update(data)
+    digest: bytes = mac.finalize()
+    return digest[:USER_KEY_BYTES]
 
 
 def _bound(user_key: bytes, event_key: bytes, received: int) -> bytes:

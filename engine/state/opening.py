@@ -34,10 +34,17 @@ class Places(NamedTuple):
     keys: KeyStore
 
 
-def open_places(config: StateConfig, *, read_only: bool = False, lock_seconds: float = 0.0) -> Places:
+def open_places(
+    config: StateConfig,
+    *,
+    read_only: bool = False,
+    lock_seconds: float = 0.0,
+    give_way: Callable[[], None] | None = None,
+) -> Places:
     """Opens what ``config.url`` names; ``read_only``: beside the servers that write.
 
-    ``lock_seconds``: how long another process may go on with a file. Raises :class:`ConfigError` when it
+    ``lock_seconds``: how long another process may go on with a file. ``give_way`` is called often by whatever
+    of it computes in this process. Raises :class:`ConfigError` when it
     cannot be used, :class:`Unavailable` when nobody answers there.
     """
     with ExitStack() as opened:
@@ -46,7 +53,7 @@ def open_places(config: StateConfig, *, read_only: bool = False, lock_seconds: f
             lock = _lock(Path(f"{config.path}.lock"), lock_seconds)
             opened.callback(os.close, lock)
         read_masters = _masters(config, may_make=not read_only)
-        store, table = _open_tables(config, read_only=read_only)
+        store, table = _open_tables(config, read_only, give_way)
         opened.callback(store.close)
         opened.callback(table.close)
         places = Places(lock, store, KeyStore(table, read_masters, read_only=read_only))
@@ -83,7 +90,9 @@ def prune_items(config: StateConfig, is_in_bundle: Callable[[str], bool]) -> int
     return len(brought)
 
 
-def _open_tables(config: StateConfig, *, read_only: bool) -> tuple[EventStore, KeyTable]:
+def _open_tables(
+    config: StateConfig, read_only: bool, give_way: Callable[[], None] | None
+) -> tuple[EventStore, KeyTable]:
     if config.scheme == "postgresql":
         postgres = PostgresDatabase(config.url, durability=config.durability, read_only=read_only)
         return PostgresStore(postgres), PostgresKeys(postgres)
@@ -92,7 +101,8 @@ def _open_tables(config: StateConfig, *, read_only: bool) -> tuple[EventStore, K
         return RedisStore(redis), RedisKeys(redis)
     durability = "memory" if config.is_memory else config.durability
     table = SqliteKeys(_keys_file(config), durability=durability, read_only=read_only)
-    return SqliteStore(config.path or MEMORY, durability=durability, read_only=read_only), table
+    path = config.path or MEMORY
+    return SqliteStore(path, durability=durability, read_only=read_only, give_way=give_way), table
 
 
 def _masters(config: StateConfig, *, may_make: bool) -> Callable[[], MasterKeys]:

@@ -4,7 +4,8 @@ The files are separate, so that a copy of the log, however old, does not open wh
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ DELETE FROM cursors WHERE name = 'rows of users';
 DROP TABLE events_before;
 """
 COLUMNS = "seq, event_key, user_key, received, body"
+# Of SQLite's machine, some tenths of a millisecond.
+STEPS_BETWEEN = 1000
 INSERT = "INSERT INTO events (event_key, user_key, received, body)"
 
 
@@ -58,8 +61,18 @@ class SqliteStore:
 
     is_shared = False
 
-    def __init__(self, path: str | Path, *, durability: str, read_only: bool = False) -> None:
-        """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened."""
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        durability: str,
+        read_only: bool = False,
+        give_way: Callable[[], None] | None = None,
+    ) -> None:
+        """``path``: a file or ":memory:". Raises :class:`ConfigError` when it cannot be opened.
+
+        ``give_way`` is called often, by SQLite too.
+        """
         self.durability = durability
         self._database: Any = open_database(
             path,
@@ -69,6 +82,8 @@ class SqliteStore:
             read_only=read_only,
             formats=FORMATS,
         )
+        if give_way is not None:
+            self._database.set_progress_handler(partial(_go_on, give_way), STEPS_BETWEEN)
         if not read_only:
             with storage_errors():
                 self._bring_up_to_date()
@@ -191,6 +206,12 @@ class SqliteStore:
                 execute(BRING_UP_TO_DATE, {"cursor": INDEXED}).fetchall()
             if execute("PRAGMA user_version").get != FORMATS[-1]:
                 execute(f"PRAGMA user_version={FORMATS[-1]}").fetchall()
+
+
+def _go_on(give_way: Callable[[], None]) -> bool:
+    give_way()
+    # Whether to stop.
+    return False
 
 
 class SqliteKeys:

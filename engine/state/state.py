@@ -16,9 +16,10 @@ from types import TracebackType
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import EventLog, Events, Outcome, blocking
+from recserve.engine.state.event_log import EventLog, blocking
 from recserve.engine.state.events import Event, unpack_event
 from recserve.engine.state.follower import Follower, Loaded, LogListener
+from recserve.engine.state.group_commit import Events, Outcome
 from recserve.engine.state.items import ItemChange, LiveItems, check_change, check_room, pack_change
 from recserve.engine.state.keys import KeyStore, Pseudonyms
 from recserve.engine.state.master import MasterKeys, read_master_keys
@@ -52,13 +53,15 @@ class State:
         keys: KeyStore,
         observed: ObservedEvents,
         live_items: LiveItems,
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
+        """``give_way``: as of :class:`EventLog`."""
         self.config = config
         self.observed, self.live_items = observed, live_items
         self._lock = lock
         self._store, self._keys = store, keys
         self._follower = Follower(store, keys, observed, live_items)
-        self.log = EventLog(store, keys, self._follower, config, on_failed=self._failed)
+        self.log = EventLog(store, keys, self._follower, config, on_failed=self._failed, give_way=give_way)
         # Who wants to know that nothing is written any more; set by the server.
         self.on_failed: Callable[[], None] = lambda: None
 
@@ -79,11 +82,7 @@ class State:
         """Builds the histories in memory from the log, and ends what an earlier process left half done."""
         return self.log.do(self._follower.load).result()
 
-    def append(
-        self,
-        read: Callable[[], Events],
-        done: Callable[[Outcome | Exception], None],
-    ) -> None:
+    def append(self, read: Callable[[], Events], done: Callable[[Outcome | Exception], None]) -> None:
         """As :meth:`EventLog.append`."""
         self.log.append(read, done)
 

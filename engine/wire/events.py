@@ -2,9 +2,10 @@
 
 import time
 import uuid
+from collections.abc import Iterator
 
-from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import EXPORT, LEARN, SERVE, Event
+from recserve.engine.state.group_commit import Outcome
 from recserve.engine.wire.convert import decoded, new_message
 from recserve.engine.wire.status import status_of
 from recserve.errors import InvalidRequest
@@ -15,8 +16,22 @@ DURABILITIES = {"power": pb.POWER, "process": pb.PROCESS, "memory": pb.MEMORY}
 DURABILITY_NAMES = {number: name for name, number in DURABILITIES.items()}
 
 
-def read_events(data: bytes, max_events: int) -> list[Event]:
-    """Reads the bytes of a ``RecordRequest``; values are checked by the log, not here.
+class MessageEvents:
+    """The events of a message, made one by one; values are checked by the log, not here."""
+
+    def __init__(self, message: pb.RecordRequest) -> None:
+        self._message = message
+        self._now = int(time.time())
+
+    def __len__(self) -> int:
+        return len(self._message.events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return (event_from_message(event, self._now) for event in self._message.events)
+
+
+def read_events(data: bytes, max_events: int) -> MessageEvents:
+    """Reads the bytes of a ``RecordRequest``.
 
     Raises :class:`MalformedRequest`, or :class:`InvalidRequest` when there are more than ``max_events``.
     """
@@ -24,31 +39,7 @@ def read_events(data: bytes, max_events: int) -> list[Event]:
     if len(message.events) > max_events:
         found = f"{len(message.events)} long"
         raise InvalidRequest("events", found=found, expected=f"at most {max_events}")
-    return events_from_message(message)
-
-
-def events_from_message(message: pb.RecordRequest) -> list[Event]:
-    """Reads the events of a call; values are checked by the log, not here."""
-    now = int(time.time())
-    return [
-        Event(
-            user_id=event.user_id,
-            item_id=event.item_id,
-            action=event.action or DEFAULT_ACTION,
-            timestamp=event.timestamp if event.HasField("timestamp") else now,
-            event_id=event.event_id or uuid.uuid4().hex,
-            value=event.value if event.HasField("value") else None,
-            slate_id=event.slate_id,
-            rank=event.rank,
-            context=dict(event.context) if event.context else {},
-            purposes=_purposes(event.consent) if event.HasField("consent") else None,
-            arm=event.arm,
-            variant=event.variant,
-            propensity=event.propensity if event.HasField("propensity") else None,
-            explored=event.explored,
-        )
-        for event in message.events
-    ]
+    return MessageEvents(message)
 
 
 def event_to_message(event: Event) -> pb.Event:
@@ -80,10 +71,24 @@ def event_to_message(event: Event) -> pb.Event:
     return message
 
 
-def event_from_message(message: pb.Event) -> Event:
-    """Reads an event of an export."""
-    [event] = events_from_message(pb.RecordRequest(events=[message]))
-    return event
+def event_from_message(message: pb.Event, now: int = 0) -> Event:
+    """Reads an event; ``now``: the time of one that has none."""
+    return Event(
+        user_id=message.user_id,
+        item_id=message.item_id,
+        action=message.action or DEFAULT_ACTION,
+        timestamp=message.timestamp if message.HasField("timestamp") else now,
+        event_id=message.event_id or uuid.uuid4().hex,
+        value=message.value if message.HasField("value") else None,
+        slate_id=message.slate_id,
+        rank=message.rank,
+        context=dict(message.context) if message.context else {},
+        purposes=_purposes(message.consent) if message.HasField("consent") else None,
+        arm=message.arm,
+        variant=message.variant,
+        propensity=message.propensity if message.HasField("propensity") else None,
+        explored=message.explored,
+    )
 
 
 def outcome_to_message(outcome: Outcome) -> pb.RecordResponse:

@@ -44,7 +44,7 @@ class HSTUConfig:
     n_blocks: int = 0
     n_heads: int = 0
     max_history: int = 0
-    dropout: float = 0.3
+    dropout: float = 0.5
     time_gaps: bool = True
     """Whether attention knows how far apart in time two items are."""
     incremental: bool = False

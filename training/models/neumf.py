@@ -1,12 +1,15 @@
 """NeuMF: generalised matrix factorisation beside a perceptron, of ids alone (He 2017, arXiv:1708.05031).
 
 Trained on every interaction against items drawn at random unless told to read ratings. A user is its id
-and its history: the paper has no answer for a user unseen in training. The history is what the user met
-at any time, the example left out (as in FISM, Kabbur 2013), since ids alone know no time: with what came
-before each example a test of interactions held out at random ranks by popularity.
+or, if training did not know it (and for a share of the examples, as if), its history: the paper has no
+answer then. Never both: of the id less the history training could tell which item was left out of it.
+The history is what the user met at any time, the example left out (as in FISM, Kabbur 2013), since ids
+alone know no time: with what came before each example a test of interactions held out at random ranks by
+popularity.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +27,15 @@ from recserve.training.models.ranker import (
 from recserve.training.ranking.examples import Labels
 from recserve.training.ranking.space import FeatureSpace
 
-INIT_STD = 0.05
+INIT_STD = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeuMFConfig(RankerConfig):
     """Ids alone: no context, sampled labels."""
 
-    embedding_size: int = 32
+    embedding_size: int = 64
+    dropout: float = 0.0
     context: bool = False
     labels: str = "sampled"
     unknown_rate: float = 0.03
@@ -55,24 +59,26 @@ class NeuMF(Ranker):
             nn.init.zeros_(table.weight[0])
         self.first = FirstLayer(size, size, config.hidden[0])
         self.rest = perceptron(list(config.hidden), self.n_targets, config.dropout)
-        self.factor_weights = nn.Parameter(torch.ones(size, self.n_targets))
-        self.item_bias = nn.Embedding(schema.n_items + 1, self.n_targets)
-        nn.init.zeros_(self.item_bias.weight)
+        self.factor_weights = nn.Parameter(torch.empty(size, self.n_targets))
+        # The layer that adds up both halves, in two parts.
+        for weights in (cast(nn.Linear, self.rest[-1]).weight, self.factor_weights):
+            nn.init.normal_(weights, std=INIT_STD)
 
     def encode_user(self, history: Tensor, columns: Tensor) -> Side:
-        both = self.users(columns[:, 0])
+        ids = columns[:, :1]
+        both = self.users(ids[:, 0])
         if self.config.max_history:
-            both = both + pooled(self.history(history), history > 0)
+            both = torch.where(ids > 0, both, pooled(self.history(history), history > 0))
         factors, inputs = both.unsqueeze(1).chunk(2, dim=-1)
         return factors, self.first.of_user(inputs)
 
     def encode_item(self, items: ItemFeatures) -> Side:
         factors, inputs = self.items(items.ids).chunk(2, dim=-1)
-        return factors, self.first.of_item(inputs), self.item_bias(items.ids)
+        return factors, self.first.of_item(inputs)
 
     def combine(self, user: Side, item: Side) -> Tensor:
         deep: Tensor = self.rest(user[1] + item[1])
-        return (user[0] * item[0]) @ self.factor_weights + deep + item[2]
+        return (user[0] * item[0]) @ self.factor_weights + deep
 
 
 FAMILY = ranker_family(NeuMF, NeuMFConfig)

@@ -15,8 +15,8 @@ from recserve.engine.server.kafka.sink import KafkaSink
 from recserve.engine.server.kafka.source import KafkaSource
 from recserve.engine.server.kafka.topic import Topic, new_consumer, parse_topic
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import LEARN, Event
+from recserve.engine.state.group_commit import Outcome
 from recserve.engine.state.state import State, open_state, read_log
 from recserve.errors import ConfigError, StorageFull, Unavailable
 from tests.engine.server.killing import serving

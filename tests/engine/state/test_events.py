@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,16 +72,24 @@ def test_an_event_comes_back_as_it_was(event: Event) -> None:
         ("timestamp", 1 << 40),
         ("value", float("nan")),
         ("value", float("inf")),
+        ("value", "5"),
+        ("value", 10**400),
+        ("purposes", 8),
+        ("purposes", "serve"),
         ("slate_id", "s" * 257),
         ("arm", "a" * 257),
         ("variant", "v" * 257),
         ("propensity", 0.0),
         ("propensity", 1.5),
         ("propensity", float("nan")),
+        ("propensity", "0.5"),
         ("rank", -1),
         ("rank", 65536),
+        ("rank", "1"),
+        ("rank", 1.5),
         ("context", {"key": "x" * 4096}),
         ("context", {str(i): "" for i in range(65)}),
+        ("context", {"key": 5}),
     ],
 )
 def test_a_field_that_cannot_be_kept_is_named(field: str, value: Any) -> None:
@@ -88,6 +97,15 @@ def test_a_field_that_cannot_be_kept_is_named(field: str, value: Any) -> None:
     check_event(Event(**good))
     with pytest.raises(InvalidRequest, match=f"^{field} is"):
         check_event(Event(**{**good, field: value}))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    fields = {"value": 5, "rank": 1, "timestamp": 7, "propensity": 0.5, "explored": True, "purposes": SERVE}
+    made_by = {"value": np.float32, "propensity": np.float32, "explored": np.bool_}
+    ids: dict[str, Any] = {"user_id": "u", "item_id": "i", "event_id": "e", "arm": "a"}
+    event = Event(**ids, **{name: made_by.get(name, np.int64)(value) for name, value in fields.items()})
+    check_event(event)
+    assert unpack_event(pack_event(event, SERVE), "u") == Event(**ids, **fields)
 
 
 def test_text_that_utf8_cannot_carry_is_refused() -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import SERVE, Event
+from recserve.engine.state.group_commit import Outcome
 from recserve.engine.state.master import add_key
 from recserve.engine.state.upkeep import look_after
 from recserve.errors import AlreadyRecorded, InvalidRequest, StorageFull, UserErased

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import EventLog, Outcome
+from recserve.engine.state.event_log import EventLog
 from recserve.engine.state.events import Event
+from recserve.engine.state.group_commit import Outcome
 from recserve.engine.state.master import add_key
 from recserve.engine.state.state import State, open_state
 from recserve.errors import ConfigError, StorageFull, Unavailable, UserErased
@@ -177,13 +178,15 @@ def test_a_key_that_another_server_closed_anew_is_opened(shared: StateConfig) ->
 def test_closing_keys_anew_brings_no_erased_user_back(shared: StateConfig) -> None:
     with opened(shared) as one, opened(shared) as other:
         one.record([event(1)])
-        user_key = one._keys.user_key("u")
-        row = one._keys._table.get(user_key)
+        # On the thread that has the connection.
+        do, keys = one.log.do, one._keys
+        user_key = keys.user_key("u")
+        row = do(lambda: keys._table.get(user_key)).result()
         assert row is not None
         # Between reading a key and writing it.
         other.erase("u").result()
-        one._keys._table.replace([(user_key, *row)])
-        assert one._keys._table.get(user_key) is None
+        do(lambda: keys._table.replace([(user_key, *row)])).result()
+        assert do(lambda: keys._table.get(user_key)).result() is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 
 from recserve.engine import Engine, Request
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import Outcome
 from recserve.engine.state.events import Event
+from recserve.engine.state.group_commit import EVENTS_BETWEEN, Outcome
+from recserve.engine.state.items import LiveItems
+from recserve.engine.state.observed import ObservedEvents
+from recserve.engine.state.opening import open_places
 from recserve.engine.state.sqlite_store import SqliteStore
 from recserve.engine.state.state import State, open_state, read_log
 from recserve.errors import (
@@ -136,6 +140,18 @@ def test_a_call_that_cannot_be_read_leaves_nothing_of_it(config: StateConfig) ->
         assert isinstance(future.result(TIMEOUT_SECONDS), ValueError)
         state.record([event(2)])
     assert logged(config) == ["e2"]
+
+
+def test_who_writes_gives_way_often(config: StateConfig) -> None:
+    turns: list[str] = []
+    lock, store, keys = open_places(config, give_way=partial(turns.append, "SQLite"))
+    memory = ObservedEvents(max_users=10, max_items=10)
+    give_way = partial(turns.append, "events")
+    with closing(State(config, lock, store, keys, memory, LiveItems(), give_way)) as state:
+        state.record([event(number) for number in range(10 * EVENTS_BETWEEN)])
+    # When they are checked and closed, and when they go to memory.
+    assert turns.count("events") == 20
+    assert "SQLite" in turns
 
 
 def test_what_waits_together_is_committed_together(
