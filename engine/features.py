@@ -302,10 +302,11 @@ def pad_time_gaps(timestamps: list[NDArray[np.int64]], length: int, now: int) ->
     for row, times in zip(gaps, timestamps, strict=True):
         newest = times[-length:] if length else times[:0]
         if len(newest):
-            # In place, and in whole seconds until they are stored: a history alone waits for every step.
-            part = row[-len(newest) :]
-            np.subtract(newest[1:], newest[:-1], out=part[:-1], casting="unsafe")
-            part[-1] = now - newest[-1]
-            np.maximum(part, 0, out=part)
-            part *= newest > 0
+            # In whole seconds until they are stored: conversions on the way take longer than all the rest,
+            # and a history alone waits for every step.
+            apart = np.empty(len(newest), np.int64)
+            np.subtract(newest[1:], newest[:-1], out=apart[:-1])
+            apart[-1] = now - newest[-1]
+            apart[(apart < 0) | (newest <= 0)] = 0
+            row[-len(newest) :] = apart
     return gaps
