@@ -27,7 +27,10 @@ from recserve.errors import CheckFailed
 BATCH = 64
 OVERHEAD_BATCHES = (1, 8, 64)
 # Callers at a time, of whom the most that keep the promise count.
-CALLERS = (Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(8, 1), Shape(8, 2), Shape(8, 4), Shape(8, 8))
+CALLERS = (
+    *(Shape(1, 1), Shape(2, 1), Shape(4, 1)),
+    *(Shape(8, streams) for streams in (1, 2, 4, 8, 12, 16, 24)),
+)
 P99_BUDGET_MS = 25.0
 N_STARTS = 3
 # Of what the server can do.
