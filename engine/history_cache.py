@@ -89,7 +89,7 @@ class HistoryCache:
             n = 0
             if kept is not None:
                 self._kept.move_to_end(key)
-                n = _n_common(kept, items, timestamps)
+                n = _n_common(kept, items, timestamps, min(kept.n, len(items) - 1))
             self._n_hits += n > 0
             self._n_misses += n == 0
         return (kept, n) if n else (None, 0)
@@ -105,8 +105,8 @@ class HistoryCache:
     ) -> None:
         """Keeps ``new``, computed of the items of a history after the ``n_known`` that were ``found``.
 
-        Replaces what was kept of the user unless that is just what was found and has room. Keeps nothing of
-        who alone is larger than all may be.
+        Replaces what was kept of the user unless that has all of it, or is just what was found and has room.
+        Keeps nothing of who alone is larger than all may be.
         """
         n = n_known + new.shape[1]
         with self._lock:
@@ -116,6 +116,10 @@ class HistoryCache:
             kept = self._kept.get(key)
             if kept is not None and kept is found and kept.n == n_known and n <= len(kept.items):
                 kept.extend(items, timestamps, new)
+                return
+            # Nothing is new of who is asked about again, nor of what another thread kept meanwhile.
+            if kept is not None and n <= kept.n and _n_common(kept, items, timestamps, n) == n:
+                self._kept.move_to_end(key)
                 return
             made = Encoded(min(n + ROOM, self._longest), new, has_times=timestamps is not None)
             if found is not None:
@@ -146,9 +150,8 @@ class HistoryCache:
             self._n_bytes -= gone.n_bytes
 
 
-def _n_common(kept: Encoded, items: NDArray[np.int32], timestamps: NDArray[np.int64] | None) -> int:
-    """Returns how many of the oldest items ``kept`` has too; never all of them."""
-    n = min(kept.n, len(items) - 1)
+def _n_common(kept: Encoded, items: NDArray[np.int32], timestamps: NDArray[np.int64] | None, n: int) -> int:
+    """Returns how many of the oldest ``n`` items ``kept`` has too."""
     # Most are the same: bytes are compared sooner than arrays.
     is_same = items[:n].tobytes() == kept.items[:n].tobytes()
     if kept.timestamps is None or timestamps is None:

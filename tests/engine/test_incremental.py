@@ -11,6 +11,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from recserve.engine import Engine, EngineConfig, Request
 from recserve.engine.bundle.histories import History
@@ -287,12 +288,32 @@ def test_who_encodes_a_history_that_another_kept_meanwhile_keeps_the_same() -> N
     computed = items.astype(np.float32)[None, :, None, None]
     cache.keep("u", None, 0, items[:5], None, computed[:, :5])
     found, n_known = cache.find("u", items[:8], None)
-    for end in (7, 8, 7):
+    for end, longest in ((7, 7), (8, 8), (7, 8)):
         cache.keep("u", found, n_known, items[:end], None, computed[:, n_known:end])
         now, n = cache.find("u", items, None)
         assert now is not None
-        assert n == end
+        assert n == longest
         assert np.array_equal(now.past[:, :n], computed[:, :n])
+
+
+@pytest.mark.parametrize("timestamps", [None, np.arange(20, dtype=np.int64)])
+def test_who_is_asked_about_again_is_not_copied(timestamps: NDArray[np.int64] | None) -> None:
+    cache, items = HistoryCache(1 << 20, 20), np.arange(20, dtype=np.int32)
+    computed = items.astype(np.float32)[None, :, None, None]
+    cache.keep("u", None, 0, items[:9], timestamps, computed[:, :9])
+    kept, _ = cache.find("u", items, timestamps)
+    found, n_known = cache.find("u", items[:9], timestamps)
+    assert n_known == 8
+    cache.keep("u", found, n_known, items[:9], timestamps, computed[:, n_known:9])
+    assert cache.find("u", items, timestamps) == (kept, 9)
+    # Another item, or another time of the one after it, is not what is kept.
+    other = np.append(items[:8], np.int32(19))
+    cache.keep("u", found, n_known, other, timestamps, computed[:, 19:])
+    now, n = cache.find("u", np.append(other, np.int32(3)), timestamps)
+    assert now is not None
+    assert n == 9
+    assert now is not kept
+    assert now.past[0, 8] == 19
 
 
 @given(st.integers(1, 60), st.lists(st.integers(0, 1000), min_size=1, max_size=200))
