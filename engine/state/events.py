@@ -67,10 +67,10 @@ class Event:
 
 def check_action(action: str) -> None:
     """Raises :class:`InvalidRequest` unless ``action`` is one of ``ACTIONS``."""
-    if action not in ACTIONS:
-        raise InvalidRequest(
-            "action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=nearest(action, ACTIONS)
-        )
+    is_text = isinstance(action, str)
+    if not is_text or action not in ACTIONS:
+        cure = nearest(action, ACTIONS) if is_text else ""
+        raise InvalidRequest("action", found=action, expected=f"one of {', '.join(ACTIONS)}", cure=cure)
 
 
 def check_event(event: Event) -> None:
@@ -82,17 +82,15 @@ def check_event(event: Event) -> None:
     check_timestamp("timestamp", event.timestamp)
     if event.value is not None and not _is_finite(event.value):
         raise InvalidRequest("value", found=event.value, expected="a finite number")
-    if event.slate_id:
-        check_id("slate_id", event.slate_id)
     if not is_integer(event.rank) or not 0 <= event.rank < 1 << 16:
         raise InvalidRequest("rank", found=event.rank, expected="0 to 65535")
-    if event.context:
+    if type(event.context) is not dict or event.context:
         _check_context(event.context)
     if event.purposes is not None and not (
         is_integer(event.purposes) and 0 <= event.purposes <= EVERY_PURPOSE
     ):
         raise InvalidRequest("purposes", found=event.purposes, expected=f"0 to {EVERY_PURPOSE}")
-    for name, text in (("arm", event.arm), ("variant", event.variant)):
+    for name, text in (("slate_id", event.slate_id), ("arm", event.arm), ("variant", event.variant)):
         check_id(name, text, may_be_empty=True)
     if event.propensity is not None and not (_is_finite(event.propensity) and 0 < event.propensity <= 1):
         raise InvalidRequest("propensity", found=event.propensity, expected="above 0, at most 1")
@@ -106,11 +104,14 @@ def _is_finite(number: Any) -> bool:
 
 
 def _check_context(context: Mapping[str, str]) -> None:
-    if not all(isinstance(text, str) for pair in context.items() for text in pair):
+    if not isinstance(context, Mapping) or not all(
+        isinstance(text, str) for pair in context.items() for text in pair
+    ):
         raise InvalidRequest("context", found="of other things", expected="strings by strings")
     if len(context) > MAX_CONTEXT:
         raise InvalidRequest("context", found=f"{len(context)} entries", expected=f"at most {MAX_CONTEXT}")
-    n_bytes = sum(len(key.encode()) + len(value.encode()) for key, value in context.items())
+    # What UTF-8 cannot carry is refused when it is packed.
+    n_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for pair in context.items() for text in pair)
     if n_bytes > MAX_CONTEXT_BYTES:
         raise InvalidRequest(
             "context", found=f"{n_bytes} bytes long", expected=f"at most {MAX_CONTEXT_BYTES} bytes"

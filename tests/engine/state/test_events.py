@@ -90,6 +90,12 @@ def test_an_event_comes_back_as_it_was(event: Event) -> None:
         ("context", {"key": "x" * 4096}),
         ("context", {str(i): "" for i in range(65)}),
         ("context", {"key": 5}),
+        ("context", "key"),
+        ("context", None),
+        ("action", None),
+        ("action", ["click"]),
+        ("slate_id", None),
+        ("slate_id", 0),
     ],
 )
 def test_a_field_that_cannot_be_kept_is_named(field: str, value: Any) -> None:
@@ -108,9 +114,12 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert unpack_event(pack_event(event, SERVE), "u") == Event(**ids, **fields)
 
 
-def test_text_that_utf8_cannot_carry_is_refused() -> None:
+@pytest.mark.parametrize("broken", [{"item_id": "\ud800"}, {"context": {"key": "\ud800"}}])
+def test_text_that_utf8_cannot_carry_is_refused(broken: dict[str, Any]) -> None:
+    event = Event(**{"user_id": "u", "item_id": "i", "event_id": "e", **broken})
+    check_event(event)
     with pytest.raises(InvalidRequest, match="expected valid Unicode"):
-        pack_event(Event(user_id="u", item_id="\ud800", event_id="e"), EVERY_PURPOSE)
+        pack_event(event, EVERY_PURPOSE)
 
 
 @pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 40])
