@@ -109,12 +109,14 @@ def export_query_encoder(model: SequenceModel) -> EncoderGraph:
 
 def export_incremental_encoder(model: IncrementalModel) -> EncoderGraph:
     """Exports ``model.encode_new``, for one history, with free numbers of items before and of new ones."""
-    n_past, n_new = 5, 3
+    longest = model.config.max_history
+    # Both fit into a short history (of 4 or more), too: sizes of 0 and 1 would not stay free.
+    n_new = min(3, longest // 2)
+    n_past = min(5, longest - n_new)
     history = torch.arange(n_new, dtype=torch.int32) % model.n_items
     past = list(torch.zeros(model.past_shape(n_past)))
     features = [layout.HISTORY_INPUT, *(f"{layout.PAST_INPUT}{i}" for i in range(len(past)))]
     arguments: tuple[Any, ...] = (history, past)
-    longest = model.config.max_history
     past_dim, new_dim = (torch.export.Dim(name, min=0, max=longest) for name in ("past", "new"))
     shapes: tuple[Any, ...] = ({0: new_dim}, [{0: past_dim}] * len(past))
     if model.config.time_gaps:

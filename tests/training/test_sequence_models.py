@@ -1,14 +1,17 @@
 """The laws of every family that encodes a history: causality, padding, batches, export, learning."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from recserve.engine.bundle import layout
+from recserve.engine.bundle.item_table import FLOAT32
 from recserve.errors import InvalidRequest
-from recserve.exporters.onnx_graph import export_query_encoder
+from recserve.exporters.item_tables import save_parts
+from recserve.exporters.onnx_graph import export_incremental_encoder, export_query_encoder
 from recserve.exporters.parity import MAX_ABS_ERROR
 from recserve.training.data import EvaluationSet, Histories, Split
 from recserve.training.evaluate import evaluate, model_scorer
@@ -21,7 +24,7 @@ from recserve.training.models.sequence import SequenceModel
 
 N_ITEMS, LONGEST = 30, 9
 SMALL = {"embedding_size": 16, "max_history": LONGEST}
-FORMS = {
+FORMS: dict[str, dict[str, int]] = {
     "sasrec": {"n_heads": 2},
     "sasrec with gaps": {"n_heads": 2, "time_gaps": True},
     "gru4rec": {"hidden_size": 24, "n_blocks": 2},
@@ -33,10 +36,10 @@ CAUSAL = sorted(FORMS.keys() - {"bert4rec"})
 TOLERANCE = 1e-5
 
 
-def model(form: str, **more: bool) -> SequenceModel:
+def model(form: str, **more: int) -> SequenceModel:
     torch.manual_seed(0)
     family = family_of(form.split()[0])
-    net = family.create(family.settings(**SMALL, **FORMS[form], **more), 1, N_ITEMS).eval()
+    net = family.create(family.settings(**{**SMALL, **FORMS[form], **more}), 1, N_ITEMS).eval()
     assert isinstance(net, SequenceModel)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -218,3 +221,22 @@ def test_a_size_is_a_shape_and_what_is_given_goes_first() -> None:
 def test_wrong_shapes_are_refused(form: str, changes: dict[str, object], name: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
         family_of(form).settings(**changes)
+
+
+@torch.inference_mode()
+def test_the_second_graph_of_a_short_history_encodes_it_in_two_steps(tmp_path: Path) -> None:
+    net = model("hstu with gaps", max_history=4, incremental=True)
+    assert isinstance(net, IncrementalModel)
+    history, gaps = inputs(net, [3, 1, 4, 5])
+    assert gaps is not None
+    graph = export_incremental_encoder(net)
+    save_parts(graph.parts, FLOAT32, tmp_path)
+    session = graph.session(tmp_path, without=layout.UNSAFE_OF_NOTHING)
+    past = np.zeros(net.past_shape(0), np.float32)
+    query = np.empty(0)
+    for known, until in ((0, 2), (2, 4)):
+        items = history[0, known:until].numpy().astype(np.int32)
+        fed: dict[str, Any] = {f"{layout.PAST_INPUT}{i}": part for i, part in enumerate(past)}
+        fed |= {layout.HISTORY_INPUT: items, layout.TIME_GAPS_INPUT: gaps[0, :until].numpy()}
+        query, past = session.run([layout.QUERY_EMBEDDING_OUTPUT, layout.NEW_OUTPUT], fed)
+    np.testing.assert_allclose(query, net.encode(history, gaps), atol=TOLERANCE, rtol=0)
