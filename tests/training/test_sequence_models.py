@@ -213,6 +213,7 @@ def test_a_size_is_a_shape_and_what_is_given_goes_first() -> None:
     [
         ("hstu", {"size": "huge"}, "size"),
         ("hstu", {"n_heads": 3}, "embedding_size"),
+        ("sasrec", {"incremental": True, "max_history": 3}, "max_history"),
         ("bert4rec", {"mask_rate": 1.0}, "mask_rate"),
         ("gru4rec", {"hidden_size": 0}, "hidden_size"),
         ("gru4rec", {"dropout": 1.0}, "dropout"),
