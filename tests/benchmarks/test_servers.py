@@ -24,7 +24,9 @@ import sys, time
 from recserve.benchmarks.servers import running
 with running("server", [sys.argv[1]], {}) as server:
     print(server.address, flush=True)
-    time.sleep(60)
+    # In steps: a signal that comes just before a sleep is seen after it.
+    for _ in range(600):
+        time.sleep(0.1)
 """
 
 
