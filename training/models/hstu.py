@@ -20,7 +20,7 @@ from recserve.errors import InvalidRequest, nearest
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
 from recserve.training.models.dropout import Dropout, dropout
-from recserve.training.models.incremental import IncrementalModel, LayerMemory
+from recserve.training.models.incremental import IncrementalModel, LayerMemory, check_window
 from recserve.training.models.sequence import BUDGET, GRADIENT_OPTIONS, check_heads, check_shape
 
 # A distance in time falls into a bucket of its logarithm (base e, in seconds), 31 years in the last.
@@ -64,6 +64,7 @@ class HSTUConfig:
                 object.__setattr__(self, name, value)
         check_shape(self, "n_blocks", "n_heads")
         check_heads(self)
+        check_window(self)
 
 
 class HSTU(IncrementalModel):

@@ -11,10 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recserve.errors import InvalidRequest
 from recserve.training.models.sequence import SequenceConfig, SequenceModel
 
+# Of fewer items the sizes of what is kept and what is new cannot both be free in the exported graph.
+SHORTEST_WINDOW = 4
 # What the exporter cannot know of free sizes; without types.
 _check: Any = torch._check
+
+
+def check_window(config: Any) -> None:
+    """Raises :class:`InvalidRequest` unless histories that are encoded bit by bit are long enough."""
+    if config.incremental and config.max_history < SHORTEST_WINDOW:
+        expected = f"{SHORTEST_WINDOW} or more with incremental"
+        raise InvalidRequest("max_history", found=config.max_history, expected=expected)
 
 
 class LayerMemory:

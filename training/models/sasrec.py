@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from recserve.training.models.base import Family
 from recserve.training.models.content import creator
 from recserve.training.models.dropout import Dropout, dropout
-from recserve.training.models.incremental import IncrementalModel, LayerMemory
+from recserve.training.models.incremental import IncrementalModel, LayerMemory, check_window
 from recserve.training.models.sequence import (
     BUDGET,
     GRADIENT_OPTIONS,
@@ -53,6 +53,7 @@ class SASRecConfig:
     def __post_init__(self) -> None:
         check_shape(self, "n_blocks", "n_heads")
         check_heads(self)
+        check_window(self)
 
 
 class TransformerConfig(SequenceConfig, Protocol):

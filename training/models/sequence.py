@@ -109,18 +109,11 @@ def model_inputs(
     return torch.from_numpy(items), torch.from_numpy(gaps_of(times, now))
 
 
-# Of fewer items the sizes of what is kept and what is new cannot both be free in the exported graph.
-SHORTEST_INCREMENTAL = 4
-
-
 def check_shape(config: Any, *sizes: str) -> None:
     """Raises :class:`InvalidRequest` unless ``sizes`` are 1 or more and dropout is a rate."""
     for name in ("embedding_size", "max_history", *sizes):
         if getattr(config, name) < 1:
             raise InvalidRequest(name, found=getattr(config, name), expected="1 or more")
-    if getattr(config, "incremental", False) and config.max_history < SHORTEST_INCREMENTAL:
-        expected = f"{SHORTEST_INCREMENTAL} or more with incremental"
-        raise InvalidRequest("max_history", found=config.max_history, expected=expected)
     for name in ("dropout", "unknown_rate"):
         if not 0 <= getattr(config, name) < 1:
             raise InvalidRequest(name, found=getattr(config, name), expected="0 to below 1")
