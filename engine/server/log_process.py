@@ -19,13 +19,13 @@ from recserve.engine.children import follow_parent
 from recserve.engine.courtesy import Courtesy
 from recserve.engine.logs import configure_logs
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.distant import Opened
 from recserve.engine.state.group_commit import Events
 from recserve.engine.state.items import ItemChange, LiveItems
 from recserve.engine.state.observed import ObservedEvents, pack_one
 from recserve.engine.state.opening import open_places
 from recserve.engine.state.packed import Packed
 from recserve.engine.state.state import State
+from recserve.engine.state.writing_process import Opened
 from recserve.errors import CheckFailed, RecserveError
 
 log = structlog.get_logger("recserve.state")
@@ -101,7 +101,7 @@ class ToldEvents(ObservedEvents):
         self._tell("load", [])
 
     def erase(self, key: Hashable) -> None:
-        """As :meth:`ObservedEvents.erase`, there."""
+        """As :meth:`ObservedEvents.erase`, there; the listeners there hear of it too."""
         self._tell("erase", key)
 
 
@@ -129,8 +129,7 @@ class ToldListener:
         self._tell.first("stored")
 
     def erased(self, user_key: bytes) -> None:
-        """As :meth:`LogListener.erased`."""
-        self._tell("erased", user_key)
+        """As :meth:`LogListener.erased`: the server's listeners hear what :meth:`ToldEvents.erase` tells."""
 
 
 def run_log(config: StateConfig, pipe: Connection) -> None:

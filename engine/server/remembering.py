@@ -50,7 +50,7 @@ class Remembering:
         *,
         own_process: bool = False,
     ) -> None:
-        """``own_process``: a log in a file is written by one; main thread only.
+        """``own_process``: a log in a file is written by one.
 
         Raises :class:`ConfigError` when the state cannot be used.
         """

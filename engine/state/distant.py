@@ -1,16 +1,12 @@
 """The state of a server whose log is written by a process of its own: the same face, and memory here."""
 
-import itertools
-import multiprocessing
-import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -24,22 +20,18 @@ from recserve.engine.state.keys import Pseudonyms
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.packed import PackedReader
 from recserve.engine.state.state import LoggedEvent, State, identity_of
-from recserve.errors import RecserveError, StorageFailed, Unavailable
+from recserve.engine.state.writing_process import PROCESS_NAME, Opened, WritingProcess
+from recserve.engine.threads import Crew
+from recserve.errors import ConfigError, RecserveError, StorageFailed, Unavailable
 
 log = structlog.get_logger("recserve.state")
 
 
-class Opened(NamedTuple):
-    """The first message of the process: ``secret`` is that of the log's pseudonyms."""
-
-    durability: str
-    secret: bytes
-
-
 class DistantState:
-    """As :class:`State`, over a pipe. Main thread only when made: the process ends with the thread (Linux).
+    """As :class:`State`, over a pipe. What becomes of events is told in the order of the log.
 
-    What becomes of events is told in the order of the log: memory first, then the answer.
+    Memory first, then the answer. A process that dies is replaced, as threads are: who waits is told to ask
+    again, and memory becomes what the log has. Requests meanwhile see what was known before.
     """
 
     def __init__(
@@ -50,47 +42,39 @@ class DistantState:
         max_users: int,
         max_items: int,
     ) -> None:
-        """``run``: what the process does with its end of the pipe; :class:`Opened`, or an error, comes first.
+        """``run``: as of :class:`WritingProcess`.
 
         ``max_users``, ``max_items``: as of :func:`open_state`, and so are the errors.
         """
         self.config = config
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=run, args=(config, theirs), name="recserve-log")
-        self._process.start()
-        theirs.close()
-        opened = _opened(self._pipe)
-        if isinstance(opened, RecserveError):
-            self._process.join()
-            raise opened
-        self.durability = opened.durability
-        self._pseudonyms = Pseudonyms(opened.secret)
-        self.observed = ObservedEvents(
-            max_users=max_users, max_items=max_items, key_of=self._pseudonyms.user_key
-        )
-        self._packed = PackedReader(self.observed.code)
+        self._run = run
+        # Who is asked, the last that has read the log, and the reader of what it tells.
+        self._process: WritingProcess
+        self._packed: PackedReader
+        self.observed = ObservedEvents(max_users=max_users, max_items=max_items)
+        # Where what the process tells goes: not to what requests see, while it reads the log again.
+        self._memory = self.observed
         self.live_items = LiveItems()
         self.listeners: list[LogListener] = []
         self.on_failed: Callable[[], None] = lambda: None
         self._failure: RecserveError | None = None
+        # Guards the end: a process that takes over is one that :meth:`close` finds, or it finds the end.
+        self._lock = threading.Lock()
         self._closed = False
-        self._numbers = itertools.count()
-        self._waiting: dict[int, Callable[[Any], None]] = {}
-        # A full pipe must hold up nobody who asks.
-        self._to_send: SimpleQueue[bytes | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=work, name=f"recserve-log-{name}", daemon=True)
-            for name, work in (("sender", self._send), ("receiver", self._receive))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._first: Future[Opened] = Future()
+        # A thread for each process: it ends with the thread that made it.
+        self._crew = Crew("recserve-log", 1, self._live, on_exhausted=self._give_up)
+        opened = self._first.result()
+        self.durability = opened.durability
+        self._pseudonyms = Pseudonyms(opened.secret)
+        self.observed.key_of = self._pseudonyms.user_key
 
     def append(self, read: Callable[[], Events], done: Callable[[Outcome | Exception], None]) -> None:
         """As :meth:`State.append`; ``read`` must be picklable."""
+        process = self._process
         # Here, too: a process that stands still refuses nobody.
-        check_waiting(len(self._waiting), self.config)
-        self._put("append", (read,), done)
+        check_waiting(process.n_waiting, self.config)
+        process.ask("append", (read,), done)
 
     def load(self) -> Loaded:
         """As :meth:`State.load`."""
@@ -150,126 +134,153 @@ class DistantState:
 
     def close(self) -> None:
         """As :meth:`State.close`; the process has ended when it returns."""
-        self._closed = True
-        self._to_send.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._process.join()
-        self._pipe.close()
+        with self._lock:
+            self._closed = True
+            self._process.finish(_closed())
+        self._crew.join()
 
     def _ask(self, name: str, *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._put(name, arguments, _resolving(future))
-        return future
+        return _asked(self._process, name, *arguments)
 
-    def _put(self, name: str, arguments: tuple[Any, ...], done: Callable[[Any], None]) -> None:
-        if self._closed:
-            raise _closed()
-        number = next(self._numbers)
-        message = pickle.dumps((number, name, arguments), pickle.HIGHEST_PROTOCOL)
-        self._waiting[number] = done
-        # Looked at after the entry was made: who ends the waiting ones sees it, or it sees the end.
-        ended = _closed() if self._closed else self._failure
-        if ended is not None and self._waiting.pop(number, None) is not None:
-            raise ended
-        self._to_send.put(message)
-
-    def _send(self) -> None:
-        # The receiver finds the end of the process, and tells everybody.
-        with suppress(OSError):
-            while (message := self._to_send.get()) is not None:
-                self._pipe.send_bytes(message)
-            self._pipe.send(None)
-
-    def _receive(self) -> None:
-        for what, arguments in self._told():
-            self._hear(what, arguments)
-        error = _closed() if self._closed else self._died()
-        # Empty, also by who takes theirs back.
-        with suppress(KeyError):
-            while True:
-                _, done = self._waiting.popitem()
-                self._hear("ended", (done, error))
-
-    def _told(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        while True:
-            try:
-                messages = self._pipe.recv()
-            except (EOFError, OSError):
-                return
-            yield from messages
-
-    def _hear(self, what: str, arguments: tuple[Any, ...]) -> None:
+    def _live(self) -> None:
         try:
-            if what == "answer":
-                number, answer = arguments
-                self._waiting.pop(number)(answer)
-            elif what == "ended":
-                done, error = arguments
-                done(error)
-            elif what == "add":
-                events, shown = arguments
-                self.observed.add_packed(self._packed.open(events), shown=shown)
-            elif what == "load":
-                self.observed.load(self._loaded(*arguments))
-            elif what == "erase":
-                self.observed.erase(*arguments)
-            elif what == "items":
-                self.live_items.apply(*arguments)
-            elif what == "failed":
-                self._fail(*arguments)
-            else:
-                for listener in tuple(self.listeners):
-                    getattr(listener, what)(*arguments)
-        except Exception:
-            # Others wait for what comes after it.
-            log.exception("a message of the event log was lost", what=what)
+            if not self._closed:
+                self._serve_with(WritingProcess(self.config, self._run))
+        except BaseException as error:
+            if self._first.done():
+                raise
+            # Nobody has a state yet: who makes it hears why not.
+            self._first.set_exception(error)
 
-    def _loaded(self, part: list[Interaction]) -> Iterator[Interaction]:
+    def _serve_with(self, process: WritingProcess) -> None:
+        """Returns when the process has ended as it should; raises where another one must take its place."""
+        try:
+            self._begin(process)
+            for what, arguments in process.told:
+                try:
+                    self._hear(process, what, arguments)
+                except Exception:
+                    # Others wait for what comes after it.
+                    log.exception("a message of the event log was lost", what=what)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.end(_dead())
+        if not self._closed and self._failure is None:
+            raise process.died()
+
+    def _begin(self, process: WritingProcess) -> None:
+        opened = process.opened()
+        # Each numbers the items anew.
+        self._packed = PackedReader(self.observed.code)
+        if not self._first.done():
+            self._process = process
+            self._first.set_result(opened)
+            return
+        if opened.secret != self._first.result().secret:
+            raise ConfigError(
+                f"event log {self.config.path}",
+                found="another one",
+                expected="that of before its process died",
+            )
+        self._load_again(process)
+        with self._lock:
+            self._process = process
+            if self._closed:
+                process.finish(_closed())
+        # There may be events that the process before had not told.
+        self._tell("stored")
+
+    def _load_again(self, process: WritingProcess) -> None:
+        start = time.perf_counter()
+        self._memory = fresh = self.observed.emptied()
+        loaded = _asked(process, "load")
+        try:
+            for what, arguments in process.told:
+                self._hear(process, what, arguments)
+                if loaded.done():
+                    break
+            else:
+                raise process.died()
+        finally:
+            self._memory = self.observed
+        n_events = loaded.result().n_events
+        self.observed.take(fresh)
+        seconds = round(time.perf_counter() - start, 3)
+        log.warning("event log is open again", events=n_events, seconds=seconds)
+
+    def _hear(self, process: WritingProcess, what: str, arguments: tuple[Any, ...]) -> None:
+        if what == "answer":
+            process.answer(*arguments)
+        elif what == "add":
+            events, shown = arguments
+            self._memory.add_packed(self._packed.open(events), shown=shown)
+        elif what == "load":
+            self._memory.load(self._loaded(process, *arguments))
+        elif what == "erase":
+            # At once, and maybe once more: the process before may have died before it told everybody.
+            self.observed.erase(*arguments)
+            self._tell("erased", *arguments)
+        elif what == "items":
+            self.live_items.apply(*arguments)
+        elif what == "failed":
+            self._fail(*arguments)
+        else:
+            self._tell(what, *arguments)
+
+    def _loaded(self, process: WritingProcess, part: list[Interaction]) -> Iterator[Interaction]:
         """Yields the parts of a load as they come; what comes in between is heard."""
         while part:
             yield from part
-            for what, arguments in self._told():
+            for what, arguments in process.told:
                 if what == "load":
                     [part] = arguments
                     break
-                self._hear(what, arguments)
+                self._hear(process, what, arguments)
             else:
                 return
 
-    def _died(self) -> RecserveError:
-        self._process.join()
-        if self._failure is None:
-            self._fail(
-                StorageFailed(
-                    "process of the event log",
-                    found=f"dead (exit code {self._process.exitcode})",
-                    expected="running",
-                    cure="Start the server again.",
-                )
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for listener in tuple(self.listeners):
+            getattr(listener, what)(*arguments)
+
+    def _give_up(self) -> None:
+        self._fail(
+            StorageFailed(
+                PROCESS_NAME,
+                found="dying again and again",
+                expected="running",
+                cure="The log tells why; start the server again.",
             )
-        assert self._failure is not None
-        return self._failure
+        )
 
     def _fail(self, error: RecserveError) -> None:
         log.critical("the event log failed, nothing more is written", error=str(error))
-        self._failure = error
+        self._failure = self._process.refusal = error
         self.on_failed()
 
 
 AnyState = State | DistantState
 
 
-def _opened(pipe: Connection) -> Opened | RecserveError:
-    try:
-        opened: Opened | RecserveError = pipe.recv()
-    except EOFError:
-        return StorageFailed("process of the event log", found="dead", expected="opening the log")
-    return opened
+def _asked(process: WritingProcess, name: str, *arguments: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    process.ask(name, arguments, _resolving(future))
+    return future
 
 
 def _closed() -> Unavailable:
     return Unavailable("event log", found="closed", expected="open", cure="Ask another server.")
+
+
+def _dead() -> Unavailable:
+    return Unavailable(
+        PROCESS_NAME,
+        found="dead",
+        expected="running",
+        cure="Another one starts: send the events again, event_id makes them count once.",
+    )
 
 
 def _resolving(future: Future[Any]) -> Callable[[Any], None]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from copy import copy
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -118,7 +119,8 @@ class EventLog:
 
     def _check_open(self) -> None:
         if self.failure is not None:
-            raise self.failure
+            # A copy: one that is raised again and again would keep the frames of all who asked.
+            raise copy(self.failure)
         if self._closed:
             raise Unavailable("event log", found="closed", expected="open", cure="Ask another server.")
 

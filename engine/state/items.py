@@ -104,6 +104,9 @@ class LiveItems:
     def apply(self, changes: Sequence[ItemChange]) -> None:
         """Takes changes; when it returns, all followers serve them."""
         with self._lock:
+            # A log that is read again brings what is served: a copy of the catalogue for nothing.
+            if all(self._newest.get(change.item_id) == change for change in changes):
+                return
             self._newest.update((change.item_id, change) for change in changes)
             for follower in tuple(self._followers):
                 follower.serve_items(self._newest)

@@ -120,6 +120,21 @@ class ObservedEvents:
             for key, buffer in buffers.items():
                 self._events[key] = buffer[-self._max_bytes :]
 
+    def emptied(self) -> "ObservedEvents":
+        """Returns one without events, of the same item codes and erased users, for :meth:`take`."""
+        empty = ObservedEvents(max_users=self._max_users, max_items=0)
+        empty._max_bytes = self._max_bytes
+        empty._codes, empty._item_ids, empty._erased = self._codes, self._item_ids, self._erased
+        return empty
+
+    def take(self, other: "ObservedEvents") -> None:
+        """Has the events of ``other``, which :meth:`emptied` made, instead of its own, at one moment.
+
+        One thread alone writes to both.
+        """
+        with self._lock:
+            self._events, self._shown = other._events, other._shown
+
     def get(self, user_id: str) -> NDArray[np.void] | None:
         """Returns the events of a user (n,) ``EVENT``, newest last; None for an erased user."""
         return self.of_key(self.key_of(user_id))

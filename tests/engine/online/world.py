@@ -16,8 +16,9 @@ from recserve.engine.online.learner import Learner
 from recserve.engine.online.learner_thread import LearnerThread
 from recserve.engine.online.snapshots import SnapshotFile
 from recserve.engine.state.config import StateConfig
+from recserve.engine.state.distant import AnyState
 from recserve.engine.state.events import EVERY_PURPOSE, Event
-from recserve.engine.state.state import LoggedEvent, State, open_state
+from recserve.engine.state.state import LoggedEvent, open_state
 
 N_ITEMS, DIM, K = 40, 8, 5
 VECTORS = np.random.default_rng(1).standard_normal((N_ITEMS, DIM)).astype(np.float32)
@@ -82,7 +83,7 @@ def learn_all(learner: Learner, events: list[LoggedEvent], page: int = 1000) -> 
     return learner
 
 
-def learn_from(state: State, config: OnlineConfig, folder: Path) -> LearnerThread:
+def learn_from(state: AnyState, config: OnlineConfig, folder: Path) -> LearnerThread:
     file = SnapshotFile(folder / "model.npz")
     vocabulary = Vocabulary.build([f"i{item}" for item in range(N_ITEMS)])
     return LearnerThread(state, Learner(vocabulary, ItemVectors(VECTORS), config, file.write), file)

@@ -1,91 +1,41 @@
-"""The state behind a process of its own: the same answers and the same memory, and what its death costs."""
+"""The state behind a process of its own: the same answers and the same memory."""
 
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recserve.engine.client import RecommenderClient
-from recserve.engine.feedback_client import FeedbackClient, new_event
-from recserve.engine.retry import NO_RETRY
 from recserve.engine.server import log_process
-from recserve.engine.server.log_process import run_log
 from recserve.engine.state import follower
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.distant import AnyState, DistantState
-from recserve.engine.state.events import Event
+from recserve.engine.state.distant import AnyState
 from recserve.engine.state.items import ItemChange
-from recserve.engine.state.state import open_state, read_log
-from recserve.engine.types import Request
+from recserve.engine.state.state import read_log
 from recserve.engine.wire.events import read_events
-from recserve.engine.wire.status import RemoteError
 from recserve.errors import (
     ConfigError,
     InvalidRequest,
     MalformedRequest,
     Overloaded,
-    StorageFailed,
     Unavailable,
 )
 from recserve.proto import feedback_pb2 as pb
-from tests.engine.server.killing import TIMEOUT_SECONDS, serving
+from tests.engine.server.distant import Heard, event, memory, open_distant, open_here, opened, process_of
+from tests.engine.server.killing import TIMEOUT_SECONDS
 
 pytest.importorskip("apsw")
 pytest.importorskip("cryptography")
-
-Open = Callable[[StateConfig], AnyState]
-open_distant = partial(DistantState, run=run_log, max_users=100, max_items=10)
-open_here = partial(open_state, max_users=100, max_items=10)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> StateConfig:
     return StateConfig(url=f"sqlite:///{tmp_path}/events")
-
-
-def event(number: int, **fields: Any) -> Event:
-    known = {"user_id": f"u{number % 3}", "item_id": f"i{number}", "event_id": f"e{number}"}
-    return Event(**{**known, "timestamp": 1_750_000_000 + number, **fields})
-
-
-class Heard:
-    """A listener that notes what it hears."""
-
-    def __init__(self) -> None:
-        self.n_stored = 0
-        self.gone: list[bytes] = []
-
-    def stored(self) -> None:
-        self.n_stored += 1
-
-    def erased(self, user_key: bytes) -> None:
-        self.gone.append(user_key)
-
-
-@contextmanager
-def opened(open_it: Open, config: StateConfig) -> Iterator[AnyState]:
-    with closing(open_it(config)) as state:
-        state.load()
-        yield state
-
-
-def memory(state: AnyState) -> dict[str, list[tuple[str, int, str]] | None]:
-    """What the next request of each user would see."""
-    ids = state.observed.item_ids(0)
-    found = {f"u{i}": state.observed.get(f"u{i}") for i in range(3)}
-    return {
-        user: None
-        if events is None
-        else [(ids[code], at, repr(value)) for code, at, value in events.tolist()]
-        for user, events in found.items()
-    }
 
 
 def live(state: AnyState) -> list[Any]:
@@ -196,39 +146,6 @@ def test_a_log_in_use_is_refused_and_so_is_one_without_its_key(
         open_distant(config)
 
 
-def test_when_its_process_dies_nothing_is_acknowledged_any_more(config: StateConfig) -> None:
-    failures: list[bool] = []
-    with opened(open_distant, config) as state:
-        state.on_failed = lambda: failures.append(True)
-        state.record([event(0)])
-        os.kill(process_of(config), signal.SIGKILL)
-        with pytest.raises(StorageFailed, match=r"dead \(exit code -9\)"):
-            # The first may still find the pipe open.
-            state.record([event(1)])
-        with pytest.raises(StorageFailed):
-            state.erase("u0").result(TIMEOUT_SECONDS)
-        assert failures == [True]
-        assert memory(state)["u0"] == [("i0", 1_750_000_000, "nan")]
-    with opened(open_distant, config) as state:
-        assert state.record([event(0), event(1)]).n_stored == 1
-
-
-def test_when_its_process_dies_everybody_who_waits_hears_of_it(config: StateConfig) -> None:
-    answers: list[Any] = []
-
-    def fail(answer: Any) -> None:
-        raise ValueError(answer)
-
-    with opened(open_distant, config) as state:
-        os.kill(process_of(config), signal.SIGSTOP)
-        for number, done in enumerate((answers.append, fail, answers.append, fail)):
-            state.append(partial(tuple, [event(number)]), done)
-        os.kill(process_of(config), signal.SIGKILL)
-        with pytest.raises(StorageFailed):
-            state.record([event(9)])
-    assert [type(answer) for answer in answers] == [StorageFailed] * 2
-
-
 @pytest.mark.parametrize(
     ("data", "max_events", "kind", "message"),
     [
@@ -262,21 +179,3 @@ def test_a_process_that_stands_still_is_sent_no_more_than_may_wait(config: State
     assert [logged.event.event_id for logged in read_log(config)] == ["e0", "e1"]
     with pytest.raises(Unavailable):
         state.record([event(300)])
-
-
-def test_a_server_goes_on_recommending_without_its_log(bundle_folder: Path, config: StateConfig) -> None:
-    with (
-        serving(bundle_folder, config.url, Path(f"{config.path}.out")) as (_, address),
-        FeedbackClient(address, timeout=TIMEOUT_SECONDS, retry=NO_RETRY) as client,
-        RecommenderClient(address, timeout=TIMEOUT_SECONDS) as recommender,
-    ):
-        client.record([new_event(user_id="u", item_id="i")])
-        os.kill(process_of(config), signal.SIGKILL)
-        with pytest.raises(RemoteError) as refused:
-            client.record([new_event(user_id="u", item_id="i")])
-        assert refused.value.reason == "STORAGE_FAILED"
-        assert recommender.recommend(Request(user_id="u", k=3)).items
-
-
-def process_of(config: StateConfig) -> int:
-    return int(Path(f"{config.path}.lock").read_text())

@@ -1,6 +1,6 @@
 """Items that changed, in every place that there is for a state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,21 @@ def test_items_that_have_changed_may_change_again_where_there_is_no_room_for_oth
     check_room(live_items, changes[:2])
     with pytest.raises(InvalidRequest, match="over 2; expected at most 2"):
         check_room(live_items, changes[2:])
+
+
+def test_what_is_served_already_is_no_change() -> None:
+    served: list[Mapping[str, ItemChange]] = []
+
+    class Follower:
+        def serve_items(self, changes: Mapping[str, ItemChange]) -> None:
+            served.append(dict(changes))
+
+    live_items, follower = LiveItems(), Follower()
+    live_items.follow(follower)
+    first, other = ItemChange(item_id="a", like=("b",)), ItemChange(item_id="a", is_served=False)
+    for changes in ([first], [first], [first, other], [other], [other, first]):
+        live_items.apply(changes)
+    assert served == [{"a": first}, {"a": other}, {"a": first}]
 
 
 def test_what_a_bundle_has_by_now_is_forgotten(anywhere: StateConfig) -> None:
