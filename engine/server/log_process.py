@@ -30,8 +30,8 @@ from recserve.errors import CheckFailed, RecserveError
 
 log = structlog.get_logger("recserve.state")
 
-# Interactions of a load that travel together.
-CHUNK = 10_000
+# Interactions of a load that travel together, and are unpacked in one step: it keeps requests waiting.
+CHUNK = 1000
 # Messages that are held back for the next one: a log with little but impressions tells many at a start.
 MAX_HELD = 16
 # Calls other than those that bring events: each waits for the log's thread.

@@ -51,6 +51,8 @@ class DistantState:
         # Who is asked, the last that has read the log, and the reader of what it tells.
         self._process: WritingProcess
         self._packed: PackedReader
+        # The last that was started.
+        self._newest: WritingProcess | None = None
         self.observed = ObservedEvents(max_users=max_users, max_items=max_items)
         # Where what the process tells goes: not to what requests see, while it reads the log again.
         self._memory = self.observed
@@ -58,13 +60,18 @@ class DistantState:
         self.listeners: list[LogListener] = []
         self.on_failed: Callable[[], None] = lambda: None
         self._failure: RecserveError | None = None
-        # Guards the end: a process that takes over is one that :meth:`close` finds, or it finds the end.
+        # Guards the end: a process that starts or takes over is one that :meth:`close` finds, or it finds
+        # the end.
         self._lock = threading.Lock()
         self._closed = False
         self._first: Future[Opened] = Future()
         # A thread for each process: it ends with the thread that made it.
         self._crew = Crew("recserve-log", 1, self._live, on_exhausted=self._give_up)
-        opened = self._first.result()
+        try:
+            opened = self._first.result()
+        except KeyboardInterrupt:
+            self._abandon()
+            raise
         self.durability = opened.durability
         self._pseudonyms = Pseudonyms(opened.secret)
         self.observed.key_of = self._pseudonyms.user_key
@@ -137,15 +144,28 @@ class DistantState:
         with self._lock:
             self._closed = True
             self._process.finish(_closed())
+            # One that reads the log was asked for nothing that it must finish.
+            if self._newest is not None and self._newest is not self._process:
+                self._newest.kill()
         self._crew.join()
+
+    def _abandon(self) -> None:
+        # Nobody can close what nobody has, and Python ends only after its processes have.
+        with self._lock:
+            self._closed = True
+            if self._newest is not None:
+                self._newest.kill()
 
     def _ask(self, name: str, *arguments: Any) -> Future[Any]:
         return _asked(self._process, name, *arguments)
 
     def _live(self) -> None:
         try:
-            if not self._closed:
-                self._serve_with(WritingProcess(self.config, self._run))
+            with self._lock:
+                if self._closed or self._failure is not None:
+                    return
+                process = self._newest = WritingProcess(self.config, self._run)
+            self._serve_with(process)
         except BaseException as error:
             if self._first.done():
                 raise
@@ -153,15 +173,14 @@ class DistantState:
             self._first.set_exception(error)
 
     def _serve_with(self, process: WritingProcess) -> None:
-        """Returns when the process has ended as it should; raises where another one must take its place."""
+        """Returns when the process has ended as it should; raises where another one must take its place.
+
+        So it must where something of what was told did not come to memory: it is read again.
+        """
         try:
             self._begin(process)
             for what, arguments in process.told:
-                try:
-                    self._hear(process, what, arguments)
-                except Exception:
-                    # Others wait for what comes after it.
-                    log.exception("a message of the event log was lost", what=what)
+                self._hear(process, what, arguments)
         except BaseException:
             process.kill()
             raise
@@ -184,7 +203,8 @@ class DistantState:
                 found="another one",
                 expected="that of before its process died",
             )
-        self._load_again(process)
+        if not self._load_again(process):
+            return
         with self._lock:
             self._process = process
             if self._closed:
@@ -192,7 +212,8 @@ class DistantState:
         # There may be events that the process before had not told.
         self._tell("stored")
 
-    def _load_again(self, process: WritingProcess) -> None:
+    def _load_again(self, process: WritingProcess) -> bool:
+        """Returns whether memory has become what the log has; False when the process ended before."""
         start = time.perf_counter()
         self._memory = fresh = self.observed.emptied()
         loaded = _asked(process, "load")
@@ -202,13 +223,14 @@ class DistantState:
                 if loaded.done():
                     break
             else:
-                raise process.died()
+                return False
         finally:
             self._memory = self.observed
         n_events = loaded.result().n_events
         self.observed.take(fresh)
         seconds = round(time.perf_counter() - start, 3)
         log.warning("event log is open again", events=n_events, seconds=seconds)
+        return True
 
     def _hear(self, process: WritingProcess, what: str, arguments: tuple[Any, ...]) -> None:
         if what == "answer":

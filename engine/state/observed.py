@@ -133,7 +133,11 @@ class ObservedEvents:
         One thread alone writes to both.
         """
         with self._lock:
+            old = [*self._events.values(), *self._shown.values()]
             self._events, self._shown = other._events, other._shown
+        # One by one: to free a gigabyte in one step would keep requests waiting for half a second.
+        while old:
+            old.pop()
 
     def get(self, user_id: str) -> NDArray[np.void] | None:
         """Returns the events of a user (n,) ``EVENT``, newest last; None for an erased user."""

@@ -45,11 +45,15 @@ class Heard:
             self._moved.notify_all()
 
     def erased(self, user_key: bytes) -> None:
-        self.gone.append(user_key)
-
-    def wait_until(self, n_stored: int) -> None:
         with self._moved:
-            assert self._moved.wait_for(lambda: self.n_stored >= n_stored, TIMEOUT_SECONDS)
+            self.gone.append(user_key)
+            self._moved.notify_all()
+
+    def wait_until(self, n_stored: int, *, n_gone: int = 0) -> None:
+        with self._moved:
+            assert self._moved.wait_for(
+                lambda: self.n_stored >= n_stored and len(self.gone) >= n_gone, TIMEOUT_SECONDS
+            )
 
 
 @contextmanager
@@ -92,9 +96,10 @@ def life_of(config: StateConfig) -> int:
 
 
 class DyingTeller(Teller):
-    """Ends its process in place of telling ``what``, of all that was done."""
+    """Sends its process a signal, that to die, in place of telling ``what``, of all that was done."""
 
     what = ""
+    number = signal.SIGKILL
 
     def __call__(self, what: str, *arguments: Any) -> None:
         self._die_of(what)
@@ -106,13 +111,19 @@ class DyingTeller(Teller):
 
     def _die_of(self, what: str) -> None:
         if what == self.what:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
 
-def run_dying(what: str, config: StateConfig, pipe: Connection, life: int = 1) -> None:
-    """As :func:`run_log`; the process of this number dies when it is about to tell ``what``."""
+def run_dying(
+    what: str,
+    config: StateConfig,
+    pipe: Connection,
+    life: int = 1,
+    number: signal.Signals = signal.SIGKILL,
+) -> None:
+    """As :func:`run_log`; process ``life`` ends by a signal, or stops, when it is about to tell ``what``."""
     if life_of(config) == life:
-        DyingTeller.what = what
+        DyingTeller.what, DyingTeller.number = what, number
         log_process.Teller = DyingTeller  # type: ignore[misc]
     run_log(config, pipe)
 

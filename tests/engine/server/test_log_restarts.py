@@ -9,6 +9,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -202,6 +203,46 @@ def test_one_that_dies_while_it_reads_the_log_is_replaced_too(config: StateConfi
         heard.wait_until(1)
         assert known(state) == before
         assert state.record([event(8), event(9)]).n_stored == 1
+
+
+def test_what_does_not_come_to_memory_is_read_again(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(open_distant, config) as state:
+        heard = heard_of(state)
+        with monkeypatch.context() as patched:
+            patched.setattr(ObservedEvents, "add_packed", Mock(side_effect=MemoryError))
+            with pytest.raises(Unavailable):
+                state.record([event(0)])
+        assert record(state, heard, [event(0), event(1)]).duplicates == [0]
+        assert known(state)[0]["u0"] == [("i0", 1_750_000_000, "nan")]
+
+
+def test_who_closes_does_not_wait_until_the_log_is_read(config: StateConfig) -> None:
+    stopping = partial(run_dying, "answer", life=2, number=signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as closer, closing(open_distant(config, run=stopping)) as state:
+        state.load()
+        heard = heard_of(state)
+        state.erase("u0").result(TIMEOUT_SECONDS)
+        kill(config)
+        # Told at the end of the load, which never ends.
+        heard.wait_until(0, n_gone=2)
+        closer.submit(state.close).result(TIMEOUT_SECONDS)
+        assert not of_processes()
+        with pytest.raises(Unavailable, match="is closed"):
+            state.erase("u0")
+
+
+def test_an_interrupt_while_it_opens_leaves_no_process(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, "result", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            open_distant(config)
+    for thread in of_processes():
+        thread.join(TIMEOUT_SECONDS)
+    assert not of_processes()
 
 
 def test_the_fourth_death_within_a_minute_is_final(config: StateConfig) -> None:
