@@ -21,7 +21,7 @@ from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.packed import PackedReader
 from recserve.engine.state.state import LoggedEvent, State, identity_of
 from recserve.engine.state.writing_process import PROCESS_NAME, Opened, WritingProcess
-from recserve.engine.threads import Crew
+from recserve.engine.threads import MAX_DEATHS, Crew
 from recserve.errors import ConfigError, RecserveError, StorageFailed, Unavailable
 
 log = structlog.get_logger("recserve.state")
@@ -53,6 +53,8 @@ class DistantState:
         self._packed: PackedReader
         # The last that was started.
         self._newest: WritingProcess | None = None
+        # How many, one after the other, did not come to the end of the log.
+        self._n_in_vain = 0
         self.observed = ObservedEvents(max_users=max_users, max_items=max_items)
         # Where what the process tells goes: not to what requests see, while it reads the log again.
         self._memory = self.observed
@@ -160,6 +162,10 @@ class DistantState:
         return _asked(self._process, name, *arguments)
 
     def _live(self) -> None:
+        if self._n_in_vain > MAX_DEATHS:
+            # Whenever that was: to read a large log takes longer than the crew counts deaths.
+            self._give_up()
+            return
         try:
             with self._lock:
                 if self._closed or self._failure is not None:
@@ -215,6 +221,7 @@ class DistantState:
     def _load_again(self, process: WritingProcess) -> bool:
         """Returns whether memory has become what the log has; False when the process ended before."""
         start = time.perf_counter()
+        self._n_in_vain += 1
         self._memory = fresh = self.observed.emptied()
         loaded = _asked(process, "load")
         try:
@@ -228,6 +235,7 @@ class DistantState:
             self._memory = self.observed
         n_events = loaded.result().n_events
         self.observed.take(fresh)
+        self._n_in_vain = 0
         seconds = round(time.perf_counter() - start, 3)
         log.warning("event log is open again", events=n_events, seconds=seconds)
         return True

@@ -18,6 +18,7 @@ from recserve.errors import RecserveError, Unavailable
 
 log = structlog.get_logger("recserve.state")
 
+CONTEXT = multiprocessing.get_context("spawn")
 PROCESS_NAME = "process of the event log"
 
 
@@ -36,9 +37,8 @@ class WritingProcess:
 
     def __init__(self, config: StateConfig, run: Callable[[StateConfig, Connection], None]) -> None:
         """``run``: what it does with its end of the pipe; :class:`Opened`, or an error, comes first."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=run, args=(config, theirs), name="recserve-log")
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = CONTEXT.Process(target=run, args=(config, theirs), name="recserve-log")
         self._process.start()
         theirs.close()
         # What it tells, (what, arguments), until it has ended.

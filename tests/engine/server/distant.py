@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -112,17 +112,19 @@ class DyingTeller(Teller):
     def _die_of(self, what: str) -> None:
         if what == self.what:
             os.kill(os.getpid(), self.number)
+            # One that stops a process may stop this thread a little later.
+            threading.Event().wait()
 
 
 def run_dying(
     what: str,
     config: StateConfig,
     pipe: Connection,
-    life: int = 1,
+    lives: Container[int] = (1,),
     number: signal.Signals = signal.SIGKILL,
 ) -> None:
-    """As :func:`run_log`; process ``life`` ends by a signal, or stops, when it is about to tell ``what``."""
-    if life_of(config) == life:
+    """As :func:`run_log`; processes ``lives`` end by a signal, or stop, where they would tell ``what``."""
+    if life_of(config) in lives:
         DyingTeller.what, DyingTeller.number = what, number
         log_process.Teller = DyingTeller  # type: ignore[misc]
     run_log(config, pipe)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -179,3 +180,12 @@ def test_a_process_that_stands_still_is_sent_no_more_than_may_wait(config: State
     assert [logged.event.event_id for logged in read_log(config)] == ["e0", "e1"]
     with pytest.raises(Unavailable):
         state.record([event(300)])
+
+
+def test_it_outlives_the_thread_that_made_it(config: StateConfig) -> None:
+    with ThreadPoolExecutor(1) as made:
+        state = made.submit(open_distant, config).result(TIMEOUT_SECONDS)
+    with closing(state):
+        before = process_of(config)
+        assert [state.record([event(number)]).n_stored for number in range(5)] == [1] * 5
+        assert process_of(config) == before

@@ -1,5 +1,6 @@
 """The process of a log dies: who waits hears of it, another one goes on, and memory is what the log has."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -15,10 +16,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from recserve.engine import threads
 from recserve.engine.client import RecommenderClient
 from recserve.engine.feedback_client import FeedbackClient, new_event
 from recserve.engine.retry import NO_RETRY, RetryPolicy
 from recserve.engine.server.feedback import SERVICE
+from recserve.engine.state import distant, writing_process
 from recserve.engine.state.config import StateConfig
 from recserve.engine.state.distant import AnyState
 from recserve.engine.state.events import Event
@@ -34,6 +37,7 @@ from tests.engine.online.world import learn_all, learn_from, new_learner, settin
 from tests.engine.server.distant import (
     Heard,
     event,
+    life_of,
     memory,
     open_distant,
     open_here,
@@ -50,6 +54,14 @@ pytest.importorskip("apsw")
 pytest.importorskip("cryptography")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(autouse=True)
+def _quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that have imported what they need: each test starts some."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "recserve.engine.wire.events", "tests.engine.server.distant"])
+    monkeypatch.setattr(writing_process, "CONTEXT", context)
 
 
 @pytest.fixture
@@ -196,7 +208,7 @@ def test_a_change_of_an_item_that_was_never_told_is_served(config: StateConfig) 
 
 def test_one_that_dies_while_it_reads_the_log_is_replaced_too(config: StateConfig) -> None:
     # All was told but the end of the load.
-    with opened(partial(open_distant, run=partial(run_dying, "answer", life=2)), config) as state:
+    with opened(partial(open_distant, run=partial(run_dying, "answer", lives=(2,))), config) as state:
         state.record([event(i) for i in range(9)])
         heard, before = heard_of(state), known(state)
         kill(config)
@@ -219,7 +231,7 @@ def test_what_does_not_come_to_memory_is_read_again(
 
 
 def test_who_closes_does_not_wait_until_the_log_is_read(config: StateConfig) -> None:
-    stopping = partial(run_dying, "answer", life=2, number=signal.SIGSTOP)
+    stopping = partial(run_dying, "answer", lives=(2,), number=signal.SIGSTOP)
     with ThreadPoolExecutor(1) as closer, closing(open_distant(config, run=stopping)) as state:
         state.load()
         heard = heard_of(state)
@@ -245,12 +257,15 @@ def test_an_interrupt_while_it_opens_leaves_no_process(
     assert not of_processes()
 
 
-def test_the_fourth_death_within_a_minute_is_final(config: StateConfig) -> None:
+def test_too_many_deaths_within_a_minute_are_final(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "MAX_DEATHS", 1)
     failed = threading.Event()
     with opened(open_distant, config) as state:
         heard = heard_of(state)
         state.on_failed = failed.set
-        for number in range(MAX_DEATHS + 1):
+        for number in range(2):
             assert record(state, heard, [event(number)]).n_stored == 1
             assert not failed.is_set()
             kill(config)
@@ -262,6 +277,24 @@ def test_the_fourth_death_within_a_minute_is_final(config: StateConfig) -> None:
             state.erase("u0")
         found = known(state)
     assert found == known_of(config)
+
+
+def test_a_log_that_none_comes_to_the_end_of_is_given_up(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if each read for a minute.
+    monkeypatch.setattr(threads, "DEATHS_WITHIN_SECONDS", 0.0)
+    monkeypatch.setattr(distant, "MAX_DEATHS", 1)
+    failed = threading.Event()
+    dying = partial(run_dying, "answer", lives=range(2, 99))
+    with closing(open_distant(config, run=dying)) as state:
+        state.load()
+        state.on_failed = failed.set
+        kill(config)
+        assert failed.wait(TIMEOUT_SECONDS)
+        with pytest.raises(StorageFailed, match="is dying again and again"):
+            state.record([event(0)])
+        assert life_of(config) == 1 + 2 + 1
 
 
 def test_after_a_failure_that_was_reported_none_takes_its_place(config: StateConfig) -> None:
@@ -277,7 +310,8 @@ def test_after_a_failure_that_was_reported_none_takes_its_place(config: StateCon
             state.record([event(0)])
 
 
-def test_a_log_of_other_pseudonyms_is_not_taken(config: StateConfig) -> None:
+def test_a_log_of_other_pseudonyms_is_not_taken(config: StateConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MAX_DEATHS", 1)
     failed = threading.Event()
     with opened(partial(open_distant, run=run_of_another_log), config) as state:
         state.on_failed = failed.set
@@ -287,15 +321,6 @@ def test_a_log_of_other_pseudonyms_is_not_taken(config: StateConfig) -> None:
         assert memory(state)["u0"] == [("i0", 1_750_000_000, "nan")]
         with pytest.raises(StorageFailed):
             state.record([event(1)])
-
-
-def test_it_outlives_the_thread_that_made_it(config: StateConfig) -> None:
-    with ThreadPoolExecutor(1) as made:
-        state = made.submit(open_distant, config).result(TIMEOUT_SECONDS)
-    with closing(state):
-        before = process_of(config)
-        assert [state.record([event(number)]).n_stored for number in range(5)] == [1] * 5
-        assert process_of(config) == before
 
 
 def test_a_learner_misses_nothing_and_learns_nothing_twice(config: StateConfig, tmp_path: Path) -> None:
