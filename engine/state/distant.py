@@ -26,6 +26,9 @@ from recserve.errors import ConfigError, RecserveError, StorageFailed, Unavailab
 
 log = structlog.get_logger("recserve.state")
 
+# Before the next one tries what the one before could not, times how many could not.
+PAUSE_SECONDS = 5.0
+
 
 class DistantState:
     """As :class:`State`, over a pipe. What becomes of events is told in the order of the log.
@@ -53,7 +56,7 @@ class DistantState:
         self._packed: PackedReader
         # The last that was started.
         self._newest: WritingProcess | None = None
-        # How many, one after the other, did not come to the end of the log.
+        # How many, one after the other, did not start or come to the end of the log.
         self._n_in_vain = 0
         self.observed = ObservedEvents(max_users=max_users, max_items=max_items)
         # Where what the process tells goes: not to what requests see, while it reads the log again.
@@ -65,7 +68,7 @@ class DistantState:
         # Guards the end: a process that starts or takes over is one that :meth:`close` finds, or it finds
         # the end.
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._first: Future[Opened] = Future()
         # A thread for each process: it ends with the thread that made it.
         self._crew = Crew("recserve-log", 1, self._live, on_exhausted=self._give_up)
@@ -144,7 +147,7 @@ class DistantState:
     def close(self) -> None:
         """As :meth:`State.close`; the process has ended when it returns."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             self._process.finish(_closed())
             # One that reads the log was asked for nothing that it must finish.
             if self._newest is not None and self._newest is not self._process:
@@ -154,7 +157,7 @@ class DistantState:
     def _abandon(self) -> None:
         # Nobody can close what nobody has, and Python ends only after its processes have.
         with self._lock:
-            self._closed = True
+            self._closed.set()
             if self._newest is not None:
                 self._newest.kill()
 
@@ -166,10 +169,13 @@ class DistantState:
             # Whenever that was: to read a large log takes longer than the crew counts deaths.
             self._give_up()
             return
+        # What kept the one before from it may pass.
+        self._closed.wait(PAUSE_SECONDS * self._n_in_vain)
         try:
             with self._lock:
-                if self._closed or self._failure is not None:
+                if self._closed.is_set() or self._failure is not None:
                     return
+                self._n_in_vain += 1
                 process = self._newest = WritingProcess(self.config, self._run)
             self._serve_with(process)
         except BaseException as error:
@@ -192,36 +198,35 @@ class DistantState:
             raise
         finally:
             process.end(_dead())
-        if not self._closed and self._failure is None:
+        if not self._closed.is_set() and self._failure is None:
             raise process.died()
 
     def _begin(self, process: WritingProcess) -> None:
         opened = process.opened()
         # Each numbers the items anew.
         self._packed = PackedReader(self.observed.code)
-        if not self._first.done():
-            self._process = process
-            self._first.set_result(opened)
+        is_first = not self._first.done()
+        if not is_first and not self._load_again(process, opened):
             return
+        with self._lock:
+            self._process = process
+            if self._closed.is_set():
+                process.finish(_closed())
+        self._n_in_vain = 0
+        if is_first:
+            self._first.set_result(opened)
+        # There may be events that the process before had not told.
+        self._tell("stored")
+
+    def _load_again(self, process: WritingProcess, opened: Opened) -> bool:
+        """Returns whether memory has become what the log has; False when the process ended before."""
         if opened.secret != self._first.result().secret:
             raise ConfigError(
                 f"event log {self.config.path}",
                 found="another one",
                 expected="that of before its process died",
             )
-        if not self._load_again(process):
-            return
-        with self._lock:
-            self._process = process
-            if self._closed:
-                process.finish(_closed())
-        # There may be events that the process before had not told.
-        self._tell("stored")
-
-    def _load_again(self, process: WritingProcess) -> bool:
-        """Returns whether memory has become what the log has; False when the process ended before."""
         start = time.perf_counter()
-        self._n_in_vain += 1
         self._memory = fresh = self.observed.emptied()
         loaded = _asked(process, "load")
         try:
@@ -235,7 +240,6 @@ class DistantState:
             self._memory = self.observed
         n_events = loaded.result().n_events
         self.observed.take(fresh)
-        self._n_in_vain = 0
         seconds = round(time.perf_counter() - start, 3)
         log.warning("event log is open again", events=n_events, seconds=seconds)
         return True

@@ -62,6 +62,7 @@ def _quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "recserve.engine.wire.events", "tests.engine.server.distant"])
     monkeypatch.setattr(writing_process, "CONTEXT", context)
+    monkeypatch.setattr(distant, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -243,6 +244,24 @@ def test_who_closes_does_not_wait_until_the_log_is_read(config: StateConfig) -> 
         assert not of_processes()
         with pytest.raises(Unavailable, match="is closed"):
             state.erase("u0")
+
+
+def test_there_is_a_pause_before_the_next_one_tries_the_same(
+    config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distant, "PAUSE_SECONDS", 1000.0)
+    with opened(partial(open_distant, run=partial(run_dying, "answer", lives=(2,))), config) as state:
+        [first] = of_processes()
+        kill(config)
+        first.join(TIMEOUT_SECONDS)
+        [second] = of_processes()
+        second.join(TIMEOUT_SECONDS)
+        [third] = of_processes()
+        with pytest.raises(Unavailable, match="Another one starts"):
+            state.record([event(0)])
+        state.close()
+        assert not third.is_alive()
+    assert life_of(config) == 3
 
 
 def test_an_interrupt_while_it_opens_leaves_no_process(
