@@ -1,11 +1,10 @@
 """The batcher with its threads: each entry is answered exactly once, whatever the work does."""
 
-import itertools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -15,78 +14,14 @@ from hypothesis import strategies as st
 from recserve.engine import batcher as batcher_module
 from recserve.engine.batch_policy import BatcherConfig, decide
 from recserve.engine.batcher import Batcher
-from recserve.engine.breaker import FAILURES
 from recserve.errors import Overloaded, Unavailable
-
-TIMEOUT_SECONDS = 30
-FAR = float("inf")
-HOOKS = ("answer_degraded", "on_exhausted", "on_stuck", "model_of")
-
-
-class Row:
-    """An entry that counts its answers."""
-
-    def __init__(self, value: int = 0, *, priority: int = 1, deadline: float = FAR) -> None:
-        self.value, self.priority, self.deadline = value, priority, deadline
-        self.received_at = 0.0
-        self.stage_ns: dict[str, int] = {}
-        self.answers: list[Any] = []
-        self.answered = threading.Event()
-
-    @property
-    def is_done(self) -> bool:
-        return bool(self.answers)
-
-    def reply(self, answer: Any) -> bool:
-        if self.answers:
-            return False
-        self.answers.append(answer)
-        self.answered.set()
-        return True
-
-    def fail(self, error: BaseException) -> bool:
-        return self.reply(error)
-
-    def expire(self) -> bool:
-        return self.reply("expired")
-
-    def result(self) -> Any:
-        assert self.answered.wait(TIMEOUT_SECONDS)
-        [answer] = self.answers
-        return answer
-
-
-class Held:
-    """An ``answer`` that waits at a gate and keeps the batches that it was given."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Semaphore(0)
-        self.gate = threading.Event()
-        self.batches: list[list[Row]] = []
-
-    def __call__(self, rows: list[Row]) -> None:
-        self.batches.append(rows)
-        self.entered.release()
-        assert self.gate.wait(TIMEOUT_SECONDS)
-        for row in rows:
-            row.reply(row.value)
+from tests.engine.batches import FAR, TIMEOUT_SECONDS, Held, Row, starting, submit
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Batcher[Row]]]:
-    with ExitStack() as stack:
-
-        def make(answer: Any, **fields: Any) -> Batcher[Row]:
-            hooks = {name: fields.pop(name) for name in HOOKS if name in fields}
-            batcher = Batcher(answer, BatcherConfig(**{"threads": 1, **fields}), **hooks)
-            return stack.enter_context(closing(batcher))
-
+    with starting() as make:
         yield make
-
-
-def submit(batcher: Batcher[Row], *rows: Row) -> None:
-    for row in rows:
-        batcher.submit(None, row)
 
 
 def held_first(start: Callable[..., Batcher[Row]], **fields: Any) -> tuple[Batcher[Row], Held]:
@@ -144,33 +79,6 @@ def test_who_is_late_when_the_batch_begins_is_not_computed() -> None:
     assert batcher.stats()["late_rows"] == 1
 
 
-def test_a_failing_row_fails_alone(start: Callable[..., Batcher[Row]]) -> None:
-    gate = threading.Event()
-
-    def answer(rows: list[Row]) -> None:
-        assert gate.wait(TIMEOUT_SECONDS)
-        if any(row.value == 13 for row in rows):
-            raise KeyError("thirteen")
-        for row in rows:
-            row.reply(row.value)
-
-    batcher = start(answer)
-    rows = [Row(i) for i in (11, 12, 13, 14)]
-    submit(batcher, *rows)
-    gate.set()
-    answers = [row.result() for row in rows]
-    assert [a for a in answers if not isinstance(a, KeyError)] == [11, 12, 14]
-    assert isinstance(answers[2], KeyError)
-    batcher.close()
-    assert batcher.stats()["failed_rows"] == 1
-
-
-def test_a_row_that_the_work_forgets_is_answered(start: Callable[..., Batcher[Row]]) -> None:
-    row = Row()
-    submit(start(lambda rows: None), row)
-    assert isinstance(row.result(), RuntimeError)
-
-
 def test_a_dead_thread_is_replaced(start: Callable[..., Batcher[Row]]) -> None:
     exhausted = threading.Event()
 
@@ -189,22 +97,6 @@ def test_a_dead_thread_is_replaced(start: Callable[..., Batcher[Row]]) -> None:
     assert not exhausted.is_set()
     submit(batcher, Row(13))
     assert exhausted.wait(TIMEOUT_SECONDS)
-
-
-def test_death_while_rows_are_tried_one_by_one_answers_the_rest(start: Callable[..., Batcher[Row]]) -> None:
-    gate = threading.Event()
-
-    def answer(rows: list[Row]) -> None:
-        assert gate.wait(TIMEOUT_SECONDS)
-        if len(rows) > 1:
-            raise ValueError
-        raise SystemExit
-
-    batcher = start(answer)
-    first, rows = Row(), [Row(), Row()]
-    submit(batcher, first, *rows)
-    gate.set()
-    assert all(isinstance(row.result(), Unavailable) for row in (first, *rows))
 
 
 def test_the_queue_is_bounded_even_when_callers_leave(start: Callable[..., Batcher[Row]]) -> None:
@@ -331,28 +223,6 @@ def test_a_batch_that_hangs_is_answered_and_a_new_thread_goes_on(start: Callable
     assert [len(row.answers) for row in stuck] == [1, 1]
 
 
-def test_a_model_that_always_fails_is_left_alone(start: Callable[..., Batcher[Row]]) -> None:
-    asked: list[int] = []
-
-    def fail(rows: list[Row]) -> None:
-        asked.extend(row.value for row in rows)
-        raise RuntimeError
-
-    def cheaper(rows: list[Row]) -> None:
-        for row in rows:
-            row.reply("popular")
-
-    batcher = start(fail, answer_degraded=cheaper)
-    answers = []
-    for i in range(FAILURES + 3):
-        row = Row(i)
-        submit(batcher, row)
-        answers.append(row.result())
-    assert [isinstance(answer, RuntimeError) for answer in answers[:FAILURES]] == [True] * FAILURES
-    assert answers[FAILURES:] == ["popular"] * 3
-    assert asked == list(range(FAILURES))
-
-
 def test_ten_thousand_who_leave_at_once_cost_nothing(start: Callable[..., Batcher[Row]]) -> None:
     held = Held()
     batcher = start(held, max_waiting=20_000)
@@ -369,67 +239,3 @@ def test_ten_thousand_who_leave_at_once_cost_nothing(start: Callable[..., Batche
     assert held.batches == [[first], [last]]
     assert batcher.n_waiting == 0
     assert batcher.stats()["gone_rows"] == len(leaving)
-
-
-def test_of_two_models_the_one_that_fails_is_left_alone(start: Callable[..., Batcher[Row]]) -> None:
-    asked: list[int] = []
-
-    def answer(rows: list[Row]) -> None:
-        asked.extend(row.value for row in rows)
-        if any(row.value for row in rows):
-            raise RuntimeError
-        for row in rows:
-            row.reply("model")
-
-    def cheaper(rows: list[Row]) -> None:
-        for row in rows:
-            row.reply("popular")
-
-    batcher = start(answer, answer_degraded=cheaper, model_of=lambda row: f"model {row.value}")
-    for _ in range(FAILURES):
-        bad, fine = Row(1), Row(0)
-        submit(batcher, bad, fine)
-        assert isinstance(bad.result(), RuntimeError)
-        assert fine.result() == "model"
-    asked.clear()
-    bad, fine = Row(1), Row(0)
-    submit(batcher, bad, fine)
-    assert (bad.result(), fine.result()) == ("popular", "model")
-    assert asked == [0]
-
-
-def test_what_one_model_answers_counts_beside_another_that_fails(start: Callable[..., Batcher[Row]]) -> None:
-    held = Held()
-    degraded: list[Row] = []
-
-    def answer(rows: list[Row]) -> None:
-        held([row for row in rows if not row.value])
-        if any(row.value for row in rows):
-            raise RuntimeError
-
-    batcher = start(answer, answer_degraded=degraded.extend, max_size=2, max_delay_ms=0)
-    first = Row()
-    pairs = [(Row(0), Row(1)) for _ in range(2 * FAILURES)]
-    for row in (first, *itertools.chain(*pairs)):
-        row.received_at = time.monotonic() + 3600  # Nobody waits long enough for a brown-out.
-    submit(batcher, first)
-    assert held.entered.acquire(timeout=TIMEOUT_SECONDS)
-    submit(batcher, *itertools.chain(*pairs))
-    held.gate.set()
-    for fine, bad in pairs:
-        assert fine.result() == 0
-        assert isinstance(bad.result(), RuntimeError)
-    assert degraded == []
-
-
-def test_refusals_that_say_what_to_do_are_no_failures_of_the_model(
-    start: Callable[..., Batcher[Row]],
-) -> None:
-    def refuse(rows: list[Row]) -> None:
-        raise Unavailable("model", found="loading", expected="loaded")
-
-    batcher = start(refuse, answer_degraded=lambda rows: pytest.fail("degraded"))
-    for _ in range(2 * FAILURES):
-        row = Row()
-        submit(batcher, row)
-        assert isinstance(row.result(), Unavailable)

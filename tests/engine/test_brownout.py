@@ -12,9 +12,9 @@ from recserve.engine.batch_policy import DEGRADE_SECONDS, BatcherConfig, Decisio
 from recserve.engine.batcher import Batcher
 from recserve.engine.brownout import ENTER_SECONDS, LEAVE_SECONDS, Brownout, has_waited, will_be_late
 from recserve.errors import Unavailable
+from tests.engine.batches import TIMEOUT_SECONDS, Held
+from tests.engine.batches import Row as Entry
 from tests.engine.test_batch_policy import NOW, Row, classes, configs, rates
-from tests.engine.test_batcher import TIMEOUT_SECONDS, Held
-from tests.engine.test_batcher import Row as Entry
 
 OFF, ON = Brownout(), Brownout(is_on=True)
 

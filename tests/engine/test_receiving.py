@@ -12,7 +12,7 @@ import pytest
 from recserve.engine.batch_policy import BatcherConfig, Rates
 from recserve.engine.batcher import Batcher
 from recserve.errors import Unavailable
-from tests.engine.test_batcher import TIMEOUT_SECONDS, Held, Row, submit
+from tests.engine.batches import TIMEOUT_SECONDS, Held, Row, submit
 
 
 class Front:
