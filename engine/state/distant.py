@@ -20,7 +20,7 @@ from recserve.engine.state.keys import Pseudonyms
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.packed import PackedReader
 from recserve.engine.state.state import LoggedEvent, State, identity_of
-from recserve.engine.state.writing_process import PROCESS_NAME, Opened, WritingProcess
+from recserve.engine.state.writing_process import PROCESS_NAME, Opened, WritingProcess, resolving
 from recserve.engine.threads import MAX_DEATHS, Crew
 from recserve.errors import ConfigError, RecserveError, StorageFailed, Unavailable
 
@@ -96,7 +96,7 @@ class DistantState:
     def record(self, events: Sequence[Event]) -> Outcome:
         """As :meth:`State.record`."""
         future: Future[Outcome] = Future()
-        self.append(partial(tuple, events), _resolving(future))
+        self.append(partial(tuple, events), resolving(future))
         return future.result()
 
     def events_of(
@@ -162,7 +162,7 @@ class DistantState:
                 self._newest.kill()
 
     def _ask(self, name: str, *arguments: Any) -> Future[Any]:
-        return _asked(self._process, name, *arguments)
+        return self._process.asked(name, *arguments)
 
     def _live(self) -> None:
         if self._n_in_vain > MAX_DEATHS:
@@ -228,7 +228,7 @@ class DistantState:
             )
         start = time.perf_counter()
         self._memory = fresh = self.observed.emptied()
-        loaded = _asked(process, "load")
+        loaded = process.asked("load")
         try:
             for what, arguments in process.told:
                 self._hear(process, what, arguments)
@@ -298,12 +298,6 @@ class DistantState:
 AnyState = State | DistantState
 
 
-def _asked(process: WritingProcess, name: str, *arguments: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    process.ask(name, arguments, _resolving(future))
-    return future
-
-
 def _closed() -> Unavailable:
     return Unavailable("event log", found="closed", expected="open", cure="Ask another server.")
 
@@ -315,13 +309,3 @@ def _dead() -> Unavailable:
         expected="running",
         cure="Another one starts: send the events again, event_id makes them count once.",
     )
-
-
-def _resolving(future: Future[Any]) -> Callable[[Any], None]:
-    def done(answer: Any) -> None:
-        if isinstance(answer, Exception):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-
-    return done

@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from copy import copy
 from multiprocessing.connection import Connection
@@ -83,6 +84,12 @@ class WritingProcess:
             raise copy(refusal)
         self._to_send.put(message)
 
+    def asked(self, name: str, *arguments: Any) -> Future[Any]:
+        """Does what :meth:`ask` does; the future gets the answer, or the error."""
+        future: Future[Any] = Future()
+        self.ask(name, arguments, resolving(future))
+        return future
+
     def answer(self, number: int, answer: Any) -> None:
         """Gives an answer that was told to who waits for it."""
         _give(self._waiting.pop(number), answer)
@@ -138,3 +145,15 @@ def _give(done: Callable[[Any], None], answer: Any) -> None:
     except Exception:
         # Others wait for theirs.
         log.exception("an answer of the event log was lost")
+
+
+def resolving(future: Future[Any]) -> Callable[[Any], None]:
+    """Returns what gives an answer, or an error, to ``future``."""
+
+    def done(answer: Any) -> None:
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    return done
