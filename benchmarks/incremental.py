@@ -129,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="recserve.benchmarks.incremental", description=__doc__)
     parser.add_argument("--data", default="ml-100k")
     parser.add_argument("--users", type=int, default=20)
-    parser.add_argument("--events", type=int, default=100, help="of each user")
+    parser.add_argument("--events", type=int, default=300, help="of each user")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")

@@ -294,19 +294,24 @@ def pad_values(histories: Sequence[History], length: int) -> NDArray[np.float32]
 
 
 def pad_time_gaps(timestamps: list[NDArray[np.int64]], length: int, now: int) -> NDArray[np.float32]:
-    """Packs seconds from each event to the next, the newest to ``now``, into (batch, length), padded with 0.
+    """Packs the :func:`time_gaps` of each row's newest events into (batch, length), padded with 0."""
+    gaps = np.zeros((len(timestamps), length), np.float32)
+    for row, times in zip(gaps, timestamps, strict=True):
+        if length and len(times):
+            newest = times[-length:]
+            row[-len(newest) :] = time_gaps(newest, now)
+    return gaps
+
+
+def time_gaps(timestamps: NDArray[np.int64], now: int) -> NDArray[np.float32]:
+    """Returns the seconds from each event to the next, the newest to ``now``, of one or more events (n,).
 
     A missing time (0) and a clock that went back count as no gap.
     """
-    gaps = np.zeros((len(timestamps), length), np.float32)
-    for row, times in zip(gaps, timestamps, strict=True):
-        newest = times[-length:] if length else times[:0]
-        if len(newest):
-            # In whole seconds until they are stored: conversions on the way take longer than all the rest,
-            # and a history alone waits for every step.
-            apart = np.empty(len(newest), np.int64)
-            np.subtract(newest[1:], newest[:-1], out=apart[:-1])
-            apart[-1] = now - newest[-1]
-            apart[(apart < 0) | (newest <= 0)] = 0
-            row[-len(newest) :] = apart
-    return gaps
+    # In whole seconds until the end: conversions on the way take longer than all the rest, and a history
+    # alone waits for every step.
+    apart = np.empty(len(timestamps), np.int64)
+    np.subtract(timestamps[1:], timestamps[:-1], out=apart[:-1])
+    apart[-1] = now - timestamps[-1]
+    apart[(apart < 0) | (timestamps <= 0)] = 0
+    return apart.astype(np.float32)

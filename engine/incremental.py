@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from recserve.engine.bundle import layout
 from recserve.engine.bundle.histories import History
-from recserve.engine.features import pad_time_gaps
+from recserve.engine.features import time_gaps
 from recserve.engine.history_cache import HistoryCache
 from recserve.engine.runtime import infer_all
 from recserve.errors import BundleInvalid, BundleReason
@@ -70,7 +70,7 @@ class IncrementalEncoder:
         timestamps = history.timestamps[start:] if self._reads_gaps else None
         found, n_known = self.cache.find(history.key, items, timestamps)
         known = self._nothing if found is None else found.past[:, :n_known]
-        gaps = None if timestamps is None else pad_time_gaps([timestamps], len(items), now)[0]
+        gaps = None if timestamps is None else time_gaps(timestamps, now)
         query, new = self.run(items, known, gaps)
         if timestamps is not None:
             # What the newest item gave holds until the next one comes: then it lies another time back.
