@@ -129,7 +129,8 @@ def test_a_server_that_dies_is_unavailable() -> None:
     with grpc_server(lambda request, context: request) as (server, port):
         journal = Sender(StopsAServer(server), to(port), 2, [0], 0.2, 1).run(time.monotonic())
     assert len(journal.code) == 20
-    assert journal.code[:8] == [codes.OK] * 8
+    # The other caller may be in a slow call meanwhile: cut off with the server, or just answered.
+    assert journal.code.count(codes.OK) in (10, 11)
     assert journal.code[-1] == codes.UNAVAILABLE
 
 
