@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from recserve.engine.state.config import StateConfig
-from recserve.engine.state.event_log import check_waiting
+from recserve.engine.state.event_log import check_waiting, closed, resolving
 from recserve.engine.state.events import Event
 from recserve.engine.state.follower import Interaction, Loaded, LogListener
 from recserve.engine.state.group_commit import Events, Outcome
@@ -20,7 +20,7 @@ from recserve.engine.state.keys import Pseudonyms
 from recserve.engine.state.observed import ObservedEvents
 from recserve.engine.state.packed import PackedReader
 from recserve.engine.state.state import LoggedEvent, State, identity_of
-from recserve.engine.state.writing_process import PROCESS_NAME, Opened, WritingProcess, resolving
+from recserve.engine.state.writing_process import PROCESS_NAME, Opened, WritingProcess
 from recserve.engine.threads import MAX_DEATHS, Crew
 from recserve.errors import ConfigError, RecserveError, StorageFailed, Unavailable
 
@@ -148,7 +148,7 @@ class DistantState:
         """As :meth:`State.close`; the process has ended when it returns."""
         with self._lock:
             self._closed.set()
-            self._process.finish(_closed())
+            self._process.finish(closed())
             # One that reads the log was asked for nothing that it must finish.
             if self._newest is not None and self._newest is not self._process:
                 self._newest.kill()
@@ -211,7 +211,7 @@ class DistantState:
         with self._lock:
             self._process = process
             if self._closed.is_set():
-                process.finish(_closed())
+                process.finish(closed())
         self._n_in_vain = 0
         if is_first:
             self._first.set_result(opened)
@@ -296,10 +296,6 @@ class DistantState:
 
 
 AnyState = State | DistantState
-
-
-def _closed() -> Unavailable:
-    return Unavailable("event log", found="closed", expected="open", cure="Ask another server.")
 
 
 def _dead() -> Unavailable:

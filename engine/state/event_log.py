@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from copy import copy
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -122,7 +122,7 @@ class EventLog:
             # A copy: one that is raised again and again would keep the frames of all who asked.
             raise copy(self.failure)
         if self._closed:
-            raise Unavailable("event log", found="closed", expected="open", cure="Ask another server.")
+            raise closed()
 
     def _work(self) -> None:
         waiting: deque[Entry | Callable[[], None] | None] = deque()
@@ -211,15 +211,25 @@ def check_waiting(n_calls: int, config: StateConfig) -> None:
         )
 
 
+def closed() -> Unavailable:
+    """Returns what callers of a log that is closed are told."""
+    return Unavailable("event log", found="closed", expected="open", cure="Ask another server.")
+
+
+def resolving(future: Future[Any]) -> Callable[[Any], None]:
+    """Returns what gives an answer, or an error, to ``future``."""
+
+    def done(answer: Any) -> None:
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    return done
+
+
 def blocking(log: EventLog, events: Sequence[Event]) -> Outcome:
     """Appends events and waits until they are durable; raises what :meth:`EventLog.append` does."""
     future: Future[Outcome] = Future()
-
-    def done(answer: Outcome | Exception) -> None:
-        if isinstance(answer, Outcome):
-            future.set_result(answer)
-        else:
-            future.set_exception(answer)
-
-    log.append(lambda: events, done)
+    log.append(lambda: events, resolving(future))
     return future.result()

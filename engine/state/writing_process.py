@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from recserve.engine.state.config import StateConfig
+from recserve.engine.state.event_log import resolving
 from recserve.errors import RecserveError, Unavailable
 
 log = structlog.get_logger("recserve.state")
@@ -145,15 +146,3 @@ def _give(done: Callable[[Any], None], answer: Any) -> None:
     except Exception:
         # Others wait for theirs.
         log.exception("an answer of the event log was lost")
-
-
-def resolving(future: Future[Any]) -> Callable[[Any], None]:
-    """Returns what gives an answer, or an error, to ``future``."""
-
-    def done(answer: Any) -> None:
-        if isinstance(answer, Exception):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-
-    return done
